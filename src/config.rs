@@ -1,0 +1,153 @@
+//! What a configuration means. Every value here has been checked: whoever holds a [`Config`] need
+//! not doubt it. How it is written, and what is said about a wrong one, is in the submodules.
+
+use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
+
+use crate::{
+    analysis::settings::Settings,
+    model::{
+        name::{BackendName, ServiceName},
+        role::Roles,
+        weight::Weight,
+    },
+    rollout::plan::Plan,
+};
+
+/// A whole configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Number of data plane threads; nothing means one for each CPU that the process may use.
+    pub workers: Option<NonZeroUsize>,
+    /// Where requests come in; at least one.
+    pub listeners: Vec<Listener>,
+    /// Where people, pipelines and Prometheus come in, if anywhere.
+    pub admin: Option<Admin>,
+    /// How the process ends.
+    pub shutdown: Shutdown,
+    /// Which requests lead to which service; at least one.
+    pub routes: Vec<Route>,
+    /// The services, by name.
+    pub services: Vec<Service>,
+}
+
+/// Where requests come in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listener {
+    /// Address to listen on.
+    pub address: SocketAddr,
+    /// Longest time that a request's head may take (default 10 s).
+    pub header_timeout: Duration,
+    /// Longest time that a connection may be idle between requests (default 75 s).
+    pub idle_timeout: Duration,
+}
+
+/// Where people, pipelines and Prometheus come in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Admin {
+    /// Address to listen on.
+    pub address: SocketAddr,
+}
+
+/// How the process ends.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shutdown {
+    /// How long new connections are still taken after SIGTERM, so that whoever balances load in
+    /// front can notice (default 10 s).
+    pub delay: Duration,
+    /// How long requests in flight may take after that (default 25 s).
+    pub deadline: Duration,
+}
+
+/// Which requests lead to a service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    /// Exact host names, lower case, without port; empty means any host.
+    pub hostnames: Vec<String>,
+    /// Path prefix by whole segments (`/api` matches `/api` and `/api/x`, not `/apis`); begins with
+    /// `/` and ends without one unless it is `/`.
+    pub path_prefix: String,
+    /// The service.
+    pub service: ServiceName,
+}
+
+/// The backends of one application, their weights and their roles.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Service {
+    /// Its name.
+    pub name: ServiceName,
+    /// Which backend is stable and which, if any, is on trial, at the start.
+    pub roles: Roles,
+    /// The canary's share at the start.
+    pub weight: Weight,
+    /// The backends; each with at least one endpoint.
+    pub backends: Vec<Backend>,
+    /// Keeps a user on the side that they were first given.
+    pub sticky: Option<Sticky>,
+    /// How long a backend may take.
+    pub timeouts: Timeouts,
+    /// How a rollout of this service goes.
+    pub rollout: Rollout,
+}
+
+/// A set of endpoints that run one version.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backend {
+    /// Its name.
+    pub name: BackendName,
+    /// Its endpoints; at least one.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One address that serves requests.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// Host name, IPv4 address, or IPv6 address without brackets.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+/// Keeps a user on the side that they were first given, by a cookie.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sticky {
+    /// The cookie's name.
+    pub cookie: String,
+    /// How long the cookie lasts (default 24 h).
+    pub max_age: Duration,
+}
+
+/// How long a backend may take.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Timeouts {
+    /// Longest time to connect (default 2 s).
+    pub connect: Duration,
+    /// Longest time from the whole request sent to the response's head (default 60 s).
+    pub response: Duration,
+    /// Longest time without a byte of body in either direction (default 60 s).
+    pub idle: Duration,
+}
+
+/// How a rollout goes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rollout {
+    /// Strategy and steps.
+    pub plan: Plan,
+    /// What is watched, and how sure it has to be.
+    pub analysis: Settings,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { delay: Duration::from_secs(10), deadline: Duration::from_secs(25) }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(2),
+            response: Duration::from_secs(60),
+            idle: Duration::from_secs(60),
+        }
+    }
+}

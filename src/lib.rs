@@ -1,0 +1,20 @@
+//! Tidegate: a reverse proxy that splits traffic between two versions of a service, measures
+//! both, and decides by itself whether the new one may stay.
+//!
+//! The program has two halves that meet at one seam. The **data plane** (`worker`, `proxy`,
+//! `upstream`) moves requests and knows nothing of rollouts. The **control half** (`controller`,
+//! `admin`) decides and never touches a request. Between them a routing snapshot goes down and
+//! counts go up; nothing else crosses.
+//!
+//! The modules stand in reading order: a module uses only those above it.
+
+// ── words ───────────────────────────────────────────────────────────────────────────────────
+pub mod clock;
+pub mod model;
+
+// ── decisions: pure ─────────────────────────────────────────────────────────────────────────
+pub mod analysis;
+pub mod rollout;
+
+// ── configuration ───────────────────────────────────────────────────────────────────────────
+pub mod config;

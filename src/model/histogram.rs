@@ -1,0 +1,210 @@
+//! Latency in buckets: logarithmic, 32 to a doubling, so that a quantile is known to 2.2 % whatever
+//! its size, and two histograms add and subtract bucket by bucket.
+//!
+//! Bucket 0 holds everything under a microsecond; bucket `i` holds latencies from `2^((i-1)/32)` up
+//! to `2^(i/32)` microseconds; the last one also holds whatever is longer than 71 minutes. Equal
+//! ratios are equal numbers of buckets anywhere, which is what lets the analysis ask "20 % slower"
+//! by shifting an index.
+
+use std::{sync::LazyLock, time::Duration};
+
+/// Buckets to a doubling of latency.
+pub const PER_DOUBLING: usize = 32;
+
+/// Number of buckets: below 1 µs, 32 doublings, and the overflow in the last.
+pub const BUCKETS: usize = 1 + 32 * PER_DOUBLING;
+
+/// Mantissa bits that the lookup table is indexed by: 4 entries to a bucket, so that one comparison
+/// with the next edge settles the rest.
+const TABLE_BITS: u32 = 7;
+
+/// Lower edges of the 32 buckets of one doubling as 52-bit mantissas (fraction of 2⁵²), and one
+/// guard after the last.
+static EDGES: LazyLock<[u64; PER_DOUBLING + 1]> = LazyLock::new(|| {
+    std::array::from_fn(|k| match k {
+        PER_DOUBLING => 1 << 52,
+        _ => {
+            let edge = (k as f64 / PER_DOUBLING as f64).exp2();
+            edge.to_bits() & ((1 << 52) - 1)
+        }
+    })
+});
+
+/// For each value of the mantissa's leading bits, the bucket that its smallest mantissa falls into.
+static TABLE: LazyLock<[u8; 1 << TABLE_BITS]> = LazyLock::new(|| {
+    std::array::from_fn(|i| {
+        let mantissa = (i as u64) << (52 - TABLE_BITS);
+        let after = EDGES.iter().position(|&edge| edge > mantissa).unwrap_or(PER_DOUBLING);
+        u8::try_from(after - 1).expect("there are 32 buckets to a doubling")
+    })
+});
+
+/// The bucket that a latency falls into, 0 to [`BUCKETS`] − 1.
+#[inline]
+pub fn index(latency: Duration) -> usize {
+    let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+    if nanos < 1_000 {
+        return 0;
+    }
+    let bits = (nanos as f64 / 1_000.0).to_bits();
+    let doubling = (bits >> 52) as usize - 1023;
+    let mantissa = bits & ((1 << 52) - 1);
+    let within = usize::from(TABLE[(mantissa >> (52 - TABLE_BITS)) as usize]);
+    let within = within + usize::from(mantissa >= EDGES[within + 1]);
+    (1 + doubling * PER_DOUBLING + within).min(BUCKETS - 1)
+}
+
+/// The upper edge of bucket `index`, which its latencies stay below.
+pub fn upper_edge(index: usize) -> Duration {
+    Duration::from_secs_f64((index as f64 / PER_DOUBLING as f64).exp2() / 1e6)
+}
+
+/// Counts by bucket, and their sum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Histogram {
+    counts: Box<[u64]>,
+    total: u64,
+    sum_nanos: u64,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { counts: vec![0; BUCKETS].into_boxed_slice(), total: 0, sum_nanos: 0 }
+    }
+}
+
+impl Histogram {
+    /// Counts one latency.
+    pub fn record(&mut self, latency: Duration) {
+        self.add(index(latency), 1);
+        self.add_nanos(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Adds `count` latencies to bucket `index`, leaving their sum to [`Self::add_nanos`].
+    ///
+    /// # Panics
+    /// When there is no such bucket.
+    pub fn add(&mut self, index: usize, count: u64) {
+        self.counts[index] += count;
+        self.total += count;
+    }
+
+    /// Adds to the sum of all latencies, in nanoseconds.
+    pub fn add_nanos(&mut self, nanos: u64) {
+        self.sum_nanos = self.sum_nanos.saturating_add(nanos);
+    }
+
+    /// Adds every count of `other`.
+    pub fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
+            *mine += theirs;
+        }
+        self.total += other.total;
+        self.sum_nanos = self.sum_nanos.saturating_add(other.sum_nanos);
+    }
+
+    /// What came in since `earlier`, an older reading of the same counters.
+    ///
+    /// A count that went down (its counter was made anew) reads as zero.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let counts: Box<[u64]> =
+            self.counts.iter().zip(&earlier.counts).map(|(now, then)| now.saturating_sub(*then)).collect();
+        let total = counts.iter().sum();
+        Self { counts, total, sum_nanos: self.sum_nanos.saturating_sub(earlier.sum_nanos) }
+    }
+
+    /// Counts by bucket; [`BUCKETS`] of them.
+    pub fn counts(&self) -> &[u64] {
+        &self.counts
+    }
+
+    /// How many latencies were counted.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Sum of all latencies, in seconds.
+    pub fn sum_seconds(&self) -> f64 {
+        self.sum_nanos as f64 / 1e9
+    }
+
+    /// How many latencies lie in buckets after `index`.
+    pub fn above(&self, index: usize) -> u64 {
+        self.counts.iter().skip(index + 1).sum()
+    }
+
+    /// The upper edge of the bucket that holds the `level` quantile (0 to 1), or nothing where
+    /// nothing was counted.
+    pub fn quantile(&self, level: f64) -> Option<Duration> {
+        if self.total == 0 {
+            return None;
+        }
+        let target = level.clamp(0.0, 1.0) * self.total as f64;
+        let mut seen = 0;
+        let index = self.counts.iter().position(|&count| {
+            seen += count;
+            seen > 0 && seen as f64 >= target
+        });
+        Some(upper_edge(index.unwrap_or(BUCKETS - 1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn edges_fall_where_the_formula_says() {
+        assert_eq!(index(Duration::ZERO), 0);
+        assert_eq!(index(Duration::from_nanos(999)), 0);
+        assert_eq!(index(Duration::from_micros(1)), 1);
+        assert_eq!(index(Duration::from_micros(2)), 33);
+        assert_eq!(index(Duration::from_micros(1024)), 321);
+        assert_eq!(index(Duration::from_secs(1 << 40)), BUCKETS - 1);
+    }
+
+    #[test]
+    fn an_earlier_reading_subtracts() {
+        let mut early = Histogram::default();
+        early.record(Duration::from_millis(3));
+        let mut late = early.clone();
+        late.record(Duration::from_millis(7));
+        let delta = late.since(&early);
+        assert_eq!((delta.total(), delta.above(0)), (1, 1));
+        assert_eq!(delta.counts()[index(Duration::from_millis(7))], 1);
+        assert_eq!(early.since(&late).total(), 0);
+    }
+
+    #[test]
+    fn an_empty_histogram_has_no_quantile() {
+        assert_eq!(Histogram::default().quantile(0.5), None);
+    }
+
+    proptest! {
+        #[test]
+        fn the_bucket_is_the_one_of_the_logarithm(nanos in 1_000u64..4_000_000_000_000) {
+            let i = index(Duration::from_nanos(nanos));
+            let by_log = 1 + ((nanos as f64 / 1_000.0).log2() * 32.0 + 1e-12).floor() as usize;
+            prop_assert!(i.abs_diff(by_log.min(BUCKETS - 1)) <= usize::from(
+                // Within rounding of an edge either neighbour is right.
+                ((nanos as f64 / 1_000.0).log2() * 32.0).fract().min(1.0 - ((nanos as f64 / 1_000.0).log2() * 32.0).fract()) < 1e-9
+            ));
+        }
+
+        #[test]
+        fn a_quantile_is_within_a_bucket_of_the_truth(mut nanos in prop::collection::vec(1_000u64..1_000_000_000, 1..200), level in 0.0f64..=1.0) {
+            let mut histogram = Histogram::default();
+            for n in &nanos {
+                histogram.record(Duration::from_nanos(*n));
+            }
+            nanos.sort_unstable();
+            let rank = ((level * nanos.len() as f64).ceil() as usize).clamp(1, nanos.len());
+            let exact = nanos[rank - 1] as f64 / 1e9;
+            let estimate = histogram.quantile(level).unwrap().as_secs_f64();
+            prop_assert!(estimate >= exact * 0.999 && estimate <= exact * 1.0233, "{estimate} for {exact}");
+        }
+    }
+}
