@@ -15,6 +15,14 @@ pub mod model;
 // ── decisions: pure ─────────────────────────────────────────────────────────────────────────
 pub mod analysis;
 pub mod rollout;
+pub mod routing;
 
 // ── configuration ───────────────────────────────────────────────────────────────────────────
 pub mod config;
+
+// ── data plane ──────────────────────────────────────────────────────────────────────────────
+pub mod net;
+pub mod proxy;
+pub mod telemetry;
+pub mod upstream;
+pub mod worker;

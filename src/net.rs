@@ -1,0 +1,4 @@
+//! Sockets and time, as a worker needs them.
+
+pub mod listen;
+pub mod timers;

@@ -1,0 +1,213 @@
+//! Bodies on their way through. They are never collected: a chunk is passed on when there is room
+//! for it, so that the slower side sets the pace and memory per connection stays bounded.
+
+use std::{
+    cell::Cell,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::{attempt::Attempt, client::Busy};
+use crate::{model::outcome::Outcome, net::timers::Deadline, upstream::connection::Connection};
+
+/// Why a body ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The other side's connection broke.
+    #[error("the connection broke in the middle of a body")]
+    Broken(#[source] hyper::Error),
+    /// No byte came for too long.
+    #[error("nothing came for too long in the middle of a body")]
+    Idle,
+}
+
+/// How far a request's body has come, for the exchange to watch.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Chunks passed on so far.
+    pub(super) chunks: Cell<u64>,
+    /// It is complete.
+    pub(super) done: Cell<bool>,
+    /// The backend would take more, and the client has not sent it.
+    pub(super) waits_for_client: Cell<bool>,
+}
+
+/// A request's body on its way to a backend.
+#[derive(Debug)]
+pub(super) struct RequestBody(Option<(Incoming, Rc<Progress>)>);
+
+impl RequestBody {
+    /// No body.
+    pub(super) const fn empty() -> Self {
+        Self(None)
+    }
+
+    /// Passes `incoming` on. There is progress to watch if there is anything to pass.
+    pub(super) fn new(incoming: Incoming) -> (Self, Option<Rc<Progress>>) {
+        if incoming.is_end_stream() {
+            return (Self::empty(), None);
+        }
+        let progress = Rc::new(Progress::default());
+        (Self(Some((incoming, Rc::clone(&progress)))), Some(progress))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some((incoming, progress)) = &mut self.0 else { return Poll::Ready(None) };
+        let polled = Pin::new(&mut *incoming).poll_frame(cx);
+        progress.waits_for_client.set(polled.is_pending());
+        match &polled {
+            Poll::Ready(Some(Ok(_))) => {
+                progress.chunks.set(progress.chunks.get() + 1);
+                progress.done.set(incoming.is_end_stream());
+            }
+            Poll::Ready(None) => progress.done.set(true),
+            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(|(incoming, _)| incoming.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |(incoming, _)| incoming.size_hint())
+    }
+}
+
+/// A response's body on its way to the client.
+#[derive(Debug)]
+pub struct ResponseBody {
+    source: Source,
+    /// The client's connection is busy until this is gone.
+    _busy: Busy,
+}
+
+#[derive(Debug)]
+enum Source {
+    Local(Bytes),
+    Backend(Box<Relay>),
+}
+
+impl ResponseBody {
+    pub(super) fn local(text: &'static str, busy: Busy) -> Self {
+        Self { source: Source::Local(Bytes::from_static(text.as_bytes())), _busy: busy }
+    }
+
+    pub(super) fn relay(relay: Relay, busy: Busy) -> Self {
+        if relay.body.is_end_stream() {
+            // Nothing will come, so the exchange is over: record it and give the connection back now.
+            relay.complete();
+            return Self { source: Source::Local(Bytes::new()), _busy: busy };
+        }
+        Self { source: Source::Backend(Box::new(relay)), _busy: busy }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let relay = match &mut self.source {
+            Source::Local(text) if text.is_empty() => return Poll::Ready(None),
+            Source::Local(text) => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
+            Source::Backend(relay) => relay,
+        };
+        let polled = std::task::ready!(relay.poll_frame(cx));
+        let over = match &polled {
+            None | Some(Err(_)) => true,
+            Some(Ok(_)) => relay.body.is_end_stream(),
+        };
+        if over
+            && let Source::Backend(relay) = std::mem::replace(&mut self.source, Source::Local(Bytes::new()))
+        {
+            match &polled {
+                Some(Err(error)) => relay.break_off(error),
+                None | Some(Ok(_)) => relay.complete(),
+            }
+        }
+        Poll::Ready(polled)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Local(text) => text.is_empty(),
+            Source::Backend(relay) => relay.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Local(text) => SizeHint::with_exact(text.len() as u64),
+            Source::Backend(relay) => relay.body.size_hint(),
+        }
+    }
+}
+
+/// A backend's body, and the connection that it comes from.
+#[derive(Debug)]
+pub(super) struct Relay {
+    pub(super) body: Incoming,
+    pub(super) connection: Box<Connection<RequestBody>>,
+    pub(super) attempt: Attempt,
+    /// What the attempt will have been once the body is complete.
+    pub(super) outcome: Outcome,
+    pub(super) deadline: Deadline,
+    pub(super) idle_timeout: Duration,
+}
+
+impl Relay {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let broken = |frame: Option<hyper::Result<_>>| frame.map(|f| f.map_err(BodyError::Broken));
+        // What has been read already first, then the socket, then what that brought.
+        let mut polled = Pin::new(&mut self.body).poll_frame(cx);
+        if polled.is_pending() {
+            let _over = self.connection.poll_drive(cx);
+            polled = Pin::new(&mut self.body).poll_frame(cx);
+        }
+        if polled.is_ready() {
+            self.deadline.disarm();
+            return polled.map(broken);
+        }
+        if !self.deadline.is_armed() {
+            self.deadline.arm(self.idle_timeout);
+        }
+        self.deadline.poll_expired(cx).map(|()| Some(Err(BodyError::Idle)))
+    }
+
+    /// The response is complete: record it, and let the next request have the connection.
+    fn complete(mut self) {
+        let now = self.attempt.end(self.outcome);
+        if !self.connection.is_ready() {
+            // The end of the message may have been read without the connection noticing yet that it
+            // is free.
+            let _over = self.connection.is_alive();
+        }
+        self.attempt.endpoint().put_idle(self.connection, now);
+    }
+
+    fn break_off(mut self, error: &BodyError) {
+        self.attempt.end(match error {
+            BodyError::Broken(_) => Outcome::Reset,
+            BodyError::Idle => Outcome::Timeout,
+        });
+    }
+}

@@ -1,0 +1,148 @@
+//! What an exchange knows of the client's connection, and the connection of its exchanges.
+
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use http::HeaderValue;
+
+use crate::net::timers::Deadline;
+
+/// How long a connection that has just been made may take over its first request when the worker is
+/// about to end: the client could not know.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
+/// How long a client may take over what.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Longest time that a request's head may take.
+    pub header: Duration,
+    /// Longest time between requests.
+    pub idle: Duration,
+}
+
+/// One connection from a client.
+#[derive(Debug)]
+pub struct Client {
+    /// Its address as `X-Forwarded-For` says it; made once for all requests of the connection.
+    pub(super) forwarded_for: HeaderValue,
+    patience: Patience,
+    deadline: Deadline,
+    exchanges: Cell<u32>,
+    fresh: Cell<bool>,
+    reading_head: Cell<bool>,
+    multiplexed: Cell<bool>,
+    closing: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Client {
+    /// A connection that has just been accepted: its first request's head is awaited.
+    pub fn new(address: SocketAddr, patience: Patience, deadline: Deadline) -> Self {
+        deadline.arm(patience.header);
+        // An IPv4 client of a dual-stack listener is an IPv4 client.
+        let text = address.ip().to_canonical().to_string();
+        Self {
+            forwarded_for: HeaderValue::try_from(text).expect("an address is visible ASCII"),
+            patience,
+            deadline,
+            exchanges: Cell::new(0),
+            fresh: Cell::new(true),
+            reading_head: Cell::new(true),
+            multiplexed: Cell::new(false),
+            closing: Cell::new(false),
+            waker: RefCell::new(None),
+        }
+    }
+
+    /// The connection speaks HTTP/2, where bytes may come that belong to no request.
+    pub fn set_multiplexed(&self) {
+        self.multiplexed.set(true);
+    }
+
+    /// Whether the connection speaks HTTP/2.
+    pub fn is_multiplexed(&self) -> bool {
+        self.multiplexed.get()
+    }
+
+    /// Gives the client a last moment to read what it was told.
+    pub fn wait_for_farewell(&self) {
+        self.deadline.arm(self.patience.header);
+    }
+
+    /// An exchange begins; it lasts until the returned guard is dropped.
+    pub(super) fn begin(self: &Rc<Self>) -> Busy {
+        self.exchanges.set(self.exchanges.get() + 1);
+        self.fresh.set(false);
+        self.reading_head.set(false);
+        self.deadline.disarm();
+        Busy(Rc::clone(self))
+    }
+
+    /// Bytes have come. If no exchange is on, they begin a head, which may not take for ever.
+    #[inline]
+    pub fn bytes_read(&self) {
+        if self.exchanges.get() == 0 && !self.reading_head.get() && !self.multiplexed.get() {
+            self.reading_head.set(true);
+            self.deadline.arm(self.patience.header);
+        }
+    }
+
+    /// Whether it has been idle, or busy with a head, for too long.
+    pub fn poll_overdue(&self, cx: &Context<'_>) -> Poll<()> {
+        self.deadline.poll_expired(cx)
+    }
+
+    /// Whether no exchange is on.
+    pub fn is_idle(&self) -> bool {
+        self.exchanges.get() == 0
+    }
+
+    /// Remembers the task that drives the connection, for [`Self::close`] to wake.
+    pub fn register(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if waker.is_none() {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    /// Whether its first request is still awaited.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh.get() && !self.multiplexed.get()
+    }
+
+    /// Asks for the connection to end after the exchanges that are on; or after its first, if that is
+    /// not long in coming.
+    pub fn close(&self) {
+        self.closing.set(true);
+        if self.is_fresh() {
+            self.deadline.arm(self.patience.header.min(LAST_CALL));
+        }
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Whether the connection shall end after the exchanges that are on.
+    pub fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+}
+
+/// An exchange is on while this lives.
+#[derive(Debug)]
+pub struct Busy(Rc<Client>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let client = &self.0;
+        client.exchanges.set(client.exchanges.get() - 1);
+        if client.is_idle() {
+            client.deadline.arm(client.patience.idle);
+        }
+    }
+}

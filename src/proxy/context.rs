@@ -1,0 +1,158 @@
+//! What one worker has at hand for its requests.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    sync::Arc,
+};
+
+use arc_swap::{ArcSwap, Cache};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+
+use super::body::RequestBody;
+use crate::{
+    clock,
+    model::role::Role,
+    net::timers::Timers,
+    routing::snapshot::{BackendId, Endpoint as Address, Snapshot, Topology},
+    telemetry::{
+        cells::Writer,
+        ledger::{Hub, Key, Ledger, WorkerCells},
+    },
+    upstream,
+};
+
+/// This worker's view of an endpoint.
+pub(super) type Endpoint = upstream::endpoint::Endpoint<RequestBody>;
+
+/// What one worker has at hand for its requests. Lives and dies on its thread.
+#[derive(Debug)]
+pub struct Context {
+    worker: usize,
+    hub: Arc<Hub>,
+    cells: Arc<WorkerCells>,
+    snapshots: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
+    view: RefCell<Rc<View>>,
+    rng: RefCell<SmallRng>,
+    timers: Rc<Timers>,
+    draining: Cell<bool>,
+}
+
+impl Context {
+    /// The context of worker number `worker`; `seed` starts its random numbers.
+    pub fn new(worker: usize, hub: Arc<Hub>, snapshots: Arc<ArcSwap<Snapshot>>, seed: u64) -> Self {
+        let mut snapshots = Cache::new(snapshots);
+        let view = View::new(Arc::clone(snapshots.load()), &hub, worker, None);
+        Self {
+            worker,
+            cells: hub.worker_cells(worker),
+            hub,
+            snapshots: RefCell::new(snapshots),
+            view: RefCell::new(Rc::new(view)),
+            rng: RefCell::new(SmallRng::seed_from_u64(seed)),
+            timers: Rc::default(),
+            draining: Cell::new(false),
+        }
+    }
+
+    /// The newest snapshot and what this worker has for it. A request asks once and keeps the answer.
+    pub(super) fn view(&self) -> Rc<View> {
+        let mut snapshots = self.snapshots.borrow_mut();
+        let newest = snapshots.load();
+        let mut view = self.view.borrow_mut();
+        if !Arc::ptr_eq(newest, &view.snapshot) {
+            *view = Rc::new(View::new(Arc::clone(newest), &self.hub, self.worker, Some(&view)));
+        }
+        Rc::clone(&view)
+    }
+
+    /// A uniformly distributed number.
+    pub(super) fn random<T>(&self) -> T
+    where
+        rand::distr::StandardUniform: rand::distr::Distribution<T>,
+    {
+        self.rng.borrow_mut().random()
+    }
+
+    /// The deadlines of this worker.
+    pub fn timers(&self) -> &Rc<Timers> {
+        &self.timers
+    }
+
+    /// What this worker counts beside its backends.
+    pub fn cells(&self) -> &WorkerCells {
+        &self.cells
+    }
+
+    /// From now on, clients are asked to go elsewhere after each response.
+    pub fn start_draining(&self) {
+        self.draining.set(true);
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Closes upstream connections that have been idle for too long or are closed already, and takes
+    /// up a new topology even where no request asks for it.
+    pub fn sweep(&self) {
+        let now = clock::monotonic();
+        for endpoint in self.view().endpoints.iter().flatten() {
+            endpoint.sweep(now);
+        }
+    }
+}
+
+/// A snapshot, and what this worker has for it.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) snapshot: Arc<Snapshot>,
+    ledger: Arc<Ledger>,
+    endpoints: Rc<[Vec<Rc<Endpoint>>]>,
+}
+
+impl View {
+    fn new(snapshot: Arc<Snapshot>, hub: &Hub, worker: usize, before: Option<&Self>) -> Self {
+        let topology = snapshot.topology();
+        if let Some(before) = before
+            && Arc::ptr_eq(before.snapshot.topology(), topology)
+        {
+            let (ledger, endpoints) = (Arc::clone(&before.ledger), Rc::clone(&before.endpoints));
+            return Self { snapshot, ledger, endpoints };
+        }
+        let ledger = hub.open_ledger(worker, keys(topology));
+        let endpoints = endpoints(topology, before);
+        Self { ledger, endpoints, snapshot }
+    }
+
+    pub(super) fn writer(&self, backend: BackendId, role: Role) -> Writer {
+        self.ledger.writer(backend.0 as usize, role)
+    }
+
+    pub(super) fn endpoints(&self, backend: BackendId) -> &[Rc<Endpoint>] {
+        &self.endpoints[backend.0 as usize]
+    }
+}
+
+fn keys(topology: &Topology) -> Arc<[Key]> {
+    let key = |backend: &crate::routing::snapshot::Backend| Key {
+        service: topology.service(backend.service).name.clone(),
+        backend: backend.name.clone(),
+    };
+    topology.backends().iter().map(key).collect()
+}
+
+/// Each backend's endpoints; those that were there before keep their connections.
+fn endpoints(topology: &Topology, before: Option<&View>) -> Rc<[Vec<Rc<Endpoint>>]> {
+    let mut known: HashMap<Address, Rc<Endpoint>> = before
+        .into_iter()
+        .flat_map(|view| view.endpoints.iter().flatten())
+        .map(|endpoint| (endpoint.address().clone(), Rc::clone(endpoint)))
+        .collect();
+    let mut one = |address: &Address| {
+        let new = || Rc::new(Endpoint::new(address.clone()));
+        Rc::clone(known.entry(address.clone()).or_insert_with(new))
+    };
+    topology.backends().iter().map(|b| b.endpoints.iter().map(&mut one).collect()).collect()
+}

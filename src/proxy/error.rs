@@ -1,0 +1,68 @@
+//! Why a request cannot be forwarded, and who is to blame.
+
+use crate::{model::outcome::Outcome, telemetry::ledger::LocalReason, upstream::connect::ConnectError};
+
+/// Why a request cannot be forwarded, or its response not be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyError {
+    /// HTTP/1.1 wants exactly one `Host`, and it must be readable.
+    BadHost,
+    /// A transfer coding other than `chunked`.
+    UnknownTransferCoding,
+    /// CONNECT, which only a forward proxy answers.
+    ConnectMethod,
+    /// The client stopped in the middle of its request.
+    RequestTimeout,
+    /// No route matched.
+    NoRoute,
+    /// The backend has no endpoint.
+    NoEndpoint,
+    /// The endpoint refused the connection, or its name has no address.
+    ConnectFailure,
+    /// The endpoint took no connection in time.
+    ConnectTimeout,
+    /// The response did not begin in time.
+    ResponseTimeout,
+    /// The connection broke before the response began, or what came was not HTTP.
+    Reset,
+}
+
+impl ProxyError {
+    /// Under which reason the reply is counted.
+    pub fn reason(self) -> LocalReason {
+        match self {
+            Self::BadHost | Self::UnknownTransferCoding | Self::ConnectMethod => LocalReason::BadRequest,
+            Self::RequestTimeout => LocalReason::RequestTimeout,
+            Self::NoRoute => LocalReason::NoRoute,
+            Self::NoEndpoint => LocalReason::NoEndpoint,
+            Self::ConnectFailure => LocalReason::ConnectFailure,
+            Self::ConnectTimeout => LocalReason::ConnectTimeout,
+            Self::ResponseTimeout => LocalReason::ResponseTimeout,
+            Self::Reset => LocalReason::Reset,
+        }
+    }
+
+    /// How the attempt at the backend ended, if it is the backend that is to blame.
+    pub fn outcome(self) -> Option<Outcome> {
+        match self {
+            Self::BadHost
+            | Self::UnknownTransferCoding
+            | Self::ConnectMethod
+            | Self::RequestTimeout
+            | Self::NoRoute
+            | Self::NoEndpoint => None,
+            Self::ConnectFailure | Self::ConnectTimeout => Some(Outcome::ConnectFailure),
+            Self::ResponseTimeout => Some(Outcome::Timeout),
+            Self::Reset => Some(Outcome::Reset),
+        }
+    }
+}
+
+impl From<&ConnectError> for ProxyError {
+    fn from(error: &ConnectError) -> Self {
+        match error {
+            ConnectError::Resolve { .. } | ConnectError::Tcp(_) => Self::ConnectFailure,
+            ConnectError::TimedOut(_) => Self::ConnectTimeout,
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! One request from its head to the last byte of its response. Read this file first.
+
+use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Duration};
+
+use http::{HeaderValue, Request, Response, Version, header, request};
+use hyper::body::Incoming;
+
+use super::{
+    attempt::Attempt,
+    body::{Progress, Relay, RequestBody, ResponseBody},
+    client::Client,
+    context::{Context, View},
+    error::ProxyError,
+    headers, reply, sticky,
+};
+use crate::{
+    clock,
+    model::outcome::Outcome,
+    net::timers::Deadline,
+    routing::{
+        snapshot::{ServiceId, Timeouts},
+        split::Assignment,
+    },
+    upstream::{connect::connect, connection::Connection, endpoint},
+};
+
+type Upstream = Box<Connection<RequestBody>>;
+
+/// How long a connection must have been idle for a request on it to be worth a spare copy.
+///
+/// The server may close it just as the request is on its way, which is nobody's failure; servers
+/// close what has been idle for seconds. In steady load, connections are not idle that long, and
+/// nothing is copied.
+const SPARE_AFTER: Duration = Duration::from_millis(500);
+
+/// Answers one request: with the backend's response, or with one of our own.
+pub async fn exchange(
+    context: Rc<Context>,
+    client: Rc<Client>,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let busy = client.begin();
+    let version = request.version();
+    let mut response = match forward(&context, &client, request).await {
+        Ok((head, relay)) => {
+            let (parts, ()) = head.into_parts();
+            Response::from_parts(parts, ResponseBody::relay(relay, busy))
+        }
+        Err(error) => {
+            context.cells().replied(error.reason());
+            reply::local(error, busy)
+        }
+    };
+    if context.is_draining() && version != Version::HTTP_2 {
+        headers::ask_to_close(response.headers_mut());
+    }
+    response
+}
+
+/// Routes, assigns and forwards a request; returns the response's head and what its body comes from.
+async fn forward(
+    context: &Context,
+    client: &Client,
+    request: Request<Incoming>,
+) -> Result<(Response<()>, Relay), ProxyError> {
+    let started = clock::monotonic();
+    let (mut parts, body) = request.into_parts();
+    headers::check(&parts)?;
+    let view = context.view();
+    let topology = view.snapshot.topology();
+    let path = parts.uri.path();
+    let service = topology.route(headers::authority(&parts)?, path).ok_or(ProxyError::NoRoute)?;
+    let (assignment, cookie) = assign(context, &view, service, &parts);
+    let endpoints = view.endpoints(assignment.backend);
+    let endpoint = endpoint::choose(endpoints, |e| e.in_flight(), context.random());
+    let endpoint = Rc::clone(endpoint.ok_or(ProxyError::NoEndpoint)?);
+
+    headers::prepare_request(&mut parts, client, endpoint.address());
+    let (body, progress) = RequestBody::new(body);
+    let mut attempt = Attempt::begin(view.writer(assignment.backend, assignment.role), endpoint, started);
+    let timeouts = topology.service(service).timeouts;
+    let wait = Wait { deadline: context.timers().deadline(), timeouts, progress };
+    let sent = send(&attempt, Request::from_parts(parts, body), &wait).await;
+    let (connection, response) = match sent {
+        Ok(answered) => answered,
+        Err(error) => {
+            if let Some(outcome) = error.outcome() {
+                attempt.end(outcome);
+            }
+            return Err(error);
+        }
+    };
+    let (mut head, body) = response.into_parts();
+    headers::prepare_response(&mut head.headers);
+    if let Some(cookie) = cookie {
+        head.headers.append(header::SET_COOKIE, cookie);
+    }
+    wait.deadline.disarm();
+    let relay = Relay {
+        body,
+        connection,
+        attempt,
+        outcome: Outcome::of_status(head.status),
+        deadline: wait.deadline,
+        idle_timeout: timeouts.idle,
+    };
+    Ok((Response::from_parts(head, ()), relay))
+}
+
+/// Chooses the backend: by the client's cookie where the service has one, else by chance. A client
+/// that should have a cookie and has none gets one.
+fn assign(
+    context: &Context,
+    view: &View,
+    service: ServiceId,
+    parts: &request::Parts,
+) -> (Assignment, Option<HeaderValue>) {
+    let split = view.snapshot.split(service);
+    let Some(sticky) = &view.snapshot.topology().service(service).sticky else {
+        return (split.by_chance(context.random()), None);
+    };
+    match sticky::find(&parts.headers, sticky) {
+        Some(key) => (split.by_key(key), None),
+        None => {
+            let key = sticky::key(context.random());
+            (split.by_key(&key), sticky::set_cookie(key, sticky))
+        }
+    }
+}
+
+/// Sends a request to an endpoint and waits for the response's head, on a connection that was idle
+/// if there is one, else on a new one.
+///
+/// A connection that turns out to have been closed while it was idle is no failure: another one is
+/// taken. This ends, because idle connections do.
+async fn send(
+    attempt: &Attempt,
+    mut request: Request<RequestBody>,
+    wait: &Wait,
+) -> Result<(Upstream, Response<Incoming>), ProxyError> {
+    while let Some(mut connection) = attempt.endpoint().take_idle() {
+        let spare = spare_copy(&request, &connection);
+        match respond(&mut connection, request, wait).await {
+            Ok(response) => return Ok((connection, response)),
+            Err(Failure::Unsent(unsent)) => request = *unsent,
+            Err(Failure::Broken) => request = spare.ok_or(ProxyError::Reset)?,
+            Err(Failure::Late(error)) => return Err(error),
+        }
+    }
+    let mut connection = open(attempt, wait.timeouts.connect).await?;
+    match respond(&mut connection, request, wait).await {
+        Ok(response) => Ok((connection, response)),
+        Err(Failure::Unsent(_) | Failure::Broken) => Err(ProxyError::Reset),
+        Err(Failure::Late(error)) => Err(error),
+    }
+}
+
+async fn open(attempt: &Attempt, timeout: Duration) -> Result<Upstream, ProxyError> {
+    let connected = connect(attempt.endpoint().address(), timeout).await;
+    let stream = connected.map_err(|error| {
+        attempt.connect_failed();
+        tracing::debug!(endpoint = ?attempt.endpoint().address(), %error, "no connection");
+        ProxyError::from(&error)
+    })?;
+    Ok(Box::new(Connection::new(stream).await.map_err(|_| ProxyError::Reset)?))
+}
+
+/// A copy of a request that may be sent twice (safe methods without a body), where the connection
+/// has been idle for so long that it may be needed.
+fn spare_copy(
+    request: &Request<RequestBody>,
+    connection: &Connection<RequestBody>,
+) -> Option<Request<RequestBody>> {
+    let idle = connection.idle_for(clock::monotonic());
+    if idle < SPARE_AFTER || !request.method().is_safe() || !http_body::Body::is_end_stream(request.body()) {
+        return None;
+    }
+    let mut copy = Request::new(RequestBody::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
+}
+
+/// What an exchange waits for, and for how long.
+struct Wait {
+    deadline: Deadline,
+    timeouts: Timeouts,
+    progress: Option<Rc<Progress>>,
+}
+
+enum Failure {
+    /// Not a byte was sent; here is the request back.
+    Unsent(Box<Request<RequestBody>>),
+    /// The connection broke, or what came was not HTTP.
+    Broken,
+    /// Somebody took too long.
+    Late(ProxyError),
+}
+
+/// Sends a request on a connection and drives both until the response's head is there.
+async fn respond(
+    connection: &mut Upstream,
+    request: Request<RequestBody>,
+    wait: &Wait,
+) -> Result<Response<Incoming>, Failure> {
+    let mut response = pin!(connection.send(request));
+    let mut chunks = None;
+    wait.deadline.arm(wait.timeouts.response);
+    poll_fn(|cx| {
+        let _over = connection.poll_drive(cx);
+        if let Poll::Ready(result) = response.as_mut().poll(cx) {
+            return Poll::Ready(result.map_err(|mut error| match error.take_message() {
+                Some(unsent) => Failure::Unsent(Box::new(unsent)),
+                None => Failure::Broken,
+            }));
+        }
+        // The response is due only once the request is complete; until then, each chunk buys time.
+        if let Some(progress) = &wait.progress
+            && chunks != Some((progress.chunks.get(), progress.done.get()))
+        {
+            chunks = Some((progress.chunks.get(), progress.done.get()));
+            let patience = if progress.done.get() { wait.timeouts.response } else { wait.timeouts.idle };
+            wait.deadline.arm(patience);
+        }
+        wait.deadline.poll_expired(cx).map(|()| {
+            let stalled = wait.progress.as_ref().is_some_and(|p| !p.done.get() && p.waits_for_client.get());
+            Err(Failure::Late(if stalled { ProxyError::RequestTimeout } else { ProxyError::ResponseTimeout }))
+        })
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exchange_fits_into_four_kilobytes() {
+        // Each connection holds one exchange at a time, each HTTP/2 stream another.
+        fn size<F>(_: impl FnOnce(Rc<Context>, Rc<Client>, Request<Incoming>) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size(exchange);
+        assert!(size <= 4096, "{size}");
+    }
+}

@@ -1,0 +1,248 @@
+//! What changes in a head on its way through: fields that belong to one connection stay behind, and
+//! fields that say where a request came from are added.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Uri, Version,
+    header::{self, Entry},
+    request,
+    uri::PathAndQuery,
+};
+
+use super::{client::Client, error::ProxyError};
+use crate::routing::snapshot::Endpoint;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const VIA_1_1: HeaderValue = HeaderValue::from_static("1.1 tidegate");
+const VIA_2: HeaderValue = HeaderValue::from_static("2 tidegate");
+const HTTP: HeaderValue = HeaderValue::from_static("http");
+
+/// The host (with port, if given) that a request is for: the target's own, else the one `Host`.
+///
+/// Empty for an HTTP/1.0 request that has none.
+///
+/// # Errors
+/// When there is no `Host`, several, or one that is not a host.
+pub(super) fn authority(parts: &request::Parts) -> Result<&str, ProxyError> {
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(ProxyError::BadHost);
+    }
+    if let Some(authority) = parts.uri.authority() {
+        return Ok(authority.as_str());
+    }
+    match host {
+        Some(host) => host.to_str().ok().filter(|h| is_authority(h)).ok_or(ProxyError::BadHost),
+        None if parts.version == Version::HTTP_10 => Ok(""),
+        None => Err(ProxyError::BadHost),
+    }
+}
+
+/// Whether a `Host` has only characters that a host and a port can have. A user name in it, a path
+/// or a list would let two readers see two hosts.
+fn is_authority(host: &str) -> bool {
+    let allowed = |b: u8| {
+        b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'~' | b':' | b'[' | b']' | b'%')
+    };
+    !host.is_empty() && host.bytes().all(allowed)
+}
+
+/// Refuses what cannot be forwarded faithfully.
+///
+/// # Errors
+/// For CONNECT, and for transfer codings that hyper lets through without decoding them.
+pub(super) fn check(parts: &request::Parts) -> Result<(), ProxyError> {
+    if parts.method == http::Method::CONNECT {
+        return Err(ProxyError::ConnectMethod);
+    }
+    if parts.headers.contains_key(header::TRANSFER_ENCODING) {
+        let mut codings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
+        let chunked = |v: &HeaderValue| v.as_bytes().eq_ignore_ascii_case(b"chunked");
+        if !codings.next().is_some_and(chunked) || codings.next().is_some() {
+            return Err(ProxyError::UnknownTransferCoding);
+        }
+    }
+    Ok(())
+}
+
+/// Makes a request ready for an HTTP/1.1 backend.
+pub(super) fn prepare_request(parts: &mut request::Parts, client: &Client, endpoint: &Endpoint) {
+    let via = if parts.version == Version::HTTP_2 { VIA_2 } else { VIA_1_1 };
+    set_host(parts, endpoint);
+    strip_hop_by_hop(&mut parts.headers);
+    let headers = &mut parts.headers;
+    // hyper has answered it, or will when the body is asked for.
+    headers.remove(header::EXPECT);
+    // Nobody in front is trusted to say who the client is, so what it says is replaced.
+    headers.remove(header::FORWARDED);
+    headers.insert(X_FORWARDED_FOR, client.forwarded_for.clone());
+    headers.insert(X_FORWARDED_PROTO, HTTP);
+    if let Some(host) = headers.get(header::HOST).cloned() {
+        headers.insert(X_FORWARDED_HOST, host);
+    }
+    headers.append(header::VIA, via);
+    parts.version = Version::HTTP_11;
+}
+
+/// Puts the target into origin form and the host into `Host`.
+fn set_host(parts: &mut request::Parts, endpoint: &Endpoint) {
+    if parts.uri.authority().is_some() {
+        let mut uri = std::mem::take(&mut parts.uri).into_parts();
+        let authority = uri.authority.take().expect("there is one");
+        uri.scheme = None;
+        let path = uri.path_and_query.take().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        parts.uri = Uri::from(path);
+        if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
+            parts.headers.insert(header::HOST, host);
+        }
+    } else if let Entry::Vacant(entry) = parts.headers.entry(header::HOST) {
+        let Endpoint { host, port } = endpoint;
+        let host = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        if let Ok(host) = HeaderValue::from_str(&host) {
+            entry.insert(host);
+        }
+    }
+}
+
+/// Makes a response ready for the client.
+pub(super) fn prepare_response(headers: &mut HeaderMap) {
+    strip_hop_by_hop(headers);
+}
+
+/// Removes the fields that belong to one connection, and those that its `Connection` fields name.
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+            .map(<[u8]>::trim_ascii)
+            .filter(|name| !name.eq_ignore_ascii_case(b"close") && !name.eq_ignore_ascii_case(b"keep-alive"))
+            .filter_map(|name| HeaderName::from_bytes(name).ok())
+            .filter(|name| !is_protected(name))
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    // `TE: trailers` is the one value that may go on (RFC 9110, section 10.1.4); gRPC needs it.
+    let trailers = headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        header::TE,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        header::PROXY_AUTHORIZATION,
+        header::PROXY_AUTHENTICATE,
+    ] {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    *name == header::CONNECTION
+        || *name == header::TRANSFER_ENCODING
+        || *name == header::TE
+        || *name == header::UPGRADE
+        || *name == header::PROXY_AUTHORIZATION
+        || *name == header::PROXY_AUTHENTICATE
+        || *name == KEEP_ALIVE
+        || *name == PROXY_CONNECTION
+}
+
+/// Fields that a `Connection` field cannot take away: a client could otherwise have the host, the
+/// length or its own credentials dropped between here and the backend.
+fn is_protected(name: &HeaderName) -> bool {
+    *name == header::HOST
+        || *name == header::CONTENT_LENGTH
+        || *name == header::AUTHORIZATION
+        || *name == header::COOKIE
+        || *name == header::VIA
+        || *name == header::TE
+        || name.as_str().starts_with("x-forwarded-")
+}
+
+/// Asks the client to close the connection after this response (HTTP/1.1 only).
+pub(super) fn ask_to_close(headers: &mut HeaderMap) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(uri: &str, headers: &[(&str, &str)]) -> request::Parts {
+        let mut request = http::Request::builder().uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn every_connection_field_is_heard() {
+        let mut parts = parts(
+            "/",
+            &[
+                ("connection", "close, X-One"),
+                ("connection", "x-two,, keep-alive"),
+                ("x-one", "1"),
+                ("x-two", "2"),
+                ("x-three", "3"),
+                ("te", "trailers"),
+                ("keep-alive", "5"),
+                ("upgrade", "h2c"),
+            ],
+        );
+        strip_hop_by_hop(&mut parts.headers);
+        let left: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(left, ["x-three", "te"]);
+    }
+
+    #[test]
+    fn the_connection_field_cannot_take_what_a_backend_relies_on() {
+        let names = "host, content-length, authorization, cookie, x-forwarded-for, x-mine";
+        let mut parts =
+            parts("/", &[("connection", names), ("host", "a"), ("authorization", "b"), ("x-mine", "c")]);
+        strip_hop_by_hop(&mut parts.headers);
+        let left: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(left, ["host", "authorization"]);
+    }
+
+    #[test]
+    fn the_host_is_the_targets_or_the_one_host_field() {
+        assert_eq!(authority(&parts("http://a.example:8080/x", &[("host", "b")])), Ok("a.example:8080"));
+        assert_eq!(authority(&parts("/", &[("host", "b:1")])), Ok("b:1"));
+        for bad in [
+            &[][..],
+            &[("host", "")],
+            &[("host", "a"), ("host", "a")],
+            &[("host", "a b")],
+            &[("host", "u@a")],
+            &[("host", "a/b")],
+        ] {
+            assert_eq!(authority(&parts("/", bad)), Err(ProxyError::BadHost), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn only_chunked_is_understood() {
+        assert_eq!(check(&parts("/", &[("transfer-encoding", "Chunked")])), Ok(()));
+        for bad in [&["gzip, chunked"][..], &["chunked", "chunked"], &["identity"], &["chunked\t"]] {
+            let headers: Vec<_> = bad.iter().map(|v| ("transfer-encoding", *v)).collect();
+            assert_eq!(check(&parts("/", &headers)), Err(ProxyError::UnknownTransferCoding), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Replies that Tidegate makes itself.
+//!
+//! They carry `Proxy-Status` (RFC 9209), which no backend's own error does, so that a client or a log
+//! can tell one from the other.
+
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+
+use super::{body::ResponseBody, client::Busy, error::ProxyError};
+
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+
+/// The reply to a request that cannot be forwarded.
+pub(super) fn local(error: ProxyError, busy: Busy) -> Response<ResponseBody> {
+    let (status, proxy_status, text) = wording(error);
+    let mut response = Response::new(ResponseBody::local(text, busy));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(PROXY_STATUS, HeaderValue::from_static(proxy_status));
+    response
+}
+
+/// Status, `Proxy-Status` and text, all fixed: nothing of what went wrong inside is told outside.
+fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
+    match error {
+        ProxyError::BadHost => (
+            StatusCode::BAD_REQUEST,
+            "tidegate; error=http_request_error; details=\"host\"",
+            "400: the request needs exactly one valid Host\n",
+        ),
+        ProxyError::UnknownTransferCoding => (
+            StatusCode::NOT_IMPLEMENTED,
+            "tidegate; error=http_request_error; details=\"transfer-encoding\"",
+            "501: the only transfer coding understood is chunked\n",
+        ),
+        ProxyError::ConnectMethod => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "tidegate; error=http_request_denied; details=\"connect\"",
+            "405: CONNECT is not answered here\n",
+        ),
+        ProxyError::RequestTimeout => (
+            StatusCode::REQUEST_TIMEOUT,
+            "tidegate; error=http_request_error; details=\"timeout\"",
+            "408: the request did not arrive in time\n",
+        ),
+        ProxyError::NoRoute => (
+            StatusCode::NOT_FOUND,
+            "tidegate; error=destination_not_found",
+            "404: no route for this host and path\n",
+        ),
+        ProxyError::NoEndpoint => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "tidegate; error=destination_unavailable",
+            "503: the backend has no endpoint\n",
+        ),
+        ProxyError::ConnectFailure => (
+            StatusCode::BAD_GATEWAY,
+            "tidegate; error=connection_refused",
+            "502: the backend takes no connection\n",
+        ),
+        ProxyError::ConnectTimeout => (
+            StatusCode::GATEWAY_TIMEOUT,
+            "tidegate; error=connection_timeout",
+            "504: the backend took no connection in time\n",
+        ),
+        ProxyError::ResponseTimeout => (
+            StatusCode::GATEWAY_TIMEOUT,
+            "tidegate; error=http_response_timeout",
+            "504: the backend did not answer in time\n",
+        ),
+        ProxyError::Reset => (
+            StatusCode::BAD_GATEWAY,
+            "tidegate; error=connection_terminated",
+            "502: the backend broke the connection\n",
+        ),
+    }
+}

@@ -1,0 +1,10 @@
+//! Counts that the data plane writes and the control half reads.
+//!
+//! Every counter has one writer, the worker that owns it, so counting is a plain load and store:
+//! no lock, no read-modify-write, no cache line that two workers write. The control half reads the
+//! same memory whenever it likes and sums over the workers; a scrape never stops one.
+
+pub mod cells;
+pub mod exposition;
+pub mod ledger;
+pub mod reader;

@@ -1,0 +1,154 @@
+//! Counters with one writer and any number of readers.
+
+use std::{
+    marker::PhantomData,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use crate::model::{
+    histogram::{self, BUCKETS, Histogram},
+    outcome::Outcome,
+};
+
+/// A number that one thread writes and others read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds to the number. Only its one writer may call this: the load and the store are apart.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// Takes one away; for gauges, which begin at zero and come back to it.
+    #[inline]
+    pub fn sub_one(&self) {
+        self.0.store(self.0.load(Relaxed).wrapping_sub(1), Relaxed);
+    }
+
+    /// The number as of some moment not long ago.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// What one worker counts about one backend in one role.
+///
+/// Aligned to two cache lines (they are fetched in pairs) so that the cells of two workers never
+/// share one.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct Cells {
+    outcomes: [Counter; Outcome::ALL.len()],
+    in_flight: Counter,
+    connect_failures: Counter,
+    latency_nanos: Counter,
+    latency: Box<[Counter]>,
+}
+
+impl Default for Cells {
+    fn default() -> Self {
+        Self {
+            outcomes: Default::default(),
+            in_flight: Counter::default(),
+            connect_failures: Counter::default(),
+            latency_nanos: Counter::default(),
+            latency: (0..BUCKETS).map(|_| Counter::default()).collect(),
+        }
+    }
+}
+
+impl Cells {
+    /// Attempts that ended with this outcome.
+    pub fn outcome(&self, outcome: Outcome) -> u64 {
+        self.outcomes[outcome.index()].get()
+    }
+
+    /// Attempts that have begun and not ended.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.get()
+    }
+
+    /// Connections that could not be made.
+    pub fn connect_failures(&self) -> u64 {
+        self.connect_failures.get()
+    }
+
+    /// Adds the latencies of all responses to `into`.
+    pub fn add_latency(&self, into: &mut Histogram) {
+        for (index, counter) in self.latency.iter().enumerate() {
+            let count = counter.get();
+            if count > 0 {
+                into.add(index, count);
+            }
+        }
+        into.add_nanos(self.latency_nanos.get());
+    }
+}
+
+/// The right to write one worker's cells. Cannot leave the worker's thread, so there is one writer.
+#[derive(Debug, Clone)]
+pub struct Writer {
+    cells: Arc<Cells>,
+    not_send: PhantomData<*const ()>,
+}
+
+impl Writer {
+    /// Only a [`super::ledger::Ledger`] hands these out, to the worker that owns it.
+    pub(super) fn new(cells: Arc<Cells>) -> Self {
+        Self { cells, not_send: PhantomData }
+    }
+
+    /// An attempt begins.
+    #[inline]
+    pub fn begin(&self) {
+        self.cells.in_flight.add(1);
+    }
+
+    /// An attempt ends; `latency` from request to the end of its response, where there was one.
+    #[inline]
+    pub fn end(&self, outcome: Outcome, latency: Option<Duration>) {
+        let cells = &*self.cells;
+        cells.in_flight.sub_one();
+        cells.outcomes[outcome.index()].add(1);
+        if let Some(latency) = latency {
+            cells.latency[histogram::index(latency)].add(1);
+            cells.latency_nanos.add(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+        }
+    }
+
+    /// An attempt ends without having said anything about the backend, and is not counted.
+    #[inline]
+    pub fn forget(&self) {
+        self.cells.in_flight.sub_one();
+    }
+
+    /// A connection could not be made.
+    pub fn connect_failed(&self) {
+        self.cells.connect_failures.add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_is_in_flight_until_it_ends() {
+        let cells = Arc::new(Cells::default());
+        let writer = Writer::new(Arc::clone(&cells));
+        writer.begin();
+        assert_eq!((cells.in_flight(), cells.outcome(Outcome::Success)), (1, 0));
+        writer.end(Outcome::Success, Some(Duration::from_millis(2)));
+        assert_eq!((cells.in_flight(), cells.outcome(Outcome::Success)), (0, 1));
+        let mut latency = Histogram::default();
+        cells.add_latency(&mut latency);
+        assert_eq!((latency.total(), latency.sum_seconds()), (1, 0.002));
+    }
+}

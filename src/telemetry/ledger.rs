@@ -1,0 +1,210 @@
+//! One worker's cells, and where the control half finds them.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use super::cells::{Cells, Counter, Writer};
+use crate::model::{
+    name::{BackendName, ServiceName},
+    role::Role,
+};
+
+/// What a set of cells is about, but for the role.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// The service.
+    pub service: ServiceName,
+    /// The backend.
+    pub backend: BackendName,
+}
+
+/// Why Tidegate answered a request itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LocalReason {
+    /// The request was not acceptable HTTP.
+    BadRequest,
+    /// The client stopped in the middle of its request.
+    RequestTimeout,
+    /// No route matched.
+    NoRoute,
+    /// The backend has no endpoint.
+    NoEndpoint,
+    /// No connection could be made.
+    ConnectFailure,
+    /// No connection could be made in time.
+    ConnectTimeout,
+    /// The response did not begin in time.
+    ResponseTimeout,
+    /// The connection broke before the response began, or what came was not HTTP.
+    Reset,
+}
+
+impl LocalReason {
+    /// Every reason, in the order of its index.
+    pub const ALL: [Self; 8] = [
+        Self::BadRequest,
+        Self::RequestTimeout,
+        Self::NoRoute,
+        Self::NoEndpoint,
+        Self::ConnectFailure,
+        Self::ConnectTimeout,
+        Self::ResponseTimeout,
+        Self::Reset,
+    ];
+
+    /// The value of the metric label `reason`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::RequestTimeout => "request_timeout",
+            Self::NoRoute => "no_route",
+            Self::NoEndpoint => "no_endpoint",
+            Self::ConnectFailure => "connect_failure",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::ResponseTimeout => "response_timeout",
+            Self::Reset => "reset",
+        }
+    }
+}
+
+/// What one worker counts beside its backends.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct WorkerCells {
+    /// Connections accepted.
+    pub connections_accepted: Counter,
+    /// Connections open.
+    pub connections_open: Counter,
+    /// Connections that could not be accepted (descriptors exhausted, say).
+    pub accept_errors: Counter,
+    local_replies: [Counter; LocalReason::ALL.len()],
+}
+
+impl WorkerCells {
+    /// Counts a reply that Tidegate made itself.
+    pub fn replied(&self, reason: LocalReason) {
+        self.local_replies[reason as usize].add(1);
+    }
+
+    /// Replies that Tidegate made itself for this reason.
+    pub fn local_replies(&self, reason: LocalReason) -> u64 {
+        self.local_replies[reason as usize].get()
+    }
+}
+
+/// One worker's cells for one topology. Cells are made when first written: a backend that never
+/// plays a role costs nothing.
+#[derive(Debug)]
+pub struct Ledger {
+    keys: Arc<[Key]>,
+    slots: Box<[OnceLock<Arc<Cells>>]>,
+}
+
+impl Ledger {
+    /// Cells for these backends, in the order of their ids; those that `before` has are kept.
+    pub fn new(keys: Arc<[Key]>, before: Option<&Self>) -> Self {
+        let slots = keys.iter().flat_map(|key| Role::ALL.map(|role| (key, role))).map(|(key, role)| {
+            match before.and_then(|ledger| ledger.existing(key, role)) {
+                Some(cells) => OnceLock::from(cells),
+                None => OnceLock::new(),
+            }
+        });
+        Self { slots: slots.collect(), keys }
+    }
+
+    /// The right to write the cells of the backend with this id in this role. For the worker that
+    /// owns the ledger, and for nobody else.
+    #[inline]
+    pub fn writer(&self, backend: usize, role: Role) -> Writer {
+        let slot = &self.slots[backend * Role::ALL.len() + role.index()];
+        Writer::new(Arc::clone(slot.get_or_init(Arc::default)))
+    }
+
+    /// The cells that have been written so far, with what they are about.
+    pub fn cells(&self) -> impl Iterator<Item = (&Key, Role, &Cells)> {
+        self.slots.iter().enumerate().filter_map(|(i, slot)| {
+            let roles = Role::ALL.len();
+            slot.get().map(|cells| (&self.keys[i / roles], Role::ALL[i % roles], &**cells))
+        })
+    }
+
+    fn existing(&self, key: &Key, role: Role) -> Option<Arc<Cells>> {
+        let backend = self.keys.iter().position(|k| k == key)?;
+        self.slots[backend * Role::ALL.len() + role.index()].get().cloned()
+    }
+}
+
+/// Where workers leave their ledgers for the control half to find.
+#[derive(Debug)]
+pub struct Hub {
+    workers: Box<[Shelf]>,
+}
+
+#[derive(Debug)]
+struct Shelf {
+    cells: Arc<WorkerCells>,
+    // Locked when a topology changes and when counts are read; never for a request.
+    ledger: Mutex<Arc<Ledger>>,
+}
+
+impl Hub {
+    /// A hub for this many workers, whose ledgers are empty at first.
+    pub fn new(workers: usize) -> Self {
+        let empty = || Ledger::new(Arc::new([]), None);
+        let shelf = || Shelf { cells: Arc::default(), ledger: Mutex::new(Arc::new(empty())) };
+        Self { workers: (0..workers).map(|_| shelf()).collect() }
+    }
+
+    /// Replaces a worker's ledger by one for these backends, keeping what has been counted.
+    pub fn open_ledger(&self, worker: usize, keys: Arc<[Key]>) -> Arc<Ledger> {
+        let mut shelf = self.workers[worker].ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let ledger = Arc::new(Ledger::new(keys, Some(&shelf)));
+        *shelf = Arc::clone(&ledger);
+        ledger
+    }
+
+    /// What a worker counts beside its backends.
+    pub fn worker_cells(&self, worker: usize) -> Arc<WorkerCells> {
+        Arc::clone(&self.workers[worker].cells)
+    }
+
+    /// Every worker's counts, in the workers' order.
+    pub fn workers(&self) -> impl Iterator<Item = (Arc<Ledger>, &WorkerCells)> {
+        self.workers.iter().map(|shelf| {
+            let ledger = shelf.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+            (Arc::clone(&ledger), &*shelf.cells)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::outcome::Outcome;
+
+    fn keys(backends: &[&str]) -> Arc<[Key]> {
+        let service: ServiceName = "web".parse().unwrap();
+        backends.iter().map(|b| Key { service: service.clone(), backend: b.parse().unwrap() }).collect()
+    }
+
+    #[test]
+    fn counts_outlive_a_change_of_topology() {
+        let hub = Hub::new(1);
+        let ledger = hub.open_ledger(0, keys(&["v1", "v2"]));
+        let writer = ledger.writer(1, Role::Canary);
+        writer.begin();
+        writer.end(Outcome::Success, None);
+        let ledger = hub.open_ledger(0, keys(&["v0", "v2"]));
+        let counted: Vec<_> = ledger
+            .cells()
+            .map(|(k, role, c)| (k.backend.to_string(), role, c.outcome(Outcome::Success)))
+            .collect();
+        assert_eq!(counted, [("v2".to_owned(), Role::Canary, 1)]);
+    }
+
+    #[test]
+    fn local_reasons_have_labels_of_their_own() {
+        for (i, reason) in LocalReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, i);
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The way to a backend: connections, and who may use one next. Everything here belongs to one
+//! worker and never leaves its thread.
+
+pub mod connect;
+pub mod connection;
+pub mod endpoint;

@@ -1,0 +1,89 @@
+//! One HTTP/1.1 connection to an endpoint, driven by whoever uses it.
+//!
+//! hyper splits a client connection into a handle that sends requests and a future that moves
+//! bytes, and means the future to be spawned as a task of its own. Here it is polled by the exchange
+//! that has the connection instead: when the response arrives, the kernel wakes the one task that
+//! also writes to the client, with no second task and no channel crossing between them. It also
+//! makes the connection's life plain: an exchange that is dropped drops its connection with it.
+//!
+//! An idle connection is polled by nobody. That it was closed meanwhile shows when it is taken out
+//! again, or in [`Connection::is_alive`], which the worker's sweep asks for now and then.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use http_body::Body;
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http1},
+};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// Bytes that one connection may buffer for its peer's head and for what is being written.
+const MAX_BUFFER: usize = 64 * 1024;
+
+/// A connection, and how it has been used.
+#[derive(Debug)]
+pub struct Connection<B: Body + 'static> {
+    sender: http1::SendRequest<B>,
+    driver: Option<http1::Connection<TokioIo<TcpStream>, B>>,
+    /// When it was put back, while it is idle.
+    pub(super) idle_since: Option<Instant>,
+}
+
+impl<B> Connection<B>
+where
+    B: Body + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// Prepares a fresh TCP connection for HTTP/1.1; nothing is sent yet.
+    ///
+    /// # Errors
+    /// Never on a fresh connection; the signature is hyper's.
+    pub async fn new(stream: TcpStream) -> hyper::Result<Self> {
+        let (sender, driver) =
+            http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(TokioIo::new(stream)).await?;
+        Ok(Self { sender, driver: Some(driver), idle_since: None })
+    }
+
+    /// Sends a request. The returned future moves only while [`Self::poll_drive`] is called.
+    pub fn send(
+        &mut self,
+        request: http::Request<B>,
+    ) -> impl Future<Output = Result<http::Response<Incoming>, TrySendError<http::Request<B>>>> + use<B> {
+        self.sender.try_send_request(request)
+    }
+
+    /// Moves bytes. Ready once the connection is over, for good or ill; what went wrong is told to
+    /// whoever waits for a response or a body.
+    pub fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(driver) = &mut self.driver else { return Poll::Ready(()) };
+        match Pin::new(driver).poll(cx) {
+            Poll::Ready(_) => {
+                self.driver = None;
+                Poll::Ready(())
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// How long it has been idle; zero for one that was never put back.
+    pub fn idle_for(&self, now: Instant) -> Duration {
+        self.idle_since.map_or(Duration::ZERO, |since| now - since)
+    }
+
+    /// Whether it could take a request now.
+    pub fn is_ready(&self) -> bool {
+        self.driver.is_some() && self.sender.is_ready()
+    }
+
+    /// Whether an idle connection is still open. Also lets go of the waker of whoever used it last.
+    pub fn is_alive(&mut self) -> bool {
+        self.poll_drive(&mut Context::from_waker(Waker::noop())).is_pending() && self.is_ready()
+    }
+}

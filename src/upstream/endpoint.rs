@@ -1,0 +1,125 @@
+//! One worker's view of an endpoint: its idle connections, and how busy it is.
+
+use std::{
+    cell::{Cell, RefCell},
+    time::{Duration, Instant},
+};
+
+use http_body::Body;
+
+use super::connection::Connection;
+use crate::routing::snapshot::Endpoint as Address;
+
+/// Idle connections that one worker keeps to one endpoint.
+const MAX_IDLE: usize = 256;
+
+/// Longest time that an idle connection is kept. Shorter than what common servers allow (nginx: 75 s,
+/// Node.js: 5 s), so that it is seldom the server that closes first, just as a request is on its way.
+pub const MAX_IDLE_TIME: Duration = Duration::from_secs(4);
+
+/// One worker's view of an endpoint.
+#[derive(Debug)]
+pub struct Endpoint<B: Body + 'static> {
+    address: Address,
+    /// The last one put back is the first one taken: the rest grow old and are closed.
+    idle: RefCell<Vec<Box<Connection<B>>>>,
+    in_flight: Cell<u32>,
+}
+
+impl<B> Endpoint<B>
+where
+    B: Body + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// An endpoint without connections.
+    pub fn new(address: Address) -> Self {
+        Self { address, idle: RefCell::default(), in_flight: Cell::new(0) }
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Takes an idle connection, if there is one.
+    pub fn take_idle(&self) -> Option<Box<Connection<B>>> {
+        self.idle.borrow_mut().pop()
+    }
+
+    /// Puts a connection back, unless it cannot take another request or there are enough.
+    pub fn put_idle(&self, mut connection: Box<Connection<B>>, now: Instant) {
+        let mut idle = self.idle.borrow_mut();
+        if connection.is_ready() && idle.len() < MAX_IDLE {
+            connection.idle_since = Some(now);
+            idle.push(connection);
+        }
+    }
+
+    /// Closes idle connections that are too old, or that the other side has closed.
+    pub fn sweep(&self, now: Instant) {
+        self.idle
+            .borrow_mut()
+            .retain_mut(|connection| connection.idle_for(now) < MAX_IDLE_TIME && connection.is_alive());
+    }
+
+    /// Exchanges that this worker has with it now.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.get()
+    }
+
+    /// An exchange begins.
+    pub fn enter(&self) {
+        self.in_flight.set(self.in_flight.get() + 1);
+    }
+
+    /// An exchange ends.
+    pub fn leave(&self) {
+        self.in_flight.set(self.in_flight.get() - 1);
+    }
+}
+
+/// Chooses among endpoints: of two drawn at random the one with fewer exchanges, which is nearly as
+/// even as asking all of them (Mitzenmacher 2001) and costs the same however many there are.
+///
+/// `uniform` is a random number; its halves draw the two. Nothing where there are no endpoints.
+pub fn choose<'e, E>(endpoints: &'e [E], load: impl Fn(&E) -> u32, uniform: u64) -> Option<&'e E> {
+    match endpoints {
+        [] => None,
+        [only] => Some(only),
+        _ => {
+            let count = endpoints.len() as u64;
+            let first = ((uniform >> 32) * count) >> 32;
+            // Among the others, so that the two differ.
+            let second = (first + 1 + (((uniform & 0xffff_ffff) * (count - 1)) >> 32)) % count;
+            let (first, second) = (&endpoints[first as usize], &endpoints[second as usize]);
+            Some(if load(second) < load(first) { second } else { first })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_chosen_from_nothing() {
+        assert_eq!(choose::<u32>(&[], |load| *load, 7), None);
+    }
+
+    proptest! {
+        #[test]
+        fn of_two_the_less_loaded_is_chosen(loads in prop::array::uniform2(0u32..5), uniform: u64) {
+            let chosen = *choose(&loads, |load| *load, uniform).unwrap();
+            prop_assert_eq!(chosen, *loads.iter().min().unwrap());
+        }
+
+        #[test]
+        fn the_most_loaded_is_never_chosen(n in 2usize..10, uniform: u64) {
+            let loads: Vec<u32> = (0..n as u32).collect();
+            prop_assert!(*choose(&loads, |load| *load, uniform).unwrap() < n as u32 - 1);
+        }
+    }
+}

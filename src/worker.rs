@@ -1,0 +1,9 @@
+//! The data plane's threads. A worker is an OS thread with a single-threaded runtime: it accepts its
+//! own connections, keeps its own pools and counts in its own cells. Workers share nothing but the
+//! snapshot that they read, so no request ever waits for, or wakes, another thread.
+
+pub mod accept;
+pub mod connection;
+pub mod drain;
+pub mod handle;
+pub mod stream;

@@ -1,0 +1,183 @@
+//! The workers as seen from other threads: start them, move them through their end, wait.
+
+use std::{
+    io,
+    net::TcpListener,
+    rc::Rc,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::{
+    runtime::{Builder, LocalRuntime},
+    sync::{mpsc, watch},
+};
+
+use super::{
+    accept::accept,
+    drain::{Registry, Stage},
+};
+use crate::{
+    proxy::{client::Patience, context::Context},
+    routing::snapshot::Snapshot,
+    telemetry::ledger::Hub,
+};
+
+/// How often idle upstream connections are looked at.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// A listening address: one socket for each worker, and how long its clients may take.
+#[derive(Debug)]
+pub struct Listening {
+    /// One socket for each worker.
+    pub sockets: Vec<TcpListener>,
+    /// How long its clients may take.
+    pub patience: Patience,
+}
+
+/// Running workers.
+#[derive(Debug)]
+pub struct Workers {
+    stage: watch::Sender<Stage>,
+    ended: mpsc::Receiver<()>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// A worker ended that nobody had asked to.
+#[derive(Debug, thiserror::Error)]
+#[error("a worker thread panicked; its message is above")]
+pub struct Panicked;
+
+impl Workers {
+    /// Starts `count` workers on the listening sockets.
+    ///
+    /// # Errors
+    /// When a thread or its runtime cannot be had. Those that were started are stopped.
+    ///
+    /// # Panics
+    /// When a listener has fewer sockets than there are workers.
+    pub fn start(
+        count: usize,
+        listening: Vec<Listening>,
+        snapshots: &Arc<ArcSwap<Snapshot>>,
+        hub: &Arc<Hub>,
+    ) -> io::Result<Self> {
+        let (stage, _) = watch::channel(Stage::Serving);
+        let (sign_off, ended) = mpsc::channel(1);
+        let mut by_worker: Vec<Vec<(TcpListener, Patience)>> = (0..count).map(|_| Vec::new()).collect();
+        for Listening { sockets, patience } in listening {
+            assert!(sockets.len() >= count, "one socket for each worker");
+            for (worker, socket) in by_worker.iter_mut().zip(sockets) {
+                worker.push((socket, patience));
+            }
+        }
+        let mut threads = Vec::new();
+        for (index, listeners) in by_worker.into_iter().enumerate() {
+            let (snapshots, hub) = (Arc::clone(snapshots), Arc::clone(hub));
+            let (stage, sign_off) = (stage.subscribe(), sign_off.clone());
+            let runtime = || -> io::Result<LocalRuntime> {
+                Builder::new_current_thread().enable_all().build_local(Default::default())
+            };
+            let (started, start) = std::sync::mpsc::sync_channel(1);
+            let body = move || {
+                // Dropped last, however this thread ends.
+                let _sign_off = sign_off;
+                let runtime = match runtime() {
+                    Ok(runtime) => {
+                        let _started = started.send(Ok(()));
+                        runtime
+                    }
+                    Err(error) => {
+                        let _failed = started.send(Err(error));
+                        return;
+                    }
+                };
+                runtime.block_on(async {
+                    let context = Context::new(index, hub, snapshots, seed());
+                    run(Rc::new(context), listeners, stage).await;
+                });
+            };
+            threads.push(thread::Builder::new().name(format!("worker-{index}")).spawn(body)?);
+            start.recv().map_err(|_| io::Error::other(Panicked))??;
+        }
+        Ok(Self { stage, ended, threads })
+    }
+
+    /// Moves all workers to a stage of their end; never back.
+    pub fn enter(&self, stage: Stage) {
+        self.stage.send_if_modified(|current| {
+            let later = stage > *current;
+            *current = stage.max(*current);
+            later
+        });
+    }
+
+    /// Waits until every worker has ended.
+    ///
+    /// # Errors
+    /// When one of them panicked.
+    pub async fn ended(&mut self) -> Result<(), Panicked> {
+        // Nothing is ever sent: the channel closes when the last worker's end of it is dropped.
+        let _closed = self.ended.recv().await;
+        for thread in self.threads.drain(..) {
+            thread.join().map_err(|_| Panicked)?;
+        }
+        Ok(())
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is where a worker starts")]
+fn seed() -> u64 {
+    use rand::RngExt;
+    rand::rng().random()
+}
+
+/// A worker's life.
+async fn run(
+    context: Rc<Context>,
+    listeners: Vec<(TcpListener, Patience)>,
+    mut stage: watch::Receiver<Stage>,
+) {
+    let timers = Rc::clone(context.timers());
+    tokio::task::spawn_local(async move { timers.run().await });
+    tokio::task::spawn_local(sweep(Rc::clone(&context)));
+    let registry = Rc::new(Registry::default());
+    let mut accepting = Vec::new();
+    for (listener, patience) in listeners {
+        match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => accepting.push(tokio::task::spawn_local(accept(
+                Rc::clone(&context),
+                Rc::clone(&registry),
+                listener,
+                patience,
+                stage.clone(),
+            ))),
+            Err(error) => tracing::error!(%error, "a worker cannot use its listening socket"),
+        }
+    }
+    // A sender that is gone means the same as the last stage: nobody is left to ask for another.
+    let reached = async |stage: &mut watch::Receiver<Stage>, wanted| {
+        let _gone = stage.wait_for(|stage| *stage >= wanted).await;
+    };
+    reached(&mut stage, Stage::Announcing).await;
+    context.start_draining();
+    reached(&mut stage, Stage::Finishing).await;
+    for task in accepting {
+        let _cancelled = task.await;
+    }
+    registry.close_all();
+    tokio::select! {
+        () = registry.emptied() => {}
+        () = reached(&mut stage, Stage::Cutting) => {}
+    }
+}
+
+async fn sweep(context: Rc<Context>) {
+    let mut interval = tokio::time::interval(SWEEP);
+    loop {
+        interval.tick().await;
+        context.sweep();
+    }
+}
