@@ -1,0 +1,143 @@
+//! A verdict in one English sentence, the same in the log, the API and on the command line.
+
+use super::verdict::{Check, CheckReport, Reason, Stage, Verdict};
+
+/// What was decided, and the numbers why. Lower case, without a full stop.
+pub fn explain(verdict: &Verdict) -> String {
+    let who = match verdict.stage {
+        Stage::Stepping => "canary",
+        Stage::Baking => "promoted version",
+    };
+    let needed = verdict.requests_needed.map(|n| format!(", about {n} more requests")).unwrap_or_default();
+    let evidence = evidence(verdict.evidence, verdict.threshold);
+    let promotion = self::evidence(verdict.promotion_evidence, verdict.promotion_threshold);
+    let rates = || rates(verdict);
+    match verdict.reason {
+        Reason::Worse(check) => format!("{who} {}: rolling back ({evidence})", finding(&check)),
+        Reason::OnlyFailures { failures } => {
+            format!("{who} failed {failures} requests in a row and answered none: rolling back")
+        }
+        Reason::BothFailing { stable, canary } => format!(
+            "canary fails {} of requests and stable {}: holding, both are in trouble",
+            percent(canary),
+            percent(stable)
+        ),
+        Reason::NoCanaryTraffic { ticks } => {
+            format!("no canary request ended in the last {ticks} ticks: holding, nothing to judge by")
+        }
+        Reason::NoStableTraffic { ticks } => {
+            format!("no stable request ended in the last {ticks} ticks: holding, nothing to compare with")
+        }
+        Reason::Healthy { requests } => {
+            format!("{} in {requests} canary requests: ready for the next step", rates())
+        }
+        Reason::NonInferior { margin } => {
+            format!("{}, within {} of it: ready to promote ({promotion})", rates(), points(margin))
+        }
+        Reason::Suspicious(check) => {
+            format!("{who} {}: not certain yet ({evidence} to roll back{needed})", finding(&check))
+        }
+        Reason::TooFewRequests { requests, minimum } => {
+            format!(
+                "canary has ended {requests} of the {minimum} requests that the step needs: waiting{needed}"
+            )
+        }
+        Reason::NotYetNonInferior { margin } => format!(
+            "{}: not certain yet that it stays within {} ({promotion} to promote{needed})",
+            rates(),
+            points(margin)
+        ),
+        Reason::Baking { requests, failures } => format!(
+            "{who} fails {} of {requests} requests since promotion: within its limits",
+            percent(if requests == 0 { 0.0 } else { failures as f64 / requests as f64 })
+        ),
+    }
+}
+
+/// What a check found, as the end of a sentence that begins with the version.
+fn finding(report: &CheckReport) -> String {
+    let (verb, unit, of): (_, fn(f64) -> String, _) = match report.check {
+        Check::ErrorRate | Check::MaxErrorRate => ("fails", percent, "of requests"),
+        Check::LatencyP50 => ("takes", seconds, "at the median"),
+        Check::LatencyP99 | Check::MaxP99 => ("takes", seconds, "at the 99th percentile"),
+    };
+    let shown = |value: Option<f64>| value.map_or_else(|| "nothing yet".to_owned(), unit);
+    // In baking there is no canary: stable is the promoted version.
+    let observed = shown(report.canary.or(report.stable));
+    match report.limit {
+        Some(limit) => format!("{verb} {observed} {of}, limit {}", unit(limit)),
+        None => format!("{verb} {observed} {of}, stable {}", shown(report.stable)),
+    }
+}
+
+/// Both failure rates of the step.
+fn rates(verdict: &Verdict) -> String {
+    let shown = |rate: Option<f64>| rate.map_or_else(|| "nothing yet".to_owned(), percent);
+    let (canary, stable) = (verdict.step.canary.error_rate, verdict.step.stable.error_rate);
+    format!("canary fails {} of requests, stable {}", shown(canary), shown(stable))
+}
+
+fn evidence(value: f64, needed: f64) -> String {
+    // Less than none is only more of none.
+    let value = value.max(0.0);
+    let (short, long) = (format!("{value:.1}"), format!("{needed:.1}"));
+    if value < needed && short == long {
+        return format!("evidence {value:.3} of {needed:.3} needed");
+    }
+    format!("evidence {short} of {long} needed")
+}
+
+fn percent(share: f64) -> String {
+    let percent = share * 100.0;
+    match percent {
+        0.0 => "0 %".to_owned(),
+        ..0.01 => "under 0.01 %".to_owned(),
+        ..0.0995 => format!("{} %", short(percent, 2)),
+        ..9.95 => format!("{} %", short(percent, 1)),
+        _ => format!("{percent:.0} %"),
+    }
+}
+
+fn points(share: f64) -> String {
+    format!("{} percentage points", short(share * 100.0, 2))
+}
+
+fn seconds(seconds: f64) -> String {
+    match seconds {
+        ..0.000_999_5 => format!("{:.0} µs", seconds * 1e6),
+        ..0.009_95 => format!("{} ms", short(seconds * 1e3, 1)),
+        ..0.999_5 => format!("{:.0} ms", seconds * 1e3),
+        _ => format!("{} s", short(seconds, 1)),
+    }
+}
+
+/// So many decimals at most, without idle zeros.
+fn short(value: f64, decimals: usize) -> String {
+    let text = format!("{value:.decimals$}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_written_as_people_would() {
+        let shares = [0.0, 0.000_01, 0.000_4, 0.001, 0.0514, 0.05, 0.0995, 0.5, 1.0];
+        let written = ["0 %", "under 0.01 %", "0.04 %", "0.1 %", "5.1 %", "5 %", "10 %", "50 %", "100 %"];
+        assert_eq!(shares.map(percent), written);
+    }
+
+    #[test]
+    fn times_are_written_as_people_would() {
+        let times = [0.000_25, 0.0015, 0.0099, 0.12, 1.0, 2.25];
+        assert_eq!(times.map(seconds), ["250 µs", "1.5 ms", "9.9 ms", "120 ms", "1 s", "2.2 s"]);
+    }
+
+    #[test]
+    fn evidence_that_falls_short_looks_short() {
+        assert_eq!(evidence(4.71, 4.605), "evidence 4.7 of 4.6 needed");
+        assert_eq!(evidence(4.59, 4.605), "evidence 4.590 of 4.605 needed");
+        assert_eq!(evidence(-0.7, 2.996), "evidence 0.0 of 3.0 needed");
+    }
+}

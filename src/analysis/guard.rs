@@ -1,0 +1,90 @@
+//! Does the canary break a limit that holds whatever stable does?
+//!
+//! The null hypothesis: in no tick is the probability above `limit`. Against it stand 15 rates θ,
+//! evenly spaced between the limit and 1. Of `n` requests with `x` over the limit, θ scores
+//!
+//! `ln LR(θ) = x·ln(θ / limit) + (n − x)·ln((1 − θ) / (1 − limit))`
+//!
+//! the likelihood ratio of independent Bernoulli trials. Its mean is 1 at the limit, and less below
+//! it because LR grows with `x`; so it is an e-value (Ramdas et al. 2023), and [`Mixture`] makes it
+//! an e-process.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{error_rate::Sample, latency::slow, mixture::Mixture};
+use crate::model::histogram::{self, Histogram};
+
+/// Evidence that more than `limit` of the requests are over what they may be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Guard {
+    limit: f64,
+    mixture: Mixture<RATES>,
+}
+
+impl Guard {
+    /// A guard on a share of requests, over 0 and below 1; `planned` is the number of later starts
+    /// that are expected, at least 1.
+    pub fn new(limit: f64, planned: u64) -> Self {
+        debug_assert!(limit > 0.0 && limit < 1.0, "a limit of {limit}");
+        Self { limit, mixture: Mixture::restarting(planned) }
+    }
+
+    /// The share of requests that may be over, 0 to 1.
+    pub fn limit(&self) -> f64 {
+        self.limit
+    }
+
+    /// Takes in one tick; the sample's failures are the requests that were over.
+    pub fn update(&mut self, sample: Sample) {
+        let over = sample.failures.min(sample.requests);
+        let (over, under) = (over as f64, (sample.requests - over) as f64);
+        let log_limit = self.limit.ln();
+        self.mixture.update(&std::array::from_fn(|k| {
+            let part = (k + 1) as f64 / (RATES + 1) as f64;
+            let rate = self.limit + (1.0 - self.limit) * part;
+            // (1 − θ) / (1 − limit) is 1 − part, which stays finite for a limit next to 1.
+            over * (rate.ln() - log_limit) + under * (-part).ln_1p()
+        }));
+    }
+
+    /// Natural logarithm of the e-value so far.
+    pub fn log_e(&self) -> f64 {
+        self.mixture.log_e()
+    }
+}
+
+/// Evidence that more than one request in a hundred takes longer than `limit`: that the 99th
+/// percentile is above it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SlowGuard {
+    limit: Duration,
+    guard: Guard,
+}
+
+impl SlowGuard {
+    /// A guard on the 99th percentile; `planned` as for [`Guard::new`].
+    pub fn new(limit: Duration, planned: u64) -> Self {
+        Self { limit, guard: Guard::new(0.01, planned) }
+    }
+
+    /// The 99th percentile that may not be exceeded.
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// Takes in one tick. Over the limit counts what lies after the bucket that holds it, so that a
+    /// request just within is never blamed for lack of resolution.
+    pub fn update(&mut self, latencies: &Histogram) {
+        self.guard.update(slow(latencies, histogram::index(self.limit)));
+    }
+
+    /// Natural logarithm of the e-value so far.
+    pub fn log_e(&self) -> f64 {
+        self.guard.log_e()
+    }
+}
+
+/// Rates between the limit and 1.
+pub const RATES: usize = 15;

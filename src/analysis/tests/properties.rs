@@ -1,0 +1,151 @@
+//! What holds for any counts at all.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use crate::{
+    analysis::{
+        Analysis, ArmTick, Tick,
+        error_rate::{Comparison, Margin, Sample},
+        explain::explain,
+        guard::Guard,
+        settings::Settings,
+        verdict::{Decision, Verdict},
+    },
+    model::histogram::{BUCKETS, Histogram},
+};
+
+const TOLERANCE: Margin = Margin { ratio: 1.1, absolute: 0.0002 };
+
+/// Small counts mostly, any counts sometimes, failures never above requests.
+fn sample() -> impl Strategy<Value = Sample> {
+    let requests = prop_oneof![4 => 0..50_u64, 2 => 0..1_000_000_u64, 1 => any::<u64>(), 1 => Just(u64::MAX)];
+    requests.prop_flat_map(|requests| {
+        let failures = prop_oneof![Just(0), Just(requests), 0..=requests];
+        failures.prop_map(move |failures| Sample { requests, failures })
+    })
+}
+
+/// Counts as a service may really have in a tick.
+fn plausible() -> impl Strategy<Value = Sample> {
+    (0..20_000_u64)
+        .prop_flat_map(|requests| (0..=requests).prop_map(move |failures| Sample { requests, failures }))
+}
+
+fn histogram() -> impl Strategy<Value = Histogram> {
+    let bucket = (0..BUCKETS, prop_oneof![0..300_u64, 0..1_u64 << 40]);
+    prop::collection::vec(bucket, 0..4).prop_map(|buckets| {
+        let mut histogram = Histogram::default();
+        buckets.into_iter().for_each(|(index, count)| histogram.add(index, count));
+        histogram
+    })
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let options = (any::<bool>(), any::<bool>(), any::<bool>());
+    let tolerance = (1.0..100.0, prop_oneof![Just(0.0), 0.0..0.99]);
+    let limits = (1e-9..0.999_999, 0..10_000_000_000_u64);
+    (options, tolerance, limits).prop_map(|((latency, failures, slow), (ratio, absolute), (limit, nanos))| {
+        let settings = Settings {
+            ratio_tolerance: ratio,
+            absolute_tolerance: absolute,
+            latency_margin: latency.then_some(0.2),
+            max_error_rate: failures.then_some(limit),
+            max_p99: slow.then_some(Duration::from_nanos(nanos)),
+            ..Settings::default()
+        };
+        assert_eq!(settings.faults(), []);
+        settings
+    })
+}
+
+fn arm(sample: Sample, latency: &Histogram) -> ArmTick<'_> {
+    ArmTick { requests: sample.requests, failures: sample.failures, latency }
+}
+
+fn assert_finite(verdict: &Verdict) -> Result<(), TestCaseError> {
+    let checks = verdict.checks.iter().flat_map(|c| [Some(c.evidence), c.stable, c.canary, c.limit]);
+    let interval = verdict.difference.map(|i| [Some(i.low), Some(i.high)]).unwrap_or_default();
+    let numbers = [Some(verdict.evidence), Some(verdict.promotion_evidence)];
+    for number in checks.chain(interval).chain(numbers).flatten() {
+        prop_assert!(number.is_finite(), "{verdict:?}");
+    }
+    prop_assert!(!explain(verdict).contains("NaN"));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_counts_break_a_rollout(
+        settings in settings(),
+        planned_ticks in prop_oneof![0..1_000_u64, any::<u64>()],
+        ticks in prop::collection::vec((sample(), sample(), histogram(), histogram(), 0..8_u8), 1..40),
+    ) {
+        let mut analysis = Analysis::new(&settings, planned_ticks);
+        for (stable, canary, stable_latency, canary_latency, event) in &ticks {
+            if *event < 2 {
+                analysis.begin_step(*event == 0);
+            }
+            let stable = arm(*stable, stable_latency);
+            let verdict = analysis.observe(&Tick { stable, canary: arm(*canary, canary_latency) });
+            assert_finite(&verdict)?;
+        }
+        analysis.begin_baking();
+        for (stable, _, latency, ..) in &ticks {
+            let verdict = analysis.observe_baking(&arm(*stable, latency));
+            assert_finite(&verdict)?;
+            prop_assert!(matches!(verdict.decision, Decision::Continue | Decision::RollBack));
+        }
+        let restored: Analysis = serde_json::from_str(&serde_json::to_string(&analysis).unwrap()).unwrap();
+        prop_assert_eq!(restored, analysis);
+    }
+
+    #[test]
+    fn a_canary_failure_speaks_against_the_canary_and_a_stable_one_for_it(
+        past in prop::collection::vec((plausible(), plausible()), 0..20),
+        (stable, canary) in (plausible(), plausible()),
+    ) {
+        let mut worse = Comparison::worse(TOLERANCE, 60);
+        let mut better = Comparison::better(TOLERANCE);
+        let mut guard = Guard::new(0.05, 60);
+        for (stable, canary) in past {
+            worse.update(stable, canary);
+            better.update(stable, canary);
+            guard.update(canary);
+        }
+        let after = |stable: Sample, canary: Sample| {
+            let (mut worse, mut better, mut guard) = (worse.clone(), better.clone(), guard.clone());
+            worse.update(stable, canary);
+            better.update(stable, canary);
+            guard.update(canary);
+            [worse.log_e(), better.log_e(), guard.log_e()]
+        };
+        let one_more = |sample: Sample| Sample { failures: (sample.failures + 1).min(sample.requests), ..sample };
+        let (as_it_is, bad_canary, bad_stable) =
+            (after(stable, canary), after(stable, one_more(canary)), after(one_more(stable), canary));
+        let rounding = |a: f64| 1e-9 * a.abs().max(1.0);
+        let at_least = |a: f64, b: f64| a >= b - rounding(b);
+        prop_assert!(at_least(bad_canary[0], as_it_is[0]) && at_least(as_it_is[1], bad_canary[1]));
+        prop_assert!(at_least(bad_canary[2], as_it_is[2]));
+        prop_assert!(at_least(as_it_is[0], bad_stable[0]) && at_least(bad_stable[1], as_it_is[1]));
+    }
+
+    #[test]
+    fn a_tick_with_one_arm_empty_leaves_the_comparison_alone(
+        past in prop::collection::vec((plausible(), plausible()), 0..25),
+        (sample, stable_is_empty) in (sample(), any::<bool>()),
+    ) {
+        let mut worse = Comparison::worse(TOLERANCE, 2);
+        for (stable, canary) in past {
+            worse.update(stable, canary);
+        }
+        let before = worse.log_e();
+        let (stable, canary) =
+            if stable_is_empty { (Sample::default(), sample) } else { (sample, Sample::default()) };
+        worse.update(stable, canary);
+        prop_assert!((worse.log_e() - before).abs() <= 1e-9 * before.abs().max(1.0));
+    }
+}
