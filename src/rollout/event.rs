@@ -1,0 +1,67 @@
+//! Everything that can happen to a rollout: people and CI command, time passes with a decision, and
+//! preparing ends. One closed enum, so that there is one order of events.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::analysis::verdict::Decision;
+
+/// Something that happens to a rollout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Somebody wants something. The only event that can be refused.
+    Command(Command),
+    /// Time has passed, and this is what the evidence calls for.
+    Tick(Decision),
+    /// The canary is ready for traffic. Without meaning, and ignored, unless preparing.
+    Prepared,
+    /// The canary could not be made ready, and why, as a sentence. Whoever prepares also decides
+    /// how long that may take: the machine has no deadline for it, as nobody is exposed meanwhile.
+    PrepareFailed(String),
+}
+
+/// What a person or CI can ask for, with Argo's meanings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Command {
+    /// Begin a rollout; after one that was rolled back, try again.
+    Start,
+    /// Go to the next step now, from the last one to everything; resume if paused.
+    Promote {
+        /// Skip all remaining steps.
+        full: bool,
+    },
+    /// Give all traffic back to the version that had it.
+    #[serde(rename = "rollback")]
+    RollBack,
+    /// Stay at this step until somebody says otherwise.
+    Pause,
+    /// Go on with the step, from the beginning of its hold.
+    Resume,
+}
+
+impl Command {
+    /// Every command.
+    pub const ALL: [Self; 6] = [
+        Self::Start,
+        Self::Promote { full: false },
+        Self::Promote { full: true },
+        Self::RollBack,
+        Self::Pause,
+        Self::Resume,
+    ];
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Start => "start",
+            Self::Promote { full: false } => "promote",
+            Self::Promote { full: true } => "promote --full",
+            Self::RollBack => "rollback",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+        })
+    }
+}

@@ -1,0 +1,243 @@
+//! A world of one rollout: what is saved, and what is published. Effects happen one at a time with
+//! a crash possible before, between and after any two; the design's sentences must hold after each.
+
+use std::collections::HashSet;
+
+use proptest::{
+    collection::{btree_map, vec as any_vec},
+    prelude::any,
+    prop_oneof, proptest,
+    sample::select,
+    strategy::Strategy as Generator,
+};
+
+use super::*;
+
+/// How many effects of an event a process survives; at [`ALL`] it does not crash.
+type Survives = usize;
+
+const ALL: Survives = 9;
+
+struct World {
+    plan: Plan,
+    saved: Phase,
+    published: Exposure,
+}
+
+impl World {
+    fn new(plan: Plan, saved: Phase) -> Self {
+        let published = saved.exposure(&plan);
+        Self { plan, saved, published }
+    }
+
+    /// One event, perhaps a crash, and if so a restart from what is saved.
+    fn live(&mut self, event: &Event, now: Timestamp, survives: Survives) {
+        let Ok(transition) = machine::step(self.saved.clone(), &self.plan, event.clone(), now) else {
+            assert!(matches!(event, Event::Command(_)), "only commands may be refused: {event:?}");
+            return;
+        };
+        if transition.effects.is_empty() {
+            assert_eq!(transition.phase, self.saved, "a phase must not change unsaved");
+        }
+        let before = self.saved.clone();
+        for effect in transition.effects.iter().take(survives) {
+            match effect {
+                Effect::Save => self.saved = transition.phase.clone(),
+                Effect::Publish(exposure) => self.published = *exposure,
+            }
+            self.check(&before, event, now);
+        }
+        if survives < transition.effects.len() {
+            self.published = self.saved.exposure(&self.plan);
+            self.check(&before, event, now);
+        }
+        let Self { plan, saved, published } = self;
+        assert_eq!(*published, saved.exposure(plan), "what is published must catch up with the record");
+    }
+
+    fn check(&self, before: &Phase, event: &Event, now: Timestamp) {
+        self.exposure_never_exceeds_record();
+        self.a_rolled_back_rollout_never_advances(before, event);
+        self.canary_never_gets_more_than_its_plan_allows(before, event, now);
+    }
+
+    /// "A crash at any point thus leaves less canary traffic than recorded, never more."
+    fn exposure_never_exceeds_record(&self) {
+        let recorded = self.saved.exposure(&self.plan);
+        assert!(self.published <= recorded, "{:?} exceeds {recorded:?}", self.published);
+    }
+
+    /// From `rolling_back` only `rolled_back` follows, and from there only another start.
+    fn a_rolled_back_rollout_never_advances(&self, before: &Phase, event: &Event) {
+        match before {
+            Phase::RollingBack { .. } => {
+                assert!(matches!(self.saved, Phase::RollingBack { .. } | Phase::RolledBack { .. }));
+            }
+            Phase::RolledBack { .. } if *event != Event::Command(Command::Start) => {
+                assert_eq!(self.saved, *before);
+            }
+            _ => return,
+        }
+        assert_eq!(self.published, Exposure::NONE);
+    }
+
+    /// One rung of the plan's ladder at a time, each earned by its hold and the evidence or by a
+    /// command; and nothing that is not on the ladder.
+    fn canary_never_gets_more_than_its_plan_allows(&self, before: &Phase, event: &Event, now: Timestamp) {
+        let ladder = ladder(&self.plan);
+        let rung = |exposure| ladder.iter().position(|rung| *rung == exposure).expect("on the ladder");
+        let earned = match (event, before) {
+            (Event::Prepared, Phase::Preparing { .. }) => 1,
+            (Event::Command(PROMOTE), Phase::Stepping { .. }) => 1,
+            (Event::Command(PROMOTE_FULL), Phase::Stepping { .. } | Phase::Paused { .. }) => ladder.len(),
+            (Event::Tick(Decision::Advance), Phase::Stepping { step, since }) => {
+                let held = i128::from(now.as_millis()) - i128::from(since.as_millis());
+                let hold = self.plan.steps()[*step].hold.as_millis();
+                usize::from(held >= i128::try_from(hold).unwrap())
+            }
+            _ => 0,
+        };
+        let most = rung(before.exposure(&self.plan)) + earned;
+        assert!(rung(self.published) <= most, "{:?} after {event:?} in {before:?}", self.published);
+    }
+}
+
+/// Every exposure that a plan allows, in the order in which it allows them.
+fn ladder(plan: &Plan) -> Vec<Exposure> {
+    let steps = match plan.strategy() {
+        Strategy::Canary => plan.steps(),
+        Strategy::BlueGreen => &[],
+    };
+    let steps = steps.iter().map(|step| Exposure::canary(step.weight));
+    [Exposure::NONE].into_iter().chain(steps).chain([Exposure::SWAPPED]).collect()
+}
+
+fn plans() -> Vec<Plan> {
+    let choices = [WhenInconclusive::Hold, WhenInconclusive::Pause, WhenInconclusive::RollBack];
+    let mut impatient = draft();
+    impatient.steps[0].hold = Duration::ZERO;
+    impatient.deadline = Duration::ZERO;
+    impatient.bake = Duration::ZERO;
+    let mut to_the_top = draft();
+    to_the_top.steps.push(Step { weight: Weight::FULL, hold: Duration::from_millis(5) });
+    let more = [Plan::new(impatient).unwrap(), Plan::new(to_the_top).unwrap(), blue_green()];
+    choices.map(when_inconclusive).into_iter().chain(more).collect()
+}
+
+fn events() -> Vec<Event> {
+    let decisions = [Decision::Continue, Decision::Advance, Decision::RollBack, Decision::Hold];
+    let ticks = decisions.map(Event::Tick).into_iter();
+    let others = [Event::Prepared, Event::PrepareFailed("no".into())];
+    ticks.chain(Command::ALL.map(Event::Command)).chain(others).collect()
+}
+
+fn time_of(phase: &mut Phase) -> Option<&mut Timestamp> {
+    match phase {
+        Phase::Idle => None,
+        Phase::Preparing { since: time }
+        | Phase::Stepping { since: time, .. }
+        | Phase::Paused { since: time, .. }
+        | Phase::Promoting { since: time }
+        | Phase::Baking { since: time }
+        | Phase::Succeeded { at: time }
+        | Phase::RollingBack { since: time, .. }
+        | Phase::RolledBack { at: time, .. } => Some(time),
+    }
+}
+
+/// Where the clock stands before each event of the exhaustive test.
+const NOW: u64 = 1_000;
+
+/// The phase with its time moved as if the clock stood at [`NOW`] again, and its age cut to what can
+/// matter: longer than hold and deadline, or in the future. So the number of phases is finite.
+fn rebased(mut phase: Phase, now: u64) -> Phase {
+    if let Some(time) = time_of(&mut phase) {
+        *time = at((NOW + time.as_millis()).saturating_sub(now).clamp(NOW - 40, NOW + 10));
+    }
+    phase
+}
+
+/// Every phase that can be reached, every event in it, on both sides of every threshold of time and
+/// with the clock going back, and a crash at every effect.
+#[test]
+fn the_designs_sentences_hold_in_every_reachable_phase() {
+    for plan in plans() {
+        let mut seen = vec![Phase::Idle];
+        let mut next = 0;
+        while let Some(phase) = seen.get(next).cloned() {
+            next += 1;
+            for event in &events() {
+                for (now, survives) in [NOW - 5, NOW, NOW + 5, NOW + 10, NOW + 30]
+                    .into_iter()
+                    .flat_map(|now| [0, 1, ALL].map(|survives| (now, survives)))
+                {
+                    let mut world = World::new(plan.clone(), phase.clone());
+                    world.live(event, at(now), survives);
+                    let reached = rebased(world.saved, now);
+                    if !seen.contains(&reached) {
+                        seen.push(reached);
+                    }
+                }
+            }
+        }
+        let kinds: HashSet<_> = seen.iter().map(Phase::name).collect();
+        let never = if plan.strategy() == Strategy::BlueGreen { 2 } else { 0 };
+        assert_eq!(kinds.len(), phases().len() - never, "every kind of phase is reached: {kinds:?}");
+    }
+}
+
+/// Any plan, with times of the same size as the story's.
+fn any_plan() -> impl Generator<Value = Plan> {
+    let steps = btree_map(1u16..=10_000, 0u64..40, 0..5);
+    let choice = select(vec![WhenInconclusive::Hold, WhenInconclusive::Pause, WhenInconclusive::RollBack]);
+    (steps, 0u64..40, 0u64..40, choice).prop_map(|(steps, bake, deadline, when_inconclusive)| {
+        let strategy = if steps.is_empty() { Strategy::BlueGreen } else { Strategy::Canary };
+        let step = |(weight, hold)| Step {
+            weight: Weight::from_hundredths(weight).unwrap(),
+            hold: Duration::from_millis(hold),
+        };
+        let steps = steps.into_iter().map(step).collect();
+        let [bake, deadline] = [bake, deadline].map(Duration::from_millis);
+        Plan::new(Draft { strategy, steps, bake, deadline, when_inconclusive }).unwrap()
+    })
+}
+
+/// Events as they come: mostly good ones, or no rollout would get far.
+fn any_event() -> impl Generator<Value = Event> {
+    let good = vec![Event::Tick(Decision::Advance), Event::Tick(Decision::Continue), Event::Prepared];
+    prop_oneof![3 => select(good), 1 => select(events())]
+}
+
+proptest! {
+    #[test]
+    fn the_designs_sentences_hold_in_any_story(
+        plan in any_plan(),
+        story in any_vec((any_event(), -30i64..60, select(vec![0, 1, ALL, ALL, ALL])), 1..120),
+    ) {
+        let mut world = World::new(plan, Phase::Idle);
+        let mut now = 1_000u64;
+        world.live(&Event::Command(Command::Start), at(now), ALL);
+        for (event, later, survives) in story {
+            now = now.saturating_add_signed(later);
+            world.live(&event, at(now), survives);
+        }
+    }
+
+    #[test]
+    fn no_record_and_no_clock_makes_the_machine_panic(
+        kind in 0usize..9, step in any::<usize>(), since in any::<u64>(), now in any::<u64>(),
+        event in select(events()),
+    ) {
+        let mut phase = phases()[kind].clone();
+        if let Some(time) = time_of(&mut phase) {
+            *time = at(since);
+        }
+        if let Phase::Stepping { step: s, .. } | Phase::Paused { step: s, .. } = &mut phase {
+            *s = step;
+        }
+        if let Ok(transition) = machine::step(phase, &plan(), event, at(now)) {
+            let text = transition.note.map(|note| note.to_string());
+            assert_ne!(text.as_deref(), Some(""));
+        }
+    }
+}
