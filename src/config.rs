@@ -1,6 +1,32 @@
 //! What a configuration means. Every value here has been checked: whoever holds a [`Config`] need
 //! not doubt it. How it is written, and what is said about a wrong one, is in the submodules.
 
+pub mod diagnostic;
+pub mod load;
+
+mod address;
+mod admin;
+mod analysis;
+mod backend;
+mod document;
+mod host;
+mod listener;
+mod report;
+mod rollout;
+mod route;
+mod service;
+mod shutdown;
+mod sticky;
+mod structure;
+mod suggest;
+mod timeouts;
+mod written;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
 
 use crate::{

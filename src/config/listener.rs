@@ -1,0 +1,98 @@
+//! `[[listeners]]`: where requests come in.
+
+use std::{net::SocketAddr, time::Duration};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::{
+    Listener, address,
+    report::Report,
+    written::{Section, TIMEOUT, Table, Text, Time, time_or},
+};
+
+/// `[[listeners]]` as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawListener {
+    address: Option<Text>,
+    header_timeout: Option<Time>,
+    idle_timeout: Option<Time>,
+}
+
+impl Section for RawListener {
+    const HEADER: &'static str = "[[listeners]]";
+}
+
+/// An address that makes a good example, and the usual one behind a load balancer.
+pub(super) fn example() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 8080))
+}
+
+/// The listeners, each with the place of its address.
+pub(super) fn lower(
+    raw: Vec<Spanned<Table<RawListener>>>,
+    report: &mut Report<'_>,
+) -> Vec<Spanned<Listener>> {
+    if raw.is_empty() {
+        report
+            .error_in_file("there is no listener, so no request could come in")
+            .help(format!("add `[[listeners]]` with `address = \"{}\"`", example()));
+    }
+    let mut listeners: Vec<Spanned<Listener>> = Vec::new();
+    for raw in raw {
+        let Some(listener) = lower_one(raw, report) else { continue };
+        let address = listener.get_ref().address;
+        let other = listeners.iter().find(|other| address::collide(other.get_ref().address, address));
+        if let Some(other) = other {
+            let line = report.line_number(&other.span());
+            let problem =
+                format!("`{address}` is taken by the listener `{}` on line {line}", other.get_ref().address);
+            report.error(listener.span(), problem).help("give each listener a port of its own");
+        }
+        listeners.push(listener);
+    }
+    listeners
+}
+
+fn lower_one(raw: Spanned<Table<RawListener>>, report: &mut Report<'_>) -> Option<Spanned<Listener>> {
+    let header = raw.span();
+    let RawListener { address, header_timeout, idle_timeout } = raw.into_inner().0;
+    let second = Duration::from_secs(1);
+    let header_timeout = time_or(10 * second, header_timeout.as_ref(), "header_timeout", TIMEOUT, report);
+    let idle_timeout = time_or(75 * second, idle_timeout.as_ref(), "idle_timeout", TIMEOUT, report);
+    let Some(written) = address else {
+        report
+            .error(header, "this listener has no `address`")
+            .help(format!("say where it listens, such as `address = \"{}\"`", example()));
+        return None;
+    };
+    let address = address::parse(&written, &example(), report)?;
+    Some(Spanned::new(written.span(), Listener { address, header_timeout, idle_timeout }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{errors, parsed};
+
+    #[test]
+    fn a_listener_needs_only_an_address() {
+        let listener = parsed("").listeners.remove(0);
+        assert_eq!(listener.address, super::example());
+        assert_eq!(listener.header_timeout.as_secs(), 10);
+        assert_eq!(listener.idle_timeout.as_secs(), 75);
+    }
+
+    #[test]
+    fn every_fault_of_every_listener_is_named() {
+        let more = "[[listeners]]\nheader_timeout = '0s'\n[[listeners]]\naddress = '127.0.0.1:8080'";
+        assert_eq!(
+            errors(more),
+            [
+                "this listener has no `address`",
+                "`header_timeout` of 0s is too short",
+                "`127.0.0.1:8080` is taken by the listener `0.0.0.0:8080` on line 2"
+            ]
+        );
+    }
+}

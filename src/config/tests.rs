@@ -1,0 +1,160 @@
+//! The files in `config/` are what a user copies and the reference they read, so they have to be
+//! right, complete and up to date.
+
+use std::{cell::Cell, fmt, path::Path};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Visitor, value::Error},
+    forward_to_deserialize_any,
+};
+use toml::Value;
+
+use super::{
+    Config,
+    admin::RawAdmin,
+    analysis::RawAnalysis,
+    backend::RawBackend,
+    diagnostic::render,
+    document::RawDocument,
+    listener::RawListener,
+    load::{load, parse},
+    rollout::{RawRollout, RawStep},
+    route::RawRoute,
+    service::RawService,
+    shutdown::RawShutdown,
+    sticky::RawSticky,
+    timeouts::RawTimeouts,
+};
+use crate::rollout::plan::Strategy;
+
+const FULL: &str = include_str!("../../config/full.toml");
+
+fn meaning(text: &str) -> Config {
+    match parse("full.toml", text) {
+        Ok((config, warnings)) => {
+            assert!(warnings.is_empty(), "{}", render(&warnings));
+            config
+        }
+        Err(errors) => panic!("{}", render(&errors)),
+    }
+}
+
+#[test]
+fn every_example_is_free_of_errors_and_warnings() {
+    let mut names = Vec::new();
+    for entry in Path::new("config").read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        match load(&path) {
+            Ok((_, warnings)) => assert!(warnings.is_empty(), "{}", render(&warnings)),
+            Err(errors) => panic!("{}", render(&errors)),
+        }
+        names.push(path.file_name().unwrap().to_str().unwrap().to_owned());
+    }
+    names.sort();
+    assert_eq!(names, ["blue-green.toml", "canary.toml", "full.toml", "minimal.toml"]);
+}
+
+#[test]
+fn the_examples_mean_what_they_say() {
+    let minimal = meaning(include_str!("../../config/minimal.toml"));
+    assert_eq!(minimal.services[0].weight.percent(), 10.0);
+    let canary = meaning(include_str!("../../config/canary.toml")).services.remove(0);
+    let weights: Vec<_> = canary.rollout.plan.steps().iter().map(|step| step.weight.percent()).collect();
+    assert_eq!(weights, [1.0, 10.0, 50.0]);
+    let blue_green = meaning(include_str!("../../config/blue-green.toml")).services.remove(0);
+    assert_eq!(blue_green.rollout.plan.strategy(), Strategy::BlueGreen);
+}
+
+/// Keys of the reference that are there to be shown and have no default, or a default of "off".
+const WITHOUT_DEFAULT: [&str; 8] =
+    ["workers", "hostnames", "address", "service", "stable", "canary", "max_error_rate", "max_p99"];
+
+#[test]
+fn the_reference_shows_the_defaults() {
+    let mut left_out = String::new();
+    let mut in_steps = false;
+    for line in FULL.lines() {
+        let key = line.split_once(" =").map(|(key, _)| key);
+        in_steps = (in_steps || line == "steps = [") && line != "]";
+        let kept = key.is_none_or(|key| key == "endpoints" || WITHOUT_DEFAULT.contains(&key));
+        if kept && !in_steps && line != "]" {
+            left_out = left_out + line + "\n";
+        }
+    }
+    assert!(!left_out.contains("header_timeout") && left_out.contains("[services.web.rollout]"));
+    assert_eq!(meaning(&left_out), meaning(FULL));
+}
+
+#[test]
+fn the_reference_mentions_every_key() {
+    let sections: [(&str, Vec<&str>); 12] = [
+        ("", keys::<RawDocument>()),
+        (".shutdown", keys::<RawShutdown>()),
+        (".listeners", keys::<RawListener>()),
+        (".admin", keys::<RawAdmin>()),
+        (".routes", keys::<RawRoute>()),
+        (".services.NAME", keys::<RawService>()),
+        (".services.NAME.backends.NAME", keys::<RawBackend>()),
+        (".services.NAME.sticky", keys::<RawSticky>()),
+        (".services.NAME.timeouts", keys::<RawTimeouts>()),
+        (".services.NAME.rollout", keys::<RawRollout>()),
+        (".services.NAME.rollout.steps", keys::<RawStep>()),
+        (".services.NAME.rollout.analysis", keys::<RawAnalysis>()),
+    ];
+    let mut written = Vec::new();
+    collect("", &Value::Table(FULL.parse().unwrap()), &mut written);
+    written.sort();
+    written.dedup();
+    let known = sections.iter();
+    let known = known.flat_map(|(section, keys)| keys.iter().map(move |key| format!("{section}.{key}")));
+    let mut known: Vec<_> = known.collect();
+    known.sort();
+    assert_eq!(written, known);
+}
+
+/// Every key below a value, by its path; names that the user chooses are `NAME`.
+fn collect(path: &str, value: &Value, found: &mut Vec<String>) {
+    let is_map = path.ends_with("services") || path.ends_with("backends");
+    match value {
+        Value::Table(table) if is_map => {
+            table.values().for_each(|value| collect(&format!("{path}.NAME"), value, found));
+        }
+        Value::Table(table) => {
+            for (key, value) in table {
+                let path = format!("{path}.{key}");
+                found.push(path.clone());
+                collect(&path, value, found);
+            }
+        }
+        Value::Array(array) => array.iter().for_each(|value| collect(path, value, found)),
+        _ => {}
+    }
+}
+
+/// The keys of a raw shape, as its own `Deserialize` names them.
+fn keys<'de, T: Deserialize<'de> + fmt::Debug>() -> Vec<&'static str> {
+    struct Asked<'a>(&'a Cell<&'static [&'static str]>);
+    impl<'de> Deserializer<'de> for Asked<'_> {
+        type Error = Error;
+        fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Error> {
+            Err(serde::de::Error::custom("only structs are asked for their keys"))
+        }
+        fn deserialize_struct<V: Visitor<'de>>(
+            self,
+            _: &'static str,
+            fields: &'static [&'static str],
+            visitor: V,
+        ) -> Result<V::Value, Error> {
+            self.0.set(fields);
+            self.deserialize_any(visitor)
+        }
+        forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit
+            unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+        }
+    }
+    let keys = Cell::new([].as_slice());
+    T::deserialize(Asked(&keys)).expect_err("the keys are all that is asked for");
+    keys.get().to_vec()
+}

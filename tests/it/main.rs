@@ -1,0 +1,21 @@
+//! The tests that look at Tidegate from outside, in one binary, because each binary is linked anew.
+//!
+//! | module | what is tested |
+//! | --- | --- |
+//! | `config` | what a user is told about each mistake in a configuration |
+
+mod config;
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+#[test]
+fn every_file_here_is_a_module_and_in_the_table() {
+    let here = Path::new("tests/it");
+    let main = fs::read_to_string(here.join("main.rs")).unwrap();
+    let entries = here.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let names = entries.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned());
+    for name in names.filter(|name| name != "main").collect::<BTreeSet<_>>() {
+        assert!(main.contains(&format!("\nmod {name};\n")), "`mod {name};` is missing in tests/it/main.rs");
+        assert!(main.contains(&format!("\n//! | `{name}` |")), "`{name}` is missing in the table");
+    }
+}
