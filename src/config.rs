@@ -37,6 +37,7 @@ use crate::{
         weight::Weight,
     },
     rollout::plan::Plan,
+    routing::snapshot::{Endpoint, Sticky, Timeouts},
 };
 
 /// A whole configuration.
@@ -124,35 +125,6 @@ pub struct Backend {
     pub endpoints: Vec<Endpoint>,
 }
 
-/// One address that serves requests.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Endpoint {
-    /// Host name, IPv4 address, or IPv6 address without brackets.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-}
-
-/// Keeps a user on the side that they were first given, by a cookie.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Sticky {
-    /// The cookie's name.
-    pub cookie: String,
-    /// How long the cookie lasts (default 24 h).
-    pub max_age: Duration,
-}
-
-/// How long a backend may take.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Timeouts {
-    /// Longest time to connect (default 2 s).
-    pub connect: Duration,
-    /// Longest time from the whole request sent to the response's head (default 60 s).
-    pub response: Duration,
-    /// Longest time without a byte of body in either direction (default 60 s).
-    pub idle: Duration,
-}
-
 /// How a rollout goes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rollout {
@@ -165,15 +137,5 @@ pub struct Rollout {
 impl Default for Shutdown {
     fn default() -> Self {
         Self { delay: Duration::from_secs(10), deadline: Duration::from_secs(25) }
-    }
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(2),
-            response: Duration::from_secs(60),
-            idle: Duration::from_secs(60),
-        }
     }
 }

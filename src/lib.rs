@@ -26,3 +26,12 @@ pub mod proxy;
 pub mod telemetry;
 pub mod upstream;
 pub mod worker;
+
+// ── control ─────────────────────────────────────────────────────────────────────────────────
+pub mod admin;
+pub mod controller;
+
+// ── front ───────────────────────────────────────────────────────────────────────────────────
+pub mod app;
+pub mod cli;
+pub mod demo;

@@ -1,3 +1,7 @@
 //! Parses the command line, calls the library, turns an error into an exit code. Decides nothing.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tidegate::cli::main()
+}

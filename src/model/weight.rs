@@ -55,6 +55,12 @@ impl Weight {
         f64::from(self.0) / 100.0
     }
 
+    /// What is left of all requests.
+    #[must_use]
+    pub const fn complement(self) -> Self {
+        Self(Self::FULL.0 - self.0)
+    }
+
     /// Whether a uniformly distributed 64-bit number falls into this share.
     ///
     /// The number is scaled to 0..10,000 by multiplication, so the share is exact to 2⁻⁵⁰, and a

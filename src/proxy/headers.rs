@@ -100,9 +100,7 @@ fn set_host(parts: &mut request::Parts, endpoint: &Endpoint) {
             parts.headers.insert(header::HOST, host);
         }
     } else if let Entry::Vacant(entry) = parts.headers.entry(header::HOST) {
-        let Endpoint { host, port } = endpoint;
-        let host = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-        if let Ok(host) = HeaderValue::from_str(&host) {
+        if let Ok(host) = HeaderValue::try_from(endpoint.to_string()) {
             entry.insert(host);
         }
     }

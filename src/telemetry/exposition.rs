@@ -227,11 +227,11 @@ mod tests {
         }
         let text = scrape(&hub);
         for line in [
-            r#"tidegate_requests_total{backend="v1",role="stable",service="web",status="2xx"} 3"#,
-            r#"tidegate_requests_total{backend="v1",role="stable",service="web",status="5xx"} 0"#,
-            r#"tidegate_request_duration_seconds_bucket{backend="v1",role="stable",service="web",le="0.005"} 1"#,
-            r#"tidegate_request_duration_seconds_bucket{backend="v1",role="stable",service="web",le="0.01"} 2"#,
-            r#"tidegate_request_duration_seconds_bucket{backend="v1",role="stable",service="web",le="+Inf"} 3"#,
+            r#"tidegate_requests_total{service="web",backend="v1",role="stable",status="2xx"} 3"#,
+            r#"tidegate_requests_total{service="web",backend="v1",role="stable",status="5xx"} 0"#,
+            r#"tidegate_request_duration_seconds_bucket{service="web",backend="v1",role="stable",le="0.005"} 1"#,
+            r#"tidegate_request_duration_seconds_bucket{service="web",backend="v1",role="stable",le="0.01"} 2"#,
+            r#"tidegate_request_duration_seconds_bucket{service="web",backend="v1",role="stable",le="+Inf"} 3"#,
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -46,6 +46,16 @@ impl Totals {
         }
     }
 
+    /// Adds every count of `other`.
+    pub fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in self.outcomes.iter_mut().zip(&other.outcomes) {
+            *mine += theirs;
+        }
+        self.in_flight += other.in_flight;
+        self.connect_failures += other.connect_failures;
+        self.latency.merge(&other.latency);
+    }
+
     fn sum(&self, which: impl Fn(Outcome) -> bool) -> u64 {
         Outcome::ALL.into_iter().filter(|o| which(*o)).map(|o| self.outcomes[o.index()]).sum()
     }

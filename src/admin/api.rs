@@ -1,0 +1,134 @@
+//! The handlers: parse, ask the controller, render.
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{FromRequest, Path, State},
+    routing::{get, post, put},
+};
+use http::StatusCode;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::problem::Problem;
+use crate::{
+    controller::{Controller, Request, status::ServiceStatus},
+    model::weight::Weight,
+    rollout::event::Command,
+};
+
+type Answer<T> = Result<Json<T>, Problem>;
+
+/// The routes under `/api/v1`.
+pub(super) fn router() -> Router<Controller> {
+    let verb = |request: Request| {
+        post(move |controller: State<Controller>, name: Path<String>| ask(controller, name, request))
+    };
+    Router::new()
+        .route("/services", get(services))
+        .route("/services/{name}", get(service))
+        .route("/services/{name}/weight", put(weight))
+        .route("/services/{name}/promote", post(promote))
+        .route("/services/{name}/start", verb(Request::Rollout(Command::Start)))
+        .route("/services/{name}/rollback", verb(Request::Rollout(Command::RollBack)))
+        .route("/services/{name}/pause", verb(Request::Rollout(Command::Pause)))
+        .route("/services/{name}/resume", verb(Request::Rollout(Command::Resume)))
+        .route("/services/{name}/flip", verb(Request::Flip))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+}
+
+#[derive(Serialize)]
+struct Services {
+    services: Vec<ServiceStatus>,
+}
+
+async fn services(State(controller): State<Controller>) -> Json<Services> {
+    Json(Services { services: controller.services() })
+}
+
+async fn service(State(controller): State<Controller>, Path(name): Path<String>) -> Answer<ServiceStatus> {
+    Ok(Json(controller.service(&name)?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WeightBody {
+    /// The canary's share of requests, in percent.
+    canary: f64,
+}
+
+async fn weight(
+    controller: State<Controller>,
+    name: Path<String>,
+    Body(body): Body<WeightBody>,
+) -> Answer<ServiceStatus> {
+    let weight = Weight::from_percent(body.canary)
+        .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
+    ask(controller, name, Request::SetWeight(weight)).await
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct PromoteBody {
+    /// Skip the steps that are left.
+    full: bool,
+}
+
+async fn promote(
+    controller: State<Controller>,
+    name: Path<String>,
+    body: Option<Body<PromoteBody>>,
+) -> Answer<ServiceStatus> {
+    let PromoteBody { full } = body.map(|Body(body)| body).unwrap_or_default();
+    ask(controller, name, Request::Rollout(Command::Promote { full })).await
+}
+
+async fn ask(
+    State(controller): State<Controller>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Answer<ServiceStatus> {
+    Ok(Json(controller.request(&name, request).await?))
+}
+
+async fn no_such_path() -> Problem {
+    let detail = "there is nothing here; the API begins at /api/v1/services";
+    Problem::new(StatusCode::NOT_FOUND, detail)
+}
+
+async fn no_such_method() -> Problem {
+    let detail = "this path does not answer this method; the `Allow` field names those that it does";
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
+}
+
+/// A JSON body, whatever its content type says: `curl -d` calls everything a form.
+struct Body<T>(T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Problem> {
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|error| Problem::new(error.status(), error.body_text()))?;
+        let parsed = serde_json::from_slice(&bytes);
+        parsed.map(Self).map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the body: {error}")))
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned> axum::extract::OptionalFromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Option<Self>, Problem> {
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|error| Problem::new(error.status(), error.body_text()))?;
+        if bytes.trim_ascii().is_empty() {
+            return Ok(None);
+        }
+        let parsed = serde_json::from_slice(&bytes);
+        parsed
+            .map(|body| Some(Self(body)))
+            .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the body: {error}")))
+    }
+}

@@ -1,0 +1,155 @@
+//! The whole program put together, and taken apart again. The only module that knows both halves.
+
+use std::{io, net::SocketAddr, sync::Arc, thread, time::Duration};
+
+use anyhow::Context as _;
+use prometheus::{IntGaugeVec, Opts, Registry};
+
+use crate::{
+    admin::{self, readiness::Readiness},
+    config::Config,
+    controller::{Controller, Inputs, publish::Publisher},
+    net::listen,
+    proxy::client::Patience,
+    telemetry::{exposition::CellsCollector, ledger::Hub},
+    worker::{
+        drain::Stage,
+        handle::{Listening, Panicked, Workers},
+    },
+};
+
+/// What is not in the configuration, because nobody who runs Tidegate need choose it.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// How often counts are read and decided on.
+    pub tick: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { tick: Duration::from_secs(1) }
+    }
+}
+
+/// A running Tidegate. Dropping it without [`Running::drain`] cuts what is in flight.
+#[derive(Debug)]
+pub struct Running {
+    /// Where requests come in, in the configuration's order, with the ports that were given.
+    pub listeners: Vec<SocketAddr>,
+    /// Where the admin API is, if anywhere.
+    pub admin: Option<SocketAddr>,
+    /// The control half.
+    pub controller: Controller,
+    readiness: Readiness,
+    workers: Workers,
+    shutdown: crate::config::Shutdown,
+}
+
+/// Starts everything: binds every address, then starts the workers, the controller and the admin API
+/// on the current runtime. When it returns, requests are served.
+///
+/// # Errors
+/// When an address cannot be bound or a thread cannot be started; nothing is left running then.
+pub async fn start(config: &Config, options: Options) -> anyhow::Result<Running> {
+    let count = config.workers.map_or_else(available_cpus, |workers| workers.get());
+    let mut listening = Vec::new();
+    let mut listeners = Vec::new();
+    for listener in &config.listeners {
+        let sockets = listen::bind(listener.address, count)
+            .with_context(|| format!("cannot listen on {}", listener.address))?;
+        listeners.push(sockets[0].local_addr()?);
+        let patience = Patience { header: listener.header_timeout, idle: listener.idle_timeout };
+        listening.push(Listening { sockets, patience });
+    }
+    let admin_socket = match &config.admin {
+        Some(admin) => Some(
+            admin::server::bind(admin.address)
+                .with_context(|| format!("cannot listen on {} for the admin API", admin.address))?,
+        ),
+        None => None,
+    };
+    let admin = admin_socket.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
+
+    let hub = Arc::new(Hub::new(count));
+    let publisher = Arc::new(Publisher::new(config));
+    let registry = registry(&hub).context("cannot register the metrics")?;
+    let workers =
+        Workers::start(count, listening, publisher.snapshots(), &hub).context("cannot start the workers")?;
+    let inputs = Inputs { config, publisher, hub, tick: options.tick, registry: &registry };
+    let controller = Controller::start(inputs).context("cannot start the controller")?;
+    let readiness = Readiness::default();
+    if let Some(socket) = admin_socket {
+        let served = admin::server::serve(socket, controller.clone(), registry, readiness.clone());
+        tokio::spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!(%error, "the admin API has stopped");
+            }
+        });
+    }
+    readiness.set(true);
+    let shutdown = config.shutdown.clone();
+    Ok(Running { listeners, admin, controller, readiness, workers, shutdown })
+}
+
+impl Running {
+    /// Ends the process's work: tells clients to go and takes the last connections for `delay`, then
+    /// lets what is in flight finish until the deadline, then cuts it.
+    ///
+    /// # Errors
+    /// When a worker panicked.
+    pub async fn drain(mut self, delay: Duration) -> Result<(), Panicked> {
+        self.readiness.set(false);
+        self.workers.enter(Stage::Announcing);
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            // Only a panic ends a worker here.
+            ended = self.workers.ended() => return ended.and(Err(Panicked)),
+        }
+        self.workers.enter(Stage::Finishing);
+        let deadline = self.shutdown.deadline;
+        if let Ok(ended) = tokio::time::timeout(deadline, self.workers.ended()).await {
+            return ended;
+        }
+        tracing::warn!(?deadline, "some requests did not finish in time and are cut");
+        self.workers.enter(Stage::Cutting);
+        self.workers.ended().await
+    }
+
+    /// Waits for a worker to end of itself, which only a bug makes it do.
+    pub async fn failed(&mut self) -> Panicked {
+        let _ended = self.workers.ended().await;
+        Panicked
+    }
+
+    /// How long clients are told to go before no more are let in.
+    pub fn drain_delay(&self) -> Duration {
+        self.shutdown.delay
+    }
+}
+
+/// One worker for each CPU that the process may use, container limits included.
+fn available_cpus() -> usize {
+    thread::available_parallelism().map_or(1, |cpus| cpus.get())
+}
+
+fn registry(hub: &Arc<Hub>) -> prometheus::Result<Registry> {
+    let registry = Registry::new();
+    registry.register(Box::new(CellsCollector::new(Arc::clone(hub))))?;
+    #[cfg(target_os = "linux")]
+    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+    let build = IntGaugeVec::new(
+        Opts::new("tidegate_build_info", "Always 1; the label says which version this is."),
+        &["version"],
+    )?;
+    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    registry.register(Box::new(build))?;
+    Ok(registry)
+}
+
+/// Raises the limit of open files to what the system allows: a proxy needs two for each client.
+///
+/// # Errors
+/// When the limits cannot be read or changed.
+pub fn raise_open_files_limit() -> io::Result<u64> {
+    rlimit::increase_nofile_limit(u64::MAX)
+}

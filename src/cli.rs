@@ -1,0 +1,24 @@
+//! The command line: what can be asked of the program, and what it answers and exits with.
+
+mod args;
+mod check;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+pub use self::args::Args;
+
+/// The configuration is wrong (`EX_CONFIG` of sysexits).
+pub const EXIT_CONFIG: u8 = 78;
+
+/// Parses the command line, does what it says, and returns the exit code: 0 when all went well, 1
+/// when something failed, 2 for a command line that makes no sense, 78 for a wrong configuration.
+pub fn main() -> ExitCode {
+    match Args::parse().command {
+        args::Command::Run(config) => run::run(&config),
+        args::Command::Check(config) => check::check(&config),
+        args::Command::Demo(demo) => run::finish(crate::demo::main(demo.keep, demo.plain)),
+    }
+}

@@ -1,0 +1,174 @@
+//! The loop that decides: one task for each service takes commands and readings off its queue, one
+//! at a time, asks the pure core what follows, and carries it out.
+//!
+//! A tick is a new reading of the workers' counts. Readings are taken once for all services, so that
+//! a tick costs the same however many services watch it. Commands arrive beside them and are
+//! answered when they have taken effect: the next request already sees the new weight.
+
+mod execute;
+mod metrics;
+mod prepare;
+pub mod publish;
+mod service;
+pub mod status;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::{metrics::Metrics, publish::Publisher, service::ServiceTask, status::ServiceStatus};
+use crate::{
+    clock,
+    config::Config,
+    model::{name::ServiceName, weight::Weight},
+    rollout::{event::Command, refused::Refused},
+    telemetry::{
+        ledger::Hub,
+        reader::{self, Series, Totals},
+    },
+};
+
+/// Commands that may wait for a service's task.
+const QUEUE: usize = 64;
+
+/// All counts of one moment.
+pub(crate) type Reading = Arc<BTreeMap<Series, Totals>>;
+
+/// Something that a person or a pipeline wants of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// Give the canary this share of requests; only while no rollout runs.
+    SetWeight(Weight),
+    /// Swap the roles at once; only while no rollout runs.
+    Flip,
+    /// Start, move or end a rollout.
+    Rollout(Command),
+}
+
+/// Why a service did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// There is no service of this name.
+    #[error("there is no service `{0}`")]
+    UnknownService(String),
+    /// The service has nothing to compare with or to swap to.
+    #[error("service `{0}` has no canary: name a second backend as `canary` in its configuration")]
+    NoCanary(ServiceName),
+    /// A rollout has the weight in its hands.
+    #[error(
+        "a rollout of service `{service}` is {phase}, and moves the weight itself: promote it or roll it back"
+    )]
+    RolloutRunning {
+        /// The service.
+        service: ServiceName,
+        /// The rollout's phase.
+        phase: &'static str,
+    },
+    /// The rollout is in a phase in which the command means nothing.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The controller has stopped.
+    #[error("the controller has stopped")]
+    Stopped,
+}
+
+type Answer = oneshot::Sender<Result<ServiceStatus, CommandError>>;
+
+/// A handle on the running controller.
+#[derive(Debug, Clone)]
+pub struct Controller {
+    services: Arc<BTreeMap<ServiceName, Handle>>,
+}
+
+#[derive(Debug)]
+struct Handle {
+    requests: mpsc::Sender<(Request, Answer)>,
+    status: watch::Receiver<ServiceStatus>,
+}
+
+/// What the controller works on.
+#[derive(Debug)]
+pub struct Inputs<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// Where snapshots are published.
+    pub publisher: Arc<Publisher>,
+    /// Where counts are read.
+    pub hub: Arc<Hub>,
+    /// How often.
+    pub tick: Duration,
+    /// Where the controller's own metrics are registered.
+    pub registry: &'a prometheus::Registry,
+}
+
+impl Controller {
+    /// Starts the controller on the current runtime.
+    ///
+    /// # Errors
+    /// When its metrics are registered already.
+    pub fn start(inputs: Inputs<'_>) -> prometheus::Result<Self> {
+        let Inputs { config, publisher, hub, tick, registry } = inputs;
+        let metrics = Metrics::register(registry)?;
+        let (readings, reading) = watch::channel(Reading::default());
+        tokio::spawn(read(hub, tick, readings));
+        let start = |service: &crate::config::Service| {
+            let (requests, queue) = mpsc::channel(QUEUE);
+            let task = ServiceTask::new(service.clone(), Arc::clone(&publisher), metrics.clone(), tick);
+            let (sender, status) = watch::channel(task.status());
+            tokio::spawn(task.run(queue, reading.clone(), sender));
+            (service.name.clone(), Handle { requests, status })
+        };
+        Ok(Self { services: Arc::new(config.services.iter().map(start).collect()) })
+    }
+
+    /// Every service as it stands, by name.
+    pub fn services(&self) -> Vec<ServiceStatus> {
+        self.services.values().map(|handle| handle.status.borrow().clone()).collect()
+    }
+
+    /// One service as it stands.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn service(&self, name: &str) -> Result<ServiceStatus, CommandError> {
+        Ok(self.handle(name)?.status.borrow().clone())
+    }
+
+    /// One service as it changes, for those who watch.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn watch(&self, name: &str) -> Result<watch::Receiver<ServiceStatus>, CommandError> {
+        Ok(self.handle(name)?.status.clone())
+    }
+
+    /// Asks something of a service, and returns how it stands once that is done.
+    ///
+    /// # Errors
+    /// When there is no such service, or it does not do what was asked; nothing has changed then.
+    pub async fn request(&self, name: &str, request: Request) -> Result<ServiceStatus, CommandError> {
+        let (answer, answered) = oneshot::channel();
+        let queue = &self.handle(name)?.requests;
+        queue.send((request, answer)).await.map_err(|_| CommandError::Stopped)?;
+        answered.await.map_err(|_| CommandError::Stopped)?
+    }
+
+    fn handle(&self, name: &str) -> Result<&Handle, CommandError> {
+        self.services.get(name).ok_or_else(|| CommandError::UnknownService(name.to_owned()))
+    }
+}
+
+/// Takes readings for as long as somebody looks at them.
+async fn read(hub: Arc<Hub>, tick: Duration, readings: watch::Sender<Reading>) {
+    let mut interval = tokio::time::interval(tick);
+    // After a stall one reading tells everything that happened; several at once would tell nothing more.
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let started = clock::monotonic();
+    loop {
+        interval.tick().await;
+        if readings.send(Arc::new(reader::read(&hub))).is_err() {
+            tracing::debug!(after = ?started.elapsed(), "nobody reads the counts any more");
+            return;
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! One service's task: its queue, its rollout, and how it stands.
+
+use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    Answer, CommandError, Reading, Request,
+    execute::Record,
+    metrics::Metrics,
+    prepare,
+    publish::{self, Publisher},
+    status::{BackendStatus, Occurrence, Recent, RolloutStatus, ServiceStatus},
+};
+use crate::{
+    analysis::{Analysis, ArmTick, Tick, explain::explain, verdict::Verdict},
+    clock,
+    config::Service,
+    model::{
+        histogram::Histogram,
+        name::BackendName,
+        role::{Role, Roles},
+        units::format_duration,
+        weight::Weight,
+    },
+    rollout::{event::Event, phase::Phase},
+    telemetry::reader::Totals,
+};
+
+/// Events that are kept to be shown.
+const EVENTS: usize = 50;
+/// How long the window of recent figures grows before it moves on.
+const WINDOW: Duration = Duration::from_secs(10);
+
+type Preparation = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+/// One service's task.
+pub(super) struct ServiceTask {
+    pub(super) config: Service,
+    pub(super) publisher: Arc<Publisher>,
+    pub(super) metrics: Metrics,
+    pub(super) roles: Roles,
+    pub(super) weight: Weight,
+    pub(super) salt: u64,
+    pub(super) record: Option<Record>,
+    pub(super) analysis: Option<Analysis>,
+    pub(super) preparation: Option<Preparation>,
+    verdict: Option<Verdict>,
+    events: VecDeque<Occurrence>,
+    tick: Duration,
+    now: Reading,
+    before: Reading,
+    window: Window,
+}
+
+/// Two older readings, so that recent figures always span at least [`WINDOW`].
+struct Window {
+    start: (Reading, tokio::time::Instant),
+    next: (Reading, tokio::time::Instant),
+}
+
+impl ServiceTask {
+    pub(super) fn new(config: Service, publisher: Arc<Publisher>, metrics: Metrics, tick: Duration) -> Self {
+        let salt = publish::salt(&config.name, 0);
+        metrics.begin(&config.name);
+        metrics.published(&config.name, &config.roles, &config.roles, config.weight);
+        let beginning = || (Reading::default(), tokio::time::Instant::now());
+        Self {
+            roles: config.roles.clone(),
+            weight: config.weight,
+            salt,
+            record: None,
+            analysis: None,
+            preparation: None,
+            verdict: None,
+            events: VecDeque::new(),
+            tick,
+            now: Reading::default(),
+            before: Reading::default(),
+            window: Window { start: beginning(), next: beginning() },
+            config,
+            publisher,
+            metrics,
+        }
+    }
+
+    /// Takes what comes, in the order in which it comes, until nobody can send any more.
+    pub(super) async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<(Request, Answer)>,
+        mut readings: watch::Receiver<Reading>,
+        status: watch::Sender<ServiceStatus>,
+    ) {
+        loop {
+            tokio::select! {
+                request = requests.recv() => {
+                    let Some((request, answer)) = request else { return };
+                    let result = self.obey(request);
+                    // Published before it is answered: whoever asked may look at once.
+                    status.send_replace(self.status());
+                    let _gone = answer.send(result.map(|()| self.status()));
+                    continue;
+                }
+                changed = readings.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let reading = Arc::clone(&readings.borrow_and_update());
+                    self.observe(reading);
+                }
+                prepared = prepared(&mut self.preparation) => {
+                    self.preparation = None;
+                    self.happen(match prepared {
+                        Ok(()) => Event::Prepared,
+                        Err(why) => Event::PrepareFailed(why),
+                    });
+                }
+            }
+            status.send_replace(self.status());
+        }
+    }
+
+    fn obey(&mut self, request: Request) -> Result<(), CommandError> {
+        let name = self.config.name.clone();
+        if self.roles.canary().is_none() {
+            return Err(CommandError::NoCanary(name));
+        }
+        match request {
+            Request::Rollout(command) => Ok(self.command(command)?),
+            Request::SetWeight(_) | Request::Flip if let Some(phase) = self.running() => {
+                Err(CommandError::RolloutRunning { service: name, phase })
+            }
+            Request::SetWeight(weight) => {
+                self.publish(self.roles.clone(), weight);
+                self.note(format!("weight set to {weight}"));
+                Ok(())
+            }
+            Request::Flip => {
+                self.publish(self.roles.clone().swapped(), Weight::ZERO);
+                self.note(format!("flipped: {} is stable and has all requests", self.roles.stable()));
+                Ok(())
+            }
+        }
+    }
+
+    /// A tick: what came in since the last one becomes a verdict, and the verdict an event.
+    fn observe(&mut self, reading: Reading) {
+        self.before = std::mem::replace(&mut self.now, reading);
+        self.window.advance(&self.now);
+        let Some(phase) = self.record.as_ref().map(|record| record.phase.clone()) else { return };
+        let Some(analysis) = &mut self.analysis else { return };
+        let stable = delta(&self.now, &self.before, (&self.config, self.roles.stable(), Role::Stable));
+        let verdict = match phase {
+            Phase::Stepping { .. } | Phase::Paused { .. } => {
+                let Some(canary) = self.roles.canary() else { return };
+                let canary = delta(&self.now, &self.before, (&self.config, canary, Role::Canary));
+                analysis.observe(&Tick { stable: arm(&stable), canary: arm(&canary) })
+            }
+            Phase::Baking { .. } => analysis.observe_baking(&arm(&stable)),
+            // These end with the next tick, whatever is seen in it.
+            Phase::Promoting { .. } | Phase::RollingBack { .. } => {
+                return self.happen(Event::Tick(crate::analysis::verdict::Decision::Continue));
+            }
+            Phase::Idle | Phase::Preparing { .. } | Phase::Succeeded { .. } | Phase::RolledBack { .. } => {
+                return;
+            }
+        };
+        self.metrics.evidence(&self.config.name, verdict.evidence / verdict.threshold);
+        let decision = verdict.decision;
+        self.verdict = Some(verdict);
+        self.happen(Event::Tick(decision));
+    }
+
+    /// A new rollout is being prepared: its evidence begins at nothing.
+    pub(super) fn begin_analysis(&mut self) {
+        let rollout = &self.config.rollout;
+        let planned: Duration = rollout.plan.steps().iter().map(|step| step.hold).sum();
+        let ticks = planned.as_millis() / self.tick.as_millis().max(1);
+        self.analysis = Some(Analysis::new(&rollout.analysis, u64::try_from(ticks).unwrap_or(u64::MAX)));
+        self.verdict = None;
+        let canary = self.roles.canary();
+        let backend = self.config.backends.iter().find(|backend| Some(&backend.name) == canary);
+        let endpoints = backend.map(|backend| backend.endpoints.clone()).unwrap_or_default();
+        self.preparation = Some(Box::pin(prepare::endpoints_accept(endpoints)));
+    }
+
+    /// The sentence that explains the last verdict.
+    pub(super) fn explanation(&self) -> Option<String> {
+        self.verdict.as_ref().map(explain)
+    }
+
+    /// Records something that happened, for the log and for whoever looks.
+    pub(super) fn note(&mut self, what: String) {
+        tracing::info!(service = %self.config.name, "{what}");
+        if self.events.len() == EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(Occurrence { at: clock::now(), what });
+    }
+
+    fn running(&self) -> Option<&'static str> {
+        self.record.as_ref().map(|record| &record.phase).filter(|phase| phase.is_running()).map(Phase::name)
+    }
+
+    /// How the service stands.
+    pub(super) fn status(&self) -> ServiceStatus {
+        let rollout = self.record.as_ref().map(|record| RolloutStatus {
+            id: record.id.clone(),
+            started: record.started,
+            phase: record.phase.clone(),
+            strategy: record.plan.strategy(),
+            steps: record.plan.steps().iter().map(Into::into).collect(),
+            verdict: self.verdict.clone(),
+            explanation: self.explanation(),
+        });
+        ServiceStatus {
+            name: self.config.name.clone(),
+            stable: self.roles.stable().clone(),
+            canary: self.roles.canary().cloned(),
+            weight: self.weight,
+            rollout,
+            backends: self.config.backends.iter().map(|backend| self.backend_status(backend)).collect(),
+            events: self.events.iter().cloned().collect(),
+        }
+    }
+
+    fn backend_status(&self, backend: &crate::config::Backend) -> BackendStatus {
+        let role = self.roles.role_of(&backend.name);
+        let canary_has = if self.roles.canary().is_some() { self.weight } else { Weight::ZERO };
+        let (start, since) = &self.window.start;
+        let mut totals = Totals::default();
+        let mut recent = Totals::default();
+        // A backend's figures are those of both its roles: a swap does not make it another backend.
+        for role in Role::ALL {
+            totals.merge(&delta(&self.now, &Reading::default(), (&self.config, &backend.name, role)));
+            recent.merge(&delta(&self.now, start, (&self.config, &backend.name, role)));
+        }
+        BackendStatus {
+            name: backend.name.clone(),
+            role,
+            endpoints: backend.endpoints.iter().map(ToString::to_string).collect(),
+            weight: match role {
+                Some(Role::Stable) => canary_has.complement(),
+                Some(Role::Canary) => canary_has,
+                None => Weight::ZERO,
+            },
+            in_flight: totals.in_flight,
+            requests_total: totals.requests(),
+            failures_total: totals.failures(),
+            recent: Recent::new(&recent, since.elapsed().as_secs_f64()),
+        }
+    }
+}
+
+impl Window {
+    fn advance(&mut self, reading: &Reading) {
+        if self.next.1.elapsed() >= WINDOW {
+            let next = (Arc::clone(reading), tokio::time::Instant::now());
+            self.start = std::mem::replace(&mut self.next, next);
+        }
+    }
+}
+
+async fn prepared(preparation: &mut Option<Preparation>) -> Result<(), String> {
+    match preparation {
+        Some(preparation) => preparation.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What one series gained between two readings.
+fn delta(
+    now: &Reading,
+    before: &Reading,
+    (service, backend, role): (&Service, &BackendName, Role),
+) -> Totals {
+    let series = (service.name.clone(), backend.clone(), role);
+    match (now.get(&series), before.get(&series)) {
+        (Some(now), Some(before)) => now.since(before),
+        (Some(now), None) => now.clone(),
+        (None, _) => Totals::default(),
+    }
+}
+
+fn arm(delta: &Totals) -> ArmTick<'_> {
+    let latency: &Histogram = &delta.latency;
+    ArmTick { requests: delta.requests(), failures: delta.failures(), latency }
+}
+
+/// The service's plan in words, for the note that starts a rollout.
+pub(super) fn plan_in_words(plan: &crate::rollout::plan::Plan) -> String {
+    let steps: Vec<String> = plan
+        .steps()
+        .iter()
+        .map(|step| format!("{} for {}", step.weight, format_duration(step.hold)))
+        .collect();
+    steps.join(", then ")
+}

@@ -1,0 +1,138 @@
+//! How a service stands, as people and programs see it: the API, the CLI and the demo show the same.
+
+use serde::Serialize;
+
+use crate::{
+    analysis::verdict::Verdict,
+    model::{
+        histogram::Histogram,
+        name::{BackendName, ServiceName},
+        role::Role,
+        time::Timestamp,
+        weight::Weight,
+    },
+    rollout::{
+        phase::Phase,
+        plan::{Step, Strategy},
+    },
+    telemetry::reader::Totals,
+};
+
+/// How a service stands.
+#[derive(Debug, Clone, Serialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: ServiceName,
+    /// The backend that users have today.
+    pub stable: BackendName,
+    /// The backend on trial, if there is one.
+    pub canary: Option<BackendName>,
+    /// The canary's share of requests, in percent.
+    pub weight: Weight,
+    /// The rollout that runs or ran last.
+    pub rollout: Option<RolloutStatus>,
+    /// The backends, in the configuration's order.
+    pub backends: Vec<BackendStatus>,
+    /// What happened lately, the newest last.
+    pub events: Vec<Occurrence>,
+}
+
+/// How a rollout stands.
+#[derive(Debug, Clone, Serialize)]
+pub struct RolloutStatus {
+    /// Its id, unique within the service.
+    pub id: String,
+    /// When it was started, in milliseconds since the Unix epoch.
+    pub started: Timestamp,
+    /// Where it stands: `phase` and what belongs to it.
+    #[serde(flatten)]
+    pub phase: Phase,
+    /// How traffic moves.
+    pub strategy: Strategy,
+    /// The steps of its plan.
+    pub steps: Vec<StepStatus>,
+    /// What analysis concluded last, with its numbers.
+    pub verdict: Option<Verdict>,
+    /// The same in one sentence.
+    pub explanation: Option<String>,
+}
+
+/// A step of a plan.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct StepStatus {
+    /// The canary's share, in percent.
+    pub weight: Weight,
+    /// Shortest time at this weight, in seconds.
+    pub hold_seconds: f64,
+}
+
+impl From<&Step> for StepStatus {
+    fn from(step: &Step) -> Self {
+        Self { weight: step.weight, hold_seconds: step.hold.as_secs_f64() }
+    }
+}
+
+/// How a backend stands.
+#[derive(Debug, Clone, Serialize)]
+pub struct BackendStatus {
+    /// Its name.
+    pub name: BackendName,
+    /// The role that it holds, if any.
+    pub role: Option<Role>,
+    /// Where it can be reached, as `host:port`.
+    pub endpoints: Vec<String>,
+    /// Its share of the service's requests, in percent.
+    pub weight: Weight,
+    /// Attempts that have begun and not ended.
+    pub in_flight: u64,
+    /// Attempts that ended since the start.
+    pub requests_total: u64,
+    /// Those of them that failed.
+    pub failures_total: u64,
+    /// The same of the last ten to twenty seconds.
+    pub recent: Recent,
+}
+
+/// A backend's figures of the last ten to twenty seconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Recent {
+    /// Over how many seconds.
+    pub seconds: f64,
+    /// Attempts that ended.
+    pub requests: u64,
+    /// Those of them that failed.
+    pub failures: u64,
+    /// Attempts that ended per second.
+    pub requests_per_second: f64,
+    /// Share of attempts that failed, 0 to 1; nothing where there were none.
+    pub error_rate: Option<f64>,
+    /// Median latency, in seconds.
+    pub p50_seconds: Option<f64>,
+    /// 99th percentile of latency, in seconds.
+    pub p99_seconds: Option<f64>,
+}
+
+impl Recent {
+    pub(super) fn new(delta: &Totals, seconds: f64) -> Self {
+        let (requests, failures) = (delta.requests(), delta.failures());
+        let quantile = |latency: &Histogram, level| latency.quantile(level).map(|q| q.as_secs_f64());
+        Self {
+            seconds,
+            requests,
+            failures,
+            requests_per_second: if seconds > 0.0 { requests as f64 / seconds } else { 0.0 },
+            error_rate: (requests > 0).then(|| failures as f64 / requests as f64),
+            p50_seconds: quantile(&delta.latency, 0.5),
+            p99_seconds: quantile(&delta.latency, 0.99),
+        }
+    }
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, Serialize)]
+pub struct Occurrence {
+    /// When, in milliseconds since the Unix epoch.
+    pub at: Timestamp,
+    /// What, as a sentence.
+    pub what: String,
+}
