@@ -18,6 +18,9 @@ use crate::{
     },
 };
 
+/// What most often is the matter.
+const TAKEN: &str = "(`ss -ltnp` shows who has the port)";
+
 /// What is not in the configuration, because nobody who runs Tidegate need choose it.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -56,7 +59,7 @@ pub async fn start(config: &Config, options: Options) -> anyhow::Result<Running>
     let mut listeners = Vec::new();
     for listener in &config.listeners {
         let sockets = listen::bind(listener.address, count)
-            .with_context(|| format!("cannot listen on {}", listener.address))?;
+            .with_context(|| format!("cannot listen on {} {TAKEN}", listener.address))?;
         listeners.push(sockets[0].local_addr()?);
         let patience = Patience { header: listener.header_timeout, idle: listener.idle_timeout };
         listening.push(Listening { sockets, patience });
@@ -64,7 +67,7 @@ pub async fn start(config: &Config, options: Options) -> anyhow::Result<Running>
     let admin_socket = match &config.admin {
         Some(admin) => Some(
             admin::server::bind(admin.address)
-                .with_context(|| format!("cannot listen on {} for the admin API", admin.address))?,
+                .with_context(|| format!("cannot listen on {} for the admin API {TAKEN}", admin.address))?,
         ),
         None => None,
     };

@@ -56,7 +56,7 @@ pub enum CommandError {
     NoCanary(ServiceName),
     /// A rollout has the weight in its hands.
     #[error(
-        "a rollout of service `{service}` is {phase}, and moves the weight itself: promote it or roll it back"
+        "a rollout of service `{service}` is {phase}, and until it ends nothing else moves traffic: promote it or roll it back"
     )]
     RolloutRunning {
         /// The service.

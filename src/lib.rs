@@ -6,7 +6,8 @@
 //! `admin`) decides and never touches a request. Between them a routing snapshot goes down and
 //! counts go up; nothing else crosses.
 //!
-//! The modules stand in reading order: a module uses only those above it.
+//! The sections stand in reading order: a section uses only those above it, but for the two halves,
+//! which never use each other.
 
 // ── words ───────────────────────────────────────────────────────────────────────────────────
 pub mod clock;

@@ -1,4 +1,5 @@
 //! Sockets and time, as a worker needs them.
 
 pub mod listen;
+pub mod socket;
 pub mod timers;

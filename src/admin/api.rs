@@ -18,7 +18,7 @@ use crate::{
 
 type Answer<T> = Result<Json<T>, Problem>;
 
-/// The routes under `/api/v1`.
+/// The routes under `/api/v1`. `retry`, `abort` and `undo` are what users of Argo Rollouts call them.
 pub(super) fn router() -> Router<Controller> {
     let verb = |request: Request| {
         post(move |controller: State<Controller>, name: Path<String>| ask(controller, name, request))
@@ -29,10 +29,13 @@ pub(super) fn router() -> Router<Controller> {
         .route("/services/{name}/weight", put(weight))
         .route("/services/{name}/promote", post(promote))
         .route("/services/{name}/start", verb(Request::Rollout(Command::Start)))
+        .route("/services/{name}/retry", verb(Request::Rollout(Command::Start)))
         .route("/services/{name}/rollback", verb(Request::Rollout(Command::RollBack)))
+        .route("/services/{name}/abort", verb(Request::Rollout(Command::RollBack)))
         .route("/services/{name}/pause", verb(Request::Rollout(Command::Pause)))
         .route("/services/{name}/resume", verb(Request::Rollout(Command::Resume)))
         .route("/services/{name}/flip", verb(Request::Flip))
+        .route("/services/{name}/undo", verb(Request::Flip))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
 }
@@ -51,7 +54,7 @@ async fn service(State(controller): State<Controller>, Path(name): Path<String>)
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object such as {\"canary\": 12.5}")]
 struct WeightBody {
     /// The canary's share of requests, in percent.
     canary: f64,
@@ -68,7 +71,7 @@ async fn weight(
 }
 
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "an object such as {\"full\": true}")]
 struct PromoteBody {
     /// Skip the steps that are left.
     full: bool,
@@ -96,7 +99,7 @@ async fn no_such_path() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, detail)
 }
 
-async fn no_such_method() -> Problem {
+pub(super) async fn no_such_method() -> Problem {
     let detail = "this path does not answer this method; the `Allow` field names those that it does";
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, detail)
 }
@@ -108,11 +111,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Problem> {
-        let bytes = Bytes::from_request(request, state)
-            .await
-            .map_err(|error| Problem::new(error.status(), error.body_text()))?;
-        let parsed = serde_json::from_slice(&bytes);
-        parsed.map(Self).map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the body: {error}")))
+        parse(&bytes(request, state).await?).map(Self)
     }
 }
 
@@ -120,15 +119,24 @@ impl<S: Send + Sync, T: DeserializeOwned> axum::extract::OptionalFromRequest<S> 
     type Rejection = Problem;
 
     async fn from_request(request: axum::extract::Request, state: &S) -> Result<Option<Self>, Problem> {
-        let bytes = Bytes::from_request(request, state)
-            .await
-            .map_err(|error| Problem::new(error.status(), error.body_text()))?;
+        let bytes = bytes(request, state).await?;
         if bytes.trim_ascii().is_empty() {
             return Ok(None);
         }
-        let parsed = serde_json::from_slice(&bytes);
-        parsed
-            .map(|body| Some(Self(body)))
-            .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the body: {error}")))
+        parse(&bytes).map(|body| Some(Self(body)))
     }
+}
+
+async fn bytes<S: Send + Sync>(request: axum::extract::Request, state: &S) -> Result<Bytes, Problem> {
+    Bytes::from_request(request, state).await.map_err(|error| match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large: 64 KiB is the most")
+        }
+        status => Problem::new(status, "the body did not arrive whole"),
+    })
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the body is not right: {error}")))
 }

@@ -8,6 +8,7 @@ use crate::{
         effect::Effect,
         event::{Command, Event},
         machine::{self, Transition},
+        note::Note,
         phase::{Exposure, Phase},
         plan::{Plan, Strategy},
         refused::Refused,
@@ -77,7 +78,7 @@ impl ServiceTask {
             }
         }
         if let Some(note) = note {
-            self.note(self.sentence(&phase, note.to_string()));
+            self.note(self.sentence(&phase, &note));
         }
     }
 
@@ -114,9 +115,14 @@ impl ServiceTask {
         self.weight = weight;
     }
 
-    /// What happened, with what led to it.
-    fn sentence(&self, phase: &Phase, note: String) -> String {
-        let Some(record) = &self.record else { return note };
+    /// What happened, and, where the evidence called for it, the evidence.
+    fn sentence(&self, phase: &Phase, note: &Note) -> String {
+        let Some(record) = &self.record else { return note.to_string() };
+        if note.is_by_verdict()
+            && let Some(why) = self.explanation()
+        {
+            return format!("{note}: {why}");
+        }
         match phase {
             Phase::Preparing { .. } => {
                 let canary = record.roles.canary().map(ToString::to_string).unwrap_or_default();
@@ -126,13 +132,7 @@ impl ServiceTask {
                 };
                 format!("{note}: {} to {canary}, {plan}", record.roles.stable())
             }
-            Phase::Stepping { .. } | Phase::Promoting { .. } | Phase::RollingBack { .. } => {
-                match self.explanation() {
-                    Some(why) => format!("{note} ({why})"),
-                    None => note,
-                }
-            }
-            _ => note,
+            _ => note.to_string(),
         }
     }
 }

@@ -83,6 +83,10 @@ impl Metrics {
             self.ended.with_label_values(&[service.as_str(), outcome]).inc();
         }
         self.running.with_label_values(&[service.as_str()]).set(i64::from(phase.is_running()));
+        if !phase.is_running() {
+            // An alert on it ends with the rollout.
+            self.evidence(service, 0.0);
+        }
     }
 
     pub(super) fn evidence(&self, service: &ServiceName, share: f64) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::{net::TcpStream, time};
 
-use crate::routing::snapshot::Endpoint;
+use crate::{model::name::ServiceName, routing::snapshot::Endpoint};
 
 /// How long one endpoint may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -17,9 +17,11 @@ const DEADLINE: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// When one of them has not within a minute: which, and what it said last.
-pub(super) async fn endpoints_accept(endpoints: Vec<Endpoint>) -> Result<(), String> {
+pub(super) async fn endpoints_accept(service: ServiceName, endpoints: Vec<Endpoint>) -> Result<(), String> {
     let deadline = time::Instant::now() + DEADLINE;
-    for Endpoint { host, port } in &endpoints {
+    for endpoint in &endpoints {
+        let Endpoint { host, port } = endpoint;
+        let mut told = false;
         loop {
             let attempt = time::timeout(CONNECT, TcpStream::connect((host.as_str(), *port))).await;
             let error = match attempt {
@@ -28,7 +30,10 @@ pub(super) async fn endpoints_accept(endpoints: Vec<Endpoint>) -> Result<(), Str
                 Err(_) => "no answer".to_owned(),
             };
             if time::Instant::now() + PAUSE >= deadline {
-                return Err(format!("endpoint {host}:{port} takes no connection: {error}"));
+                return Err(format!("endpoint {endpoint} takes no connection: {error}"));
+            }
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!(%service, %endpoint, %error, "the rollout waits for the canary to take connections");
             }
             time::sleep(PAUSE).await;
         }

@@ -181,7 +181,7 @@ impl ServiceTask {
         let canary = self.roles.canary();
         let backend = self.config.backends.iter().find(|backend| Some(&backend.name) == canary);
         let endpoints = backend.map(|backend| backend.endpoints.clone()).unwrap_or_default();
-        self.preparation = Some(Box::pin(prepare::endpoints_accept(endpoints)));
+        self.preparation = Some(Box::pin(prepare::endpoints_accept(self.config.name.clone(), endpoints)));
     }
 
     /// The sentence that explains the last verdict.

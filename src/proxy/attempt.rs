@@ -30,6 +30,7 @@ impl Attempt {
 
     pub(super) fn connect_failed(&self) {
         self.cells.connect_failed();
+        self.endpoint.refuse();
     }
 
     /// The attempt is over; returns when. Later calls change nothing.

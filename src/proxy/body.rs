@@ -5,7 +5,7 @@ use std::{
     cell::Cell,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -177,11 +177,15 @@ pub(super) struct Relay {
 impl Relay {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let broken = |frame: Option<hyper::Result<_>>| frame.map(|f| f.map_err(BodyError::Broken));
-        // What has been read already first, then the socket, then what that brought.
-        let mut polled = Pin::new(&mut self.body).poll_frame(cx);
+        // What has been read already first, then the socket, then what that brought. Only driving the
+        // connection brings more, so the body need not wake us, and taking a chunk need not wake the
+        // connection: either would only have us polled once more.
+        let quiet = &mut Context::from_waker(Waker::noop());
+        self.connection.unwatch();
+        let mut polled = Pin::new(&mut self.body).poll_frame(quiet);
         if polled.is_pending() {
             let _over = self.connection.poll_drive(cx);
-            polled = Pin::new(&mut self.body).poll_frame(cx);
+            polled = Pin::new(&mut self.body).poll_frame(quiet);
         }
         if polled.is_ready() {
             self.deadline.disarm();
@@ -196,11 +200,6 @@ impl Relay {
     /// The response is complete: record it, and let the next request have the connection.
     fn complete(mut self) {
         let now = self.attempt.end(self.outcome);
-        if !self.connection.is_ready() {
-            // The end of the message may have been read without the connection noticing yet that it
-            // is free.
-            let _over = self.connection.is_alive();
-        }
         self.attempt.endpoint().put_idle(self.connection, now);
     }
 

@@ -1,6 +1,12 @@
 //! One request from its head to the last byte of its response. Read this file first.
 
-use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    rc::Rc,
+    task::{self, Poll, Waker},
+    time::Duration,
+};
 
 use http::{HeaderValue, Request, Response, Version, header, request};
 use hyper::body::Incoming;
@@ -72,7 +78,7 @@ async fn forward(
     let service = topology.route(headers::authority(&parts)?, path).ok_or(ProxyError::NoRoute)?;
     let (assignment, cookie) = assign(context, &view, service, &parts);
     let endpoints = view.endpoints(assignment.backend);
-    let endpoint = endpoint::choose(endpoints, |e| e.in_flight(), context.random());
+    let endpoint = endpoint::choose(endpoints, |e| e.load(), context.random());
     let endpoint = Rc::clone(endpoint.ok_or(ProxyError::NoEndpoint)?);
 
     headers::prepare_request(&mut parts, client, endpoint.address());
@@ -159,7 +165,7 @@ async fn open(attempt: &Attempt, timeout: Duration) -> Result<Upstream, ProxyErr
     let connected = connect(attempt.endpoint().address(), timeout).await;
     let stream = connected.map_err(|error| {
         attempt.connect_failed();
-        tracing::debug!(endpoint = ?attempt.endpoint().address(), %error, "no connection");
+        tracing::debug!(endpoint = %attempt.endpoint().address(), ?error, "no connection");
         ProxyError::from(&error)
     })?;
     Ok(Box::new(Connection::new(stream).await.map_err(|_| ProxyError::Reset)?))
@@ -209,7 +215,8 @@ async fn respond(
     wait.deadline.arm(wait.timeouts.response);
     poll_fn(|cx| {
         let _over = connection.poll_drive(cx);
-        if let Poll::Ready(result) = response.as_mut().poll(cx) {
+        // Only driving the connection brings the response, so it need not wake us a second time.
+        if let Poll::Ready(result) = response.as_mut().poll(&mut task::Context::from_waker(Waker::noop())) {
             return Poll::Ready(result.map_err(|mut error| match error.take_message() {
                 Some(unsent) => Failure::Unsent(Box::new(unsent)),
                 None => Failure::Broken,

@@ -27,13 +27,15 @@ const HTTP: HeaderValue = HeaderValue::from_static("http");
 /// # Errors
 /// When there is no `Host`, several, or one that is not a host.
 pub(super) fn authority(parts: &request::Parts) -> Result<&str, ProxyError> {
-    let mut hosts = parts.headers.get_all(header::HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
+    let host = parts.headers.get(header::HOST);
+    // Only where some name stands twice need one look whether it is this one.
+    if parts.headers.len() != parts.headers.keys_len()
+        && parts.headers.get_all(header::HOST).iter().nth(1).is_some()
+    {
         return Err(ProxyError::BadHost);
     }
     if let Some(authority) = parts.uri.authority() {
-        return Ok(authority.as_str());
+        return Some(authority.as_str()).filter(|a| is_authority(a)).ok_or(ProxyError::BadHost);
     }
     match host {
         Some(host) => host.to_str().ok().filter(|h| is_authority(h)).ok_or(ProxyError::BadHost),
@@ -73,12 +75,8 @@ pub(super) fn check(parts: &request::Parts) -> Result<(), ProxyError> {
 pub(super) fn prepare_request(parts: &mut request::Parts, client: &Client, endpoint: &Endpoint) {
     let via = if parts.version == Version::HTTP_2 { VIA_2 } else { VIA_1_1 };
     set_host(parts, endpoint);
-    strip_hop_by_hop(&mut parts.headers);
     let headers = &mut parts.headers;
-    // hyper has answered it, or will when the body is asked for.
-    headers.remove(header::EXPECT);
-    // Nobody in front is trusted to say who the client is, so what it says is replaced.
-    headers.remove(header::FORWARDED);
+    strip(headers, OURS.len());
     headers.insert(X_FORWARDED_FOR, client.forwarded_for.clone());
     headers.insert(X_FORWARDED_PROTO, HTTP);
     if let Some(host) = headers.get(header::HOST).cloned() {
@@ -99,66 +97,92 @@ fn set_host(parts: &mut request::Parts, endpoint: &Endpoint) {
         if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
             parts.headers.insert(header::HOST, host);
         }
-    } else if let Entry::Vacant(entry) = parts.headers.entry(header::HOST) {
-        if let Ok(host) = HeaderValue::try_from(endpoint.to_string()) {
-            entry.insert(host);
-        }
+    } else if let Entry::Vacant(entry) = parts.headers.entry(header::HOST)
+        && let Ok(host) = HeaderValue::try_from(endpoint.to_string())
+    {
+        entry.insert(host);
     }
 }
 
 /// Makes a response ready for the client.
 pub(super) fn prepare_response(headers: &mut HeaderMap) {
-    strip_hop_by_hop(headers);
+    strip(headers, HOP_BY_HOP);
 }
 
-/// Removes the fields that belong to one connection, and those that its `Connection` fields name.
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if !headers.keys().any(is_hop_by_hop) {
+/// Removes those of the first `count` of [`OURS`] that are there, and the fields that `Connection`
+/// names.
+///
+/// Most messages have at most one of them, so what is there is found in one pass over the names.
+fn strip(headers: &mut HeaderMap, count: usize) {
+    let mut found = 0u32;
+    for name in headers.keys() {
+        if LENGTHS & (1 << (name.as_str().len() & 31)) != 0
+            && let Some(i) = OURS[..count].iter().position(|ours| ours == name)
+        {
+            found |= 1 << i;
+        }
+    }
+    if found == 0 {
         return;
     }
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
-            .map(<[u8]>::trim_ascii)
-            .filter(|name| !name.eq_ignore_ascii_case(b"close") && !name.eq_ignore_ascii_case(b"keep-alive"))
-            .filter_map(|name| HeaderName::from_bytes(name).ok())
-            .filter(|name| !is_protected(name))
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
-        headers.remove(header::CONNECTION);
+    if found & 1 != 0 {
+        strip_named(headers);
     }
     // `TE: trailers` is the one value that may go on (RFC 9110, section 10.1.4); gRPC needs it.
     let trailers = headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-    for name in [
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        header::TE,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-        header::PROXY_AUTHORIZATION,
-        header::PROXY_AUTHENTICATE,
-    ] {
-        headers.remove(name);
+    for (i, name) in OURS.iter().enumerate() {
+        if found & (1 << i) != 0 {
+            headers.remove(name);
+        }
     }
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
 }
 
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    *name == header::CONNECTION
-        || *name == header::TRANSFER_ENCODING
-        || *name == header::TE
-        || *name == header::UPGRADE
-        || *name == header::PROXY_AUTHORIZATION
-        || *name == header::PROXY_AUTHENTICATE
-        || *name == KEEP_ALIVE
-        || *name == PROXY_CONNECTION
+/// Removes the fields that the `Connection` fields name, all of them.
+fn strip_named(headers: &mut HeaderMap) {
+    let is_option =
+        |name: &[u8]| name.eq_ignore_ascii_case(b"close") || name.eq_ignore_ascii_case(b"keep-alive");
+    if headers.get_all(header::CONNECTION).iter().all(|value| is_option(value.as_bytes())) {
+        return;
+    }
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|name| !is_option(name))
+        .filter_map(|name| HeaderName::from_bytes(name).ok())
+        .filter(|name| !is_protected(name))
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
 }
+
+/// Fields that go no further: `Connection` first, then the others that belong to one connection
+/// ([`HOP_BY_HOP`] of them), then those that only requests have: `Expect`, which hyper has answered
+/// or will when the body is asked for, and `Forwarded`, because nobody in front is trusted to say who
+/// the client is.
+static OURS: [HeaderName; 10] = [
+    header::CONNECTION,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::PROXY_AUTHORIZATION,
+    header::PROXY_AUTHENTICATE,
+    header::EXPECT,
+    header::FORWARDED,
+];
+
+/// How many of [`OURS`] belong to one connection.
+const HOP_BY_HOP: usize = 8;
+
+/// The lengths of their names as a set of bits: most other names are told apart by it.
+const LENGTHS: u32 = 1 << 2 | 1 << 6 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 16 | 1 << 17 | 1 << 18 | 1 << 19;
 
 /// Fields that a `Connection` field cannot take away: a client could otherwise have the host, the
 /// length or its own credentials dropped between here and the backend.
@@ -189,6 +213,12 @@ mod tests {
         request.body(()).unwrap().into_parts().0
     }
 
+    fn left(parts: &request::Parts) -> Vec<&str> {
+        let mut left: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        left
+    }
+
     #[test]
     fn every_connection_field_is_heard() {
         let mut parts = parts(
@@ -204,9 +234,8 @@ mod tests {
                 ("upgrade", "h2c"),
             ],
         );
-        strip_hop_by_hop(&mut parts.headers);
-        let left: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
-        assert_eq!(left, ["x-three", "te"]);
+        strip(&mut parts.headers, OURS.len());
+        assert_eq!(left(&parts), ["te", "x-three"]);
     }
 
     #[test]
@@ -214,9 +243,14 @@ mod tests {
         let names = "host, content-length, authorization, cookie, x-forwarded-for, x-mine";
         let mut parts =
             parts("/", &[("connection", names), ("host", "a"), ("authorization", "b"), ("x-mine", "c")]);
-        strip_hop_by_hop(&mut parts.headers);
-        let left: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
-        assert_eq!(left, ["host", "authorization"]);
+        strip(&mut parts.headers, OURS.len());
+        assert_eq!(left(&parts), ["authorization", "host"]);
+    }
+
+    #[test]
+    fn every_field_of_ours_has_its_length_in_the_set() {
+        let lengths = OURS.iter().fold(0, |set, name| set | 1 << name.as_str().len());
+        assert_eq!(LENGTHS, lengths);
     }
 
     #[test]

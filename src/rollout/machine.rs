@@ -60,13 +60,13 @@ fn obey(phase: Phase, plan: &Plan, command: Command, now: Timestamp) -> Result<T
     Ok(match (command, &phase) {
         (Command::Start, _) if !phase.is_running() => start(now),
         (Command::RollBack, _) if phase.can_roll_back() => roll_back(RollBackReason::Command, now),
-        (Command::Promote { full: false }, Phase::Stepping { step, .. }) => {
+        (Command::Promote { full: false }, Phase::Stepping { step, .. } | Phase::Paused { step, .. }) => {
             next_step(&phase, plan, *step, AdvancedBy::Command, now)
         }
         (Command::Promote { full: true }, Phase::Stepping { .. } | Phase::Paused { .. }) => {
             promote(&phase, plan, AdvancedBy::Command, now)
         }
-        (Command::Promote { full: false } | Command::Resume, Phase::Paused { step, .. }) => {
+        (Command::Resume, Phase::Paused { step, .. }) => {
             let to = Phase::Stepping { step: *step, since: now };
             go(&phase, to, plan, Note::Resumed { step: *step })
         }

@@ -76,6 +76,18 @@ pub enum AdvancedBy {
     Command,
 }
 
+impl Note {
+    /// Whether the evidence called for it.
+    pub fn is_by_verdict(&self) -> bool {
+        matches!(
+            self,
+            Self::Stepped { by: AdvancedBy::Verdict, .. }
+                | Self::Promoted { by: AdvancedBy::Verdict }
+                | Self::RollingBack { reason: RollBackReason::Verdict }
+        )
+    }
+}
+
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -175,16 +175,16 @@ fn paused_time_does_not_count_and_resuming_holds_anew() {
     for decision in [Decision::Continue, Decision::Hold, Decision::Advance] {
         check(&ticks(phase.clone(), decision, 1_000_000), &phase, &[]);
     }
-    for command in [Command::Resume, PROMOTE] {
-        let resumed = happens(phase.clone(), Event::Command(command), 500);
-        check(&resumed, &Phase::Stepping { step: 1, since: at(500) }, &[Effect::Save]);
-        let next = ticks(resumed.phase, Decision::Advance, 509);
-        assert_eq!(next.phase, Phase::Stepping { step: 1, since: at(500) });
-    }
+    let resumed = happens(phase.clone(), Event::Command(Command::Resume), 500);
+    check(&resumed, &Phase::Stepping { step: 1, since: at(500) }, &[Effect::Save]);
+    let next = ticks(resumed.phase, Decision::Advance, 509);
+    assert_eq!(next.phase, Phase::Stepping { step: 1, since: at(500) });
 }
 
 #[test]
 fn promote_goes_to_the_next_step_now_and_from_the_last_to_everything() {
+    let paused = happens(paused(0, PauseReason::Inconclusive), Event::Command(PROMOTE), 101);
+    assert_eq!(paused.phase, Phase::Stepping { step: 1, since: at(101) });
     let first = happens(stepping(0), Event::Command(PROMOTE), 101);
     let weight = weight(50.0);
     check(

@@ -8,13 +8,19 @@
 //!
 //! An idle connection is polled by nobody. That it was closed meanwhile shows when it is taken out
 //! again, or in [`Connection::is_alive`], which the worker's sweep asks for now and then.
+//!
+//! A connection wakes through a waker of its own, behind which stands whoever drives it now, or nobody.
+//! Its parts tell each other of every step (the request is queued, the chunk is taken), and with the
+//! task's own waker each of these would have the task polled once more, to find nothing to do.
 
 use std::{
     pin::Pin,
-    task::{Context, Poll, Waker},
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
     time::{Duration, Instant},
 };
 
+use atomic_waker::AtomicWaker;
 use http_body::Body;
 use hyper::{
     body::Incoming,
@@ -23,14 +29,33 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use crate::net::socket::Socket;
+
 /// Bytes that one connection may buffer for its peer's head and for what is being written.
 const MAX_BUFFER: usize = 64 * 1024;
+
+/// Whoever wants to know when the connection can move on.
+#[derive(Debug, Default)]
+struct Watcher(AtomicWaker);
+
+impl Wake for Watcher {
+    fn wake(self: Arc<Self>) {
+        self.0.wake();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.wake();
+    }
+}
 
 /// A connection, and how it has been used.
 #[derive(Debug)]
 pub struct Connection<B: Body + 'static> {
     sender: http1::SendRequest<B>,
-    driver: Option<http1::Connection<TokioIo<TcpStream>, B>>,
+    driver: Option<http1::Connection<TokioIo<Socket>, B>>,
+    watcher: Arc<Watcher>,
+    /// Wakes the watcher.
+    waker: Waker,
     /// When it was put back, while it is idle.
     pub(super) idle_since: Option<Instant>,
 }
@@ -46,9 +71,13 @@ where
     /// # Errors
     /// Never on a fresh connection; the signature is hyper's.
     pub async fn new(stream: TcpStream) -> hyper::Result<Self> {
-        let (sender, driver) =
-            http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(TokioIo::new(stream)).await?;
-        Ok(Self { sender, driver: Some(driver), idle_since: None })
+        let (sender, driver) = http1::Builder::new()
+            .max_buf_size(MAX_BUFFER)
+            .handshake(TokioIo::new(Socket::new(stream)))
+            .await?;
+        let watcher = Arc::<Watcher>::default();
+        let waker = Waker::from(Arc::clone(&watcher));
+        Ok(Self { sender, driver: Some(driver), watcher, waker, idle_since: None })
     }
 
     /// Sends a request. The returned future moves only while [`Self::poll_drive`] is called.
@@ -62,8 +91,18 @@ where
     /// Moves bytes. Ready once the connection is over, for good or ill; what went wrong is told to
     /// whoever waits for a response or a body.
     pub fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.watcher.0.register(cx.waker());
+        self.poll_driver()
+    }
+
+    /// Whoever drove it last is not woken any more until they drive it again.
+    pub fn unwatch(&self) {
+        drop(self.watcher.0.take());
+    }
+
+    fn poll_driver(&mut self) -> Poll<()> {
         let Some(driver) = &mut self.driver else { return Poll::Ready(()) };
-        match Pin::new(driver).poll(cx) {
+        match Pin::new(driver).poll(&mut Context::from_waker(&self.waker)) {
             Poll::Ready(_) => {
                 self.driver = None;
                 Poll::Ready(())
@@ -82,8 +121,8 @@ where
         self.driver.is_some() && self.sender.is_ready()
     }
 
-    /// Whether an idle connection is still open. Also lets go of the waker of whoever used it last.
+    /// Whether an idle connection is still open.
     pub fn is_alive(&mut self) -> bool {
-        self.poll_drive(&mut Context::from_waker(Waker::noop())).is_pending() && self.is_ready()
+        self.poll_driver().is_pending() && self.is_ready()
     }
 }

@@ -22,8 +22,10 @@ pub const MAX_IDLE_TIME: Duration = Duration::from_secs(4);
 pub struct Endpoint<B: Body + 'static> {
     address: Address,
     /// The last one put back is the first one taken: the rest grow old and are closed.
+    #[expect(clippy::vec_box, reason = "connections are large and go in and out with every request")]
     idle: RefCell<Vec<Box<Connection<B>>>>,
     in_flight: Cell<u32>,
+    refused: Cell<bool>,
 }
 
 impl<B> Endpoint<B>
@@ -34,7 +36,7 @@ where
 {
     /// An endpoint without connections.
     pub fn new(address: Address) -> Self {
-        Self { address, idle: RefCell::default(), in_flight: Cell::new(0) }
+        Self { address, idle: RefCell::default(), in_flight: Cell::new(0), refused: Cell::new(false) }
     }
 
     /// Where it is.
@@ -50,22 +52,33 @@ where
     /// Puts a connection back, unless it cannot take another request or there are enough.
     pub fn put_idle(&self, mut connection: Box<Connection<B>>, now: Instant) {
         let mut idle = self.idle.borrow_mut();
-        if connection.is_ready() && idle.len() < MAX_IDLE {
+        // The end of a message may have been read without the connection noticing yet that it is free.
+        if idle.len() < MAX_IDLE && (connection.is_ready() || connection.is_alive()) {
+            connection.unwatch();
             connection.idle_since = Some(now);
             idle.push(connection);
         }
     }
 
-    /// Closes idle connections that are too old, or that the other side has closed.
+    /// Closes idle connections that are too old, or that the other side has closed, and gives an
+    /// endpoint that refused one another chance.
     pub fn sweep(&self, now: Instant) {
+        self.refused.set(false);
         self.idle
             .borrow_mut()
             .retain_mut(|connection| connection.idle_for(now) < MAX_IDLE_TIME && connection.is_alive());
     }
 
-    /// Exchanges that this worker has with it now.
-    pub fn in_flight(&self) -> u32 {
-        self.in_flight.get()
+    /// How little one would want to send it another request: the exchanges that this worker has with
+    /// it now, or more than any if it has just refused a connection. One that refuses is always the
+    /// least busy, and would otherwise get the most requests.
+    pub fn load(&self) -> u32 {
+        if self.refused.get() { u32::MAX } else { self.in_flight.get() }
+    }
+
+    /// It took no connection.
+    pub fn refuse(&self) {
+        self.refused.set(true);
     }
 
     /// An exchange begins.
@@ -83,7 +96,7 @@ where
 /// even as asking all of them (Mitzenmacher 2001) and costs the same however many there are.
 ///
 /// `uniform` is a random number; its halves draw the two. Nothing where there are no endpoints.
-pub fn choose<'e, E>(endpoints: &'e [E], load: impl Fn(&E) -> u32, uniform: u64) -> Option<&'e E> {
+pub fn choose<E>(endpoints: &[E], load: impl Fn(&E) -> u32, uniform: u64) -> Option<&E> {
     match endpoints {
         [] => None,
         [only] => Some(only),

@@ -41,12 +41,12 @@ pub struct Listening {
 #[derive(Debug)]
 pub struct Workers {
     stage: watch::Sender<Stage>,
-    ended: mpsc::Receiver<()>,
+    ended: mpsc::Receiver<Panicked>,
     threads: Vec<JoinHandle<()>>,
 }
 
 /// A worker ended that nobody had asked to.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("a worker thread panicked; its message is above")]
 pub struct Panicked;
 
@@ -65,7 +65,7 @@ impl Workers {
         hub: &Arc<Hub>,
     ) -> io::Result<Self> {
         let (stage, _) = watch::channel(Stage::Serving);
-        let (sign_off, ended) = mpsc::channel(1);
+        let (sign_off, ended) = mpsc::channel(count.max(1));
         let mut by_worker: Vec<Vec<(TcpListener, Patience)>> = (0..count).map(|_| Vec::new()).collect();
         for Listening { sockets, patience } in listening {
             assert!(sockets.len() >= count, "one socket for each worker");
@@ -83,7 +83,7 @@ impl Workers {
             let (started, start) = std::sync::mpsc::sync_channel(1);
             let body = move || {
                 // Dropped last, however this thread ends.
-                let _sign_off = sign_off;
+                let _sign_off = SignOff(sign_off);
                 let runtime = match runtime() {
                     Ok(runtime) => {
                         let _started = started.send(Ok(()));
@@ -114,17 +114,31 @@ impl Workers {
         });
     }
 
-    /// Waits until every worker has ended.
+    /// Waits until every worker has ended, or one has panicked.
     ///
     /// # Errors
     /// When one of them panicked.
     pub async fn ended(&mut self) -> Result<(), Panicked> {
-        // Nothing is ever sent: the channel closes when the last worker's end of it is dropped.
-        let _closed = self.ended.recv().await;
+        // The channel closes when the last worker's end of it is dropped.
+        if let Some(panicked) = self.ended.recv().await {
+            return Err(panicked);
+        }
         for thread in self.threads.drain(..) {
             thread.join().map_err(|_| Panicked)?;
         }
         Ok(())
+    }
+}
+
+/// Tells of the end of a worker: by being dropped, and before that, if it panics, by saying so.
+struct SignOff(mpsc::Sender<Panicked>);
+
+impl Drop for SignOff {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            // There is room for one from each worker.
+            let _told = self.0.try_send(Panicked);
+        }
     }
 }
 

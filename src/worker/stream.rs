@@ -14,7 +14,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::proxy::client::Client;
+use crate::{net::socket::Socket, proxy::client::Client};
 
 /// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -32,7 +32,7 @@ pub(super) enum Protocol {
 /// A client's connection.
 #[derive(Debug)]
 pub(super) struct Stream {
-    socket: TcpStream,
+    socket: Socket,
     /// Read already, and not yet handed on.
     read: Bytes,
     client: Rc<Client>,
@@ -40,7 +40,7 @@ pub(super) struct Stream {
 
 impl Stream {
     pub(super) fn new(socket: TcpStream, client: Rc<Client>) -> Self {
-        Self { socket, read: Bytes::new(), client }
+        Self { socket: Socket::new(socket), read: Bytes::new(), client }
     }
 
     /// Reads as much as it takes to see what the client speaks. Nothing, if it says nothing in time.

@@ -88,7 +88,7 @@ impl World {
         let rung = |exposure| ladder.iter().position(|rung| *rung == exposure).expect("on the ladder");
         let earned = match (event, before) {
             (Event::Prepared, Phase::Preparing { .. }) => 1,
-            (Event::Command(PROMOTE), Phase::Stepping { .. }) => 1,
+            (Event::Command(PROMOTE), Phase::Stepping { .. } | Phase::Paused { .. }) => 1,
             (Event::Command(PROMOTE_FULL), Phase::Stepping { .. } | Phase::Paused { .. }) => ladder.len(),
             (Event::Tick(Decision::Advance), Phase::Stepping { step, since }) => {
                 let held = i128::from(now.as_millis()) - i128::from(since.as_millis());
