@@ -3,8 +3,10 @@
 //! | module | what is tested |
 //! | --- | --- |
 //! | `config` | what a user is told about each mistake in a configuration |
+//! | `readme` | what README.md tells people to copy |
 
 mod config;
+mod readme;
 
 use std::{collections::BTreeSet, fs, path::Path};
 
