@@ -175,7 +175,7 @@ fn paused_time_does_not_count_and_resuming_holds_anew() {
     for decision in [Decision::Continue, Decision::Hold, Decision::Advance] {
         check(&ticks(phase.clone(), decision, 1_000_000), &phase, &[]);
     }
-    let resumed = happens(phase.clone(), Event::Command(Command::Resume), 500);
+    let resumed = happens(phase, Event::Command(Command::Resume), 500);
     check(&resumed, &Phase::Stepping { step: 1, since: at(500) }, &[Effect::Save]);
     let next = ticks(resumed.phase, Decision::Advance, 509);
     assert_eq!(next.phase, Phase::Stepping { step: 1, since: at(500) });
