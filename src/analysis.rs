@@ -19,7 +19,7 @@ pub mod error_rate;
 mod evidence;
 pub mod explain;
 pub mod guard;
-mod interval;
+pub(crate) mod interval;
 pub mod latency;
 pub mod mixture;
 pub mod settings;

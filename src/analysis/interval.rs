@@ -20,13 +20,16 @@ pub(super) fn newcombe(arms: Arms<Sample>) -> Option<Interval> {
     })
 }
 
-struct Score {
-    low: f64,
-    rate: f64,
-    high: f64,
+/// A share and where it lies with 95 %.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Score {
+    pub(crate) low: f64,
+    pub(crate) rate: f64,
+    pub(crate) high: f64,
 }
 
-fn wilson(sample: Sample) -> Option<Score> {
+/// Wilson's interval for one arm's failure rate; nothing while it is empty.
+pub(crate) fn wilson(sample: Sample) -> Option<Score> {
     let rate = sample.rate()?;
     let n = sample.requests as f64;
     let z2 = Z * Z;
