@@ -5,5 +5,6 @@
 pub mod accept;
 pub mod connection;
 pub mod drain;
+mod flush;
 pub mod handle;
 pub mod stream;

@@ -25,6 +25,18 @@ pub struct Patience {
     pub idle: Duration,
 }
 
+/// Whether bytes are gathered to be sent together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Flush {
+    /// None are.
+    #[default]
+    Nothing,
+    /// Some are, and wait for more.
+    Waiting,
+    /// They shall be sent.
+    Due,
+}
+
 /// One connection from a client.
 #[derive(Debug)]
 pub struct Client {
@@ -37,12 +49,16 @@ pub struct Client {
     reading_head: Cell<bool>,
     multiplexed: Cell<bool>,
     closing: Cell<bool>,
+    flush: Cell<Flush>,
+    pulse: Rc<Cell<u64>>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl Client {
     /// A connection that has just been accepted: its first request's head is awaited.
-    pub fn new(address: SocketAddr, patience: Patience, deadline: Deadline) -> Self {
+    ///
+    /// `pulse` is counted up whenever it gets something done.
+    pub fn new(address: SocketAddr, patience: Patience, deadline: Deadline, pulse: Rc<Cell<u64>>) -> Self {
         deadline.arm(patience.header);
         // An IPv4 client of a dual-stack listener is an IPv4 client.
         let text = address.ip().to_canonical().to_string();
@@ -55,6 +71,8 @@ impl Client {
             reading_head: Cell::new(true),
             multiplexed: Cell::new(false),
             closing: Cell::new(false),
+            flush: Cell::default(),
+            pulse,
             waker: RefCell::new(None),
         }
     }
@@ -86,9 +104,45 @@ impl Client {
     /// Bytes have come. If no exchange is on, they begin a head, which may not take for ever.
     #[inline]
     pub fn bytes_read(&self) {
+        self.beat();
         if self.exchanges.get() == 0 && !self.reading_head.get() && !self.multiplexed.get() {
             self.reading_head.set(true);
             self.deadline.arm(self.patience.header);
+        }
+    }
+
+    /// Gathered bytes begin to wait; false if some waited already.
+    pub fn begin_flush(&self) -> bool {
+        let begins = self.flush.get() == Flush::Nothing;
+        if begins {
+            self.flush.set(Flush::Waiting);
+        }
+        begins
+    }
+
+    /// The wait is over: the connection's task sends what it has gathered.
+    pub fn flush_now(&self) {
+        self.flush.set(Flush::Due);
+        self.wake();
+    }
+
+    /// Whether what was gathered shall be sent.
+    pub fn is_flush_due(&self) -> bool {
+        self.flush.get() == Flush::Due
+    }
+
+    /// What was gathered has been sent.
+    pub fn end_flush(&self) {
+        self.flush.set(Flush::Nothing);
+    }
+
+    fn beat(&self) {
+        self.pulse.set(self.pulse.get().wrapping_add(1));
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
         }
     }
 
@@ -122,9 +176,7 @@ impl Client {
         if self.is_fresh() {
             self.deadline.arm(self.patience.header.min(LAST_CALL));
         }
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
-        }
+        self.wake();
     }
 
     /// Whether the connection shall end after the exchanges that are on.
@@ -140,6 +192,7 @@ pub struct Busy(Rc<Client>);
 impl Drop for Busy {
     fn drop(&mut self) {
         let client = &self.0;
+        client.beat();
         client.exchanges.set(client.exchanges.get() - 1);
         if client.is_idle() {
             client.deadline.arm(client.patience.idle);

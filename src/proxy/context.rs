@@ -37,6 +37,7 @@ pub struct Context {
     rng: RefCell<SmallRng>,
     timers: Rc<Timers>,
     draining: Cell<bool>,
+    pulse: Rc<Cell<u64>>,
 }
 
 impl Context {
@@ -53,6 +54,7 @@ impl Context {
             rng: RefCell::new(SmallRng::seed_from_u64(seed)),
             timers: Rc::default(),
             draining: Cell::new(false),
+            pulse: Rc::default(),
         }
     }
 
@@ -78,6 +80,11 @@ impl Context {
     /// The deadlines of this worker.
     pub fn timers(&self) -> &Rc<Timers> {
         &self.timers
+    }
+
+    /// Counts up whenever this worker gets something done.
+    pub fn pulse(&self) -> &Rc<Cell<u64>> {
+        &self.pulse
     }
 
     /// What this worker counts beside its backends.

@@ -10,6 +10,8 @@ use tokio::{
 use super::{
     connection::serve,
     drain::{Registry, Stage},
+    flush::Flusher,
+    stream::Stream,
 };
 use crate::{
     net::listen::stop_queueing,
@@ -27,15 +29,18 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 pub(super) async fn accept(
     context: Rc<Context>,
     registry: Rc<Registry>,
+    flusher: Rc<Flusher>,
     listener: TcpListener,
     patience: Patience,
     mut stage: watch::Receiver<Stage>,
 ) {
     let admit = |socket, address| {
-        let client = Rc::new(Client::new(address, patience, context.timers().deadline()));
+        let pulse = Rc::clone(context.pulse());
+        let client = Rc::new(Client::new(address, patience, context.timers().deadline(), pulse));
         // Here and not in the task, so that a worker never looks empty with connections yet to start.
         let registered = registry.enter(&client, &context);
-        tokio::task::spawn_local(serve(Rc::clone(&context), client, registered, socket));
+        let stream = Stream::new(socket, Rc::clone(&client), Rc::clone(&flusher));
+        tokio::task::spawn_local(serve(Rc::clone(&context), client, registered, stream));
     };
     let mut failing = false;
     loop {

@@ -14,7 +14,6 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
 use super::{
     drain::Registered,
@@ -22,8 +21,11 @@ use super::{
 };
 use crate::proxy::{client::Client, context::Context, exchange::exchange};
 
-/// Bytes of a request's head, and so of the largest one that is answered.
+/// Bytes of the largest head of a request that is answered.
 const MAX_HEAD: usize = 64 * 1024;
+/// Bytes that one HTTP/1.1 connection may hold of a request's body, and as many of a response's: what
+/// is read at once, when much is there.
+const MAX_BUFFER: usize = 256 * 1024;
 /// Requests that one HTTP/2 connection may have at a time.
 const MAX_STREAMS: u32 = 128;
 /// Bytes that a client may send on one stream before we have passed them on.
@@ -40,9 +42,8 @@ pub(super) async fn serve(
     context: Rc<Context>,
     client: Rc<Client>,
     _registered: Registered,
-    socket: TcpStream,
+    mut stream: Stream,
 ) {
-    let mut stream = Stream::new(socket, Rc::clone(&client));
     let Some(protocol) = stream.detect().await else { return };
     let service = {
         let client = Rc::clone(&client);
@@ -57,7 +58,8 @@ pub(super) async fn serve(
             let connection = http1::Builder::new()
                 // Kept by the client's deadline, which costs no timer.
                 .header_read_timeout(None)
-                .max_buf_size(MAX_HEAD)
+                .max_buf_size(MAX_BUFFER)
+                .max_header_size(MAX_HEAD)
                 .serve_connection(io, service);
             drive(pin!(connection), |connection| connection.graceful_shutdown(), &client).await;
         }

@@ -18,6 +18,7 @@ use tokio::{
 use super::{
     accept::accept,
     drain::{Registry, Stage},
+    flush::Flusher,
 };
 use crate::{
     proxy::{client::Patience, context::Context},
@@ -158,12 +159,16 @@ async fn run(
     tokio::task::spawn_local(async move { timers.run().await });
     tokio::task::spawn_local(sweep(Rc::clone(&context)));
     let registry = Rc::new(Registry::default());
+    let flusher = Rc::new(Flusher::new(Rc::clone(context.pulse())));
+    let flushing = Rc::clone(&flusher);
+    tokio::task::spawn_local(async move { flushing.run().await });
     let mut accepting = Vec::new();
     for (listener, patience) in listeners {
         match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => accepting.push(tokio::task::spawn_local(accept(
                 Rc::clone(&context),
                 Rc::clone(&registry),
+                Rc::clone(&flusher),
                 listener,
                 patience,
                 stage.clone(),

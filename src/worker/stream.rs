@@ -14,6 +14,7 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::flush::Flusher;
 use crate::{net::socket::Socket, proxy::client::Client};
 
 /// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
@@ -21,6 +22,12 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Bytes that are read before the protocol is known: a usual head, so that it is read once.
 const FIRST_READ: usize = 2048;
+
+/// Bytes that an HTTP/2 connection gathers at most before it sends them.
+pub(super) const OUTBOX: usize = 32 * 1024;
+
+/// Bytes of memory that it keeps between times.
+const KEPT: usize = 4 * 1024;
 
 /// What a client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,12 +42,17 @@ pub(super) struct Stream {
     socket: Socket,
     /// Read already, and not yet handed on.
     read: Bytes,
+    /// Written by HTTP/2 and not yet sent; the first `sent` bytes are.
+    outbox: Vec<u8>,
+    sent: usize,
     client: Rc<Client>,
+    flusher: Rc<Flusher>,
 }
 
 impl Stream {
-    pub(super) fn new(socket: TcpStream, client: Rc<Client>) -> Self {
-        Self { socket: Socket::new(socket), read: Bytes::new(), client }
+    pub(super) fn new(socket: TcpStream, client: Rc<Client>, flusher: Rc<Flusher>) -> Self {
+        let socket = Socket::new(socket);
+        Self { socket, read: Bytes::new(), outbox: Vec::new(), sent: 0, client, flusher }
     }
 
     /// Reads as much as it takes to see what the client speaks. Nothing, if it says nothing in time.
@@ -71,6 +83,25 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// Sends what is gathered, all of it.
+    fn poll_outbox(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.outbox.len() {
+            let n = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.outbox[self.sent..]))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sent += n;
+        }
+        self.sent = 0;
+        self.outbox.clear();
+        // One large moment must not cost memory for the rest of the connection's life.
+        self.outbox.shrink_to(KEPT);
+        self.client.end_flush();
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -94,8 +125,8 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, buf)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -103,6 +134,14 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.client.is_multiplexed() {
+            let total: usize = bufs.iter().map(|buf| buf.len()).sum();
+            if self.outbox.len() + total <= OUTBOX {
+                bufs.iter().for_each(|buf| self.outbox.extend_from_slice(buf));
+                return Poll::Ready(Ok(total));
+            }
+            ready!(self.poll_outbox(cx))?;
+        }
         Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
     }
 
@@ -111,10 +150,22 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+        if self.outbox.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        if self.client.is_flush_due() {
+            return self.poll_outbox(cx);
+        }
+        if self.client.begin_flush() {
+            self.flusher.add(&self.client);
+        }
+        // Not true yet, and soon: whoever asked has nothing else to wait for.
+        Poll::Ready(Ok(()))
     }
 
+    /// Sends what is gathered. The socket is closed right afterwards, which tells the other side the
+    /// same as a shutdown would, for one system call less.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+        self.poll_outbox(cx)
     }
 }
