@@ -75,6 +75,10 @@ pub(super) fn check(parts: &request::Parts) -> Result<(), ProxyError> {
 pub(super) fn prepare_request(parts: &mut request::Parts, client: &Client, endpoint: &Endpoint) {
     let via = if parts.version == Version::HTTP_2 { VIA_2 } else { VIA_1_1 };
     set_host(parts, endpoint);
+    if parts.headers.contains_key(header::TRANSFER_ENCODING) {
+        // The length counts for nothing beside it (RFC 9112, section 6.3), and hyper would believe it.
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
     let headers = &mut parts.headers;
     strip(headers, OURS.len());
     headers.insert(X_FORWARDED_FOR, client.forwarded_for.clone());
