@@ -79,6 +79,9 @@ pub(super) fn prepare_request(parts: &mut request::Parts, client: &Client, endpo
         // The length counts for nothing beside it (RFC 9112, section 6.3), and hyper would believe it.
         parts.headers.remove(header::CONTENT_LENGTH);
     }
+    if parts.version == Version::HTTP_2 {
+        join_cookies(&mut parts.headers);
+    }
     let headers = &mut parts.headers;
     strip(headers, OURS.len());
     headers.insert(X_FORWARDED_FOR, client.forwarded_for.clone());
@@ -105,6 +108,19 @@ fn set_host(parts: &mut request::Parts, endpoint: &Endpoint) {
         && let Ok(host) = HeaderValue::try_from(endpoint.to_string())
     {
         entry.insert(host);
+    }
+}
+
+/// Makes one field of several `Cookie` fields, which HTTP/2 allows and HTTP/1.1 does not (RFC 9113,
+/// section 8.2.3): a backend may read the first one only.
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(header::COOKIE).iter();
+    if cookies.nth(1).is_none() {
+        return;
+    }
+    let joined: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&joined.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
     }
 }
 
