@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response, Version, header, request};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header, request};
 use hyper::body::Incoming;
 
 use super::{
@@ -97,7 +97,12 @@ async fn forward(
         }
     };
     let (mut head, body) = response.into_parts();
-    headers::prepare_response(&mut head.headers);
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        // Nobody asked for it, since `Upgrade` does not pass.
+        attempt.end(Outcome::Reset);
+        return Err(ProxyError::Reset);
+    }
+    headers::prepare_response(&mut head);
     if let Some(cookie) = cookie {
         head.headers.append(header::SET_COOKIE, cookie);
     }

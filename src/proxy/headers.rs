@@ -4,7 +4,7 @@
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri, Version,
     header::{self, Entry},
-    request,
+    request, response,
     uri::PathAndQuery,
 };
 
@@ -125,8 +125,10 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// Makes a response ready for the client.
-pub(super) fn prepare_response(headers: &mut HeaderMap) {
-    strip(headers, HOP_BY_HOP);
+pub(super) fn prepare_response(head: &mut response::Parts) {
+    // The version is that of the connection, not of the message that came on another.
+    head.version = Version::HTTP_11;
+    strip(&mut head.headers, HOP_BY_HOP);
 }
 
 /// Removes those of the first `count` of [`OURS`] that are there, and the fields that `Connection`
