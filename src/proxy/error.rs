@@ -11,6 +11,8 @@ pub enum ProxyError {
     UnknownTransferCoding,
     /// CONNECT, which only a forward proxy answers.
     ConnectMethod,
+    /// The client's body ended early, or what came was not a body.
+    BrokenBody,
     /// The client stopped in the middle of its request.
     RequestTimeout,
     /// No route matched.
@@ -31,7 +33,9 @@ impl ProxyError {
     /// Under which reason the reply is counted.
     pub fn reason(self) -> LocalReason {
         match self {
-            Self::BadHost | Self::UnknownTransferCoding | Self::ConnectMethod => LocalReason::BadRequest,
+            Self::BadHost | Self::UnknownTransferCoding | Self::ConnectMethod | Self::BrokenBody => {
+                LocalReason::BadRequest
+            }
             Self::RequestTimeout => LocalReason::RequestTimeout,
             Self::NoRoute => LocalReason::NoRoute,
             Self::NoEndpoint => LocalReason::NoEndpoint,
@@ -48,6 +52,7 @@ impl ProxyError {
             Self::BadHost
             | Self::UnknownTransferCoding
             | Self::ConnectMethod
+            | Self::BrokenBody
             | Self::RequestTimeout
             | Self::NoRoute
             | Self::NoEndpoint => None,

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 
 use super::{
     attempt::Attempt,
-    body::{Progress, Relay, RequestBody, ResponseBody},
+    body::{Progress, Relay, RequestBody, ResponseBody, Upload},
     client::Client,
     context::{Context, View},
     error::ProxyError,
@@ -106,15 +106,11 @@ async fn forward(
     if let Some(cookie) = cookie {
         head.headers.append(header::SET_COOKIE, cookie);
     }
-    wait.deadline.disarm();
-    let relay = Relay {
-        body,
-        connection,
-        attempt,
-        outcome: Outcome::of_status(head.status),
-        deadline: wait.deadline,
-        idle_timeout: timeouts.idle,
-    };
+    let Wait { deadline, timeouts, progress } = wait;
+    deadline.disarm();
+    let upload = progress.map(Upload::new);
+    let outcome = Outcome::of_status(head.status);
+    let relay = Relay { body, connection, attempt, outcome, deadline, upload, idle_timeout: timeouts.idle };
     Ok((Response::from_parts(head, ()), relay))
 }
 
@@ -155,14 +151,14 @@ async fn send(
             Ok(response) => return Ok((connection, response)),
             Err(Failure::Unsent(unsent)) => request = *unsent,
             Err(Failure::Broken) => request = spare.ok_or(ProxyError::Reset)?,
-            Err(Failure::Late(error)) => return Err(error),
+            Err(Failure::Final(error)) => return Err(error),
         }
     }
     let mut connection = open(attempt, wait.timeouts.connect).await?;
     match respond(&mut connection, request, wait).await {
         Ok(response) => Ok((connection, response)),
         Err(Failure::Unsent(_) | Failure::Broken) => Err(ProxyError::Reset),
-        Err(Failure::Late(error)) => Err(error),
+        Err(Failure::Final(error)) => Err(error),
     }
 }
 
@@ -205,8 +201,8 @@ enum Failure {
     Unsent(Box<Request<RequestBody>>),
     /// The connection broke, or what came was not HTTP.
     Broken,
-    /// Somebody took too long.
-    Late(ProxyError),
+    /// It is known who is to blame: the client, or whoever took too long.
+    Final(ProxyError),
 }
 
 /// Sends a request on a connection and drives both until the response's head is there.
@@ -224,6 +220,9 @@ async fn respond(
         if let Poll::Ready(result) = response.as_mut().poll(&mut task::Context::from_waker(Waker::noop())) {
             return Poll::Ready(result.map_err(|mut error| match error.take_message() {
                 Some(unsent) => Failure::Unsent(Box::new(unsent)),
+                None if wait.progress.as_ref().is_some_and(|p| p.broken.get()) => {
+                    Failure::Final(ProxyError::BrokenBody)
+                }
                 None => Failure::Broken,
             }));
         }
@@ -236,8 +235,12 @@ async fn respond(
             wait.deadline.arm(patience);
         }
         wait.deadline.poll_expired(cx).map(|()| {
-            let stalled = wait.progress.as_ref().is_some_and(|p| !p.done.get() && p.waits_for_client.get());
-            Err(Failure::Late(if stalled { ProxyError::RequestTimeout } else { ProxyError::ResponseTimeout }))
+            let stalled = wait.progress.as_ref().is_some_and(|progress| progress.is_stalled());
+            Err(Failure::Final(if stalled {
+                ProxyError::RequestTimeout
+            } else {
+                ProxyError::ResponseTimeout
+            }))
         })
     })
     .await
