@@ -46,6 +46,12 @@ impl ProxyError {
         }
     }
 
+    /// Whether the client's connection has to end, because it is not certain where the next request
+    /// begins: somebody in front may have seen other bounds.
+    pub fn is_last(self) -> bool {
+        matches!(self.reason(), LocalReason::BadRequest | LocalReason::RequestTimeout)
+    }
+
     /// How the attempt at the backend ended, if it is the backend that is to blame.
     pub fn outcome(self) -> Option<Outcome> {
         match self {

@@ -47,17 +47,17 @@ pub async fn exchange(
 ) -> Response<ResponseBody> {
     let busy = client.begin();
     let version = request.version();
-    let mut response = match forward(&context, &client, request).await {
+    let (mut response, last) = match forward(&context, &client, request).await {
         Ok((head, relay)) => {
             let (parts, ()) = head.into_parts();
-            Response::from_parts(parts, ResponseBody::relay(relay, busy))
+            (Response::from_parts(parts, ResponseBody::relay(relay, busy)), false)
         }
         Err(error) => {
             context.cells().replied(error.reason());
-            reply::local(error, busy)
+            (reply::local(error, busy), error.is_last())
         }
     };
-    if context.is_draining() && version != Version::HTTP_2 {
+    if (last || context.is_draining()) && version != Version::HTTP_2 {
         headers::ask_to_close(response.headers_mut());
     }
     response
