@@ -165,7 +165,8 @@ impl Body for ResponseBody {
         let polled = std::task::ready!(relay.poll_frame(cx));
         let over = match &polled {
             None | Some(Err(_)) => true,
-            Some(Ok(_)) => relay.body.is_end_stream(),
+            // Nothing follows trailers, and whoever knows that may not ask again.
+            Some(Ok(frame)) => frame.is_trailers() || relay.body.is_end_stream(),
         };
         if over
             && let Source::Backend(relay) = std::mem::replace(&mut self.source, Source::Local(Bytes::new()))
