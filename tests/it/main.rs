@@ -3,23 +3,29 @@
 //! | module | what is tested |
 //! | --- | --- |
 //! | `config` | what a user is told about each mistake in a configuration |
+//! | `failures` | what happens when a connection breaks, and who is blamed for it |
 //! | `h1` | HTTP/1.1 and 1.0 on both sides: framing, reuse, streaming |
 //! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
 //! | `headers` | what changes in a head on its way through, and what is refused |
 //! | `readme` | what README.md tells people to copy |
 //! | `routing` | which service a request gets to |
 //! | `support` | what the tests are made of |
+//! | `telemetry` | what is counted: exactly what happened |
+//! | `timeouts` | what happens to those who take too long |
 
 #![allow(unreachable_pub, reason = "`pub` marks what a module of a test binary offers to the others")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, helpers included")]
 
 mod config;
+mod failures;
 mod h1;
 mod h2;
 mod headers;
 mod readme;
 mod routing;
 mod support;
+mod telemetry;
+mod timeouts;
 
 use std::{collections::BTreeSet, fs, path::Path};
 
