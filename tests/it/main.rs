@@ -3,11 +3,14 @@
 //! | module | what is tested |
 //! | --- | --- |
 //! | `admin_api` | the admin API: every route, and every way to be told off by it |
+//! | `cli` | the program as people start it: words, exit codes, signals |
 //! | `config` | what a user is told about each mistake in a configuration |
+//! | `drain` | how it ends: nobody who behaves is cut off |
 //! | `failures` | what happens when a connection breaks, and who is blamed for it |
 //! | `h1` | HTTP/1.1 and 1.0 on both sides: framing, reuse, streaming |
 //! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
 //! | `headers` | what changes in a head on its way through, and what is refused |
+//! | `nginx` | the same with somebody else's servers behind it |
 //! | `readme` | what README.md tells people to copy |
 //! | `rollout` | whole rollouts with real requests |
 //! | `routing` | which service a request gets to |
@@ -21,11 +24,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, helpers included")]
 
 mod admin_api;
+mod cli;
 mod config;
+mod drain;
 mod failures;
 mod h1;
 mod h2;
 mod headers;
+mod nginx;
 mod readme;
 mod rollout;
 mod routing;
