@@ -17,6 +17,7 @@
 //! | `sticky` | clients that stay where they were put |
 //! | `support` | what the tests are made of |
 //! | `telemetry` | what is counted: exactly what happened |
+//! | `tidy` | the rules of the source: who may use whom, and what a file looks like |
 //! | `timeouts` | what happens to those who take too long |
 //! | `weights` | the split: how even it is, and when a change of it is seen |
 
@@ -38,6 +39,7 @@ mod routing;
 mod sticky;
 mod support;
 mod telemetry;
+mod tidy;
 mod timeouts;
 mod weights;
 
