@@ -8,6 +8,7 @@ use axum::{
 };
 use http::StatusCode;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
 
 use super::problem::Problem;
 use crate::{
@@ -136,7 +137,10 @@ async fn bytes<S: Send + Sync>(request: axum::extract::Request, state: &S) -> Re
     })
 }
 
+/// A body that is an object. By itself serde also takes an array for a struct, value by value in the
+/// order of the fields, which nobody means and no key is checked in.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the body is not right: {error}")))
+    let object = serde_json::from_slice::<Map<String, Value>>(bytes);
+    let parsed = object.and_then(|object| serde_json::from_value(Value::Object(object)));
+    parsed.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, format!("the body is not right: {error}")))
 }

@@ -62,8 +62,8 @@ fn router(controller: Controller, registry: Registry, readiness: Readiness) -> R
         // Outside the limits: that the API is busy does not make the process unwell.
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz).with_state(readiness))
-        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is nothing here; try /api/v1/services or /metrics"))
         .method_not_allowed_fallback(api::no_such_method)
+        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is nothing here; try /api/v1/services or /metrics"))
         .layer(middleware::from_fn(guard::refuse_browsers))
         .layer(DefaultBodyLimit::max(MAX_BODY))
 }

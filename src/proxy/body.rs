@@ -35,7 +35,37 @@ pub(super) struct Progress {
     /// It is complete.
     pub(super) done: Cell<bool>,
     /// The backend would take more, and the client has not sent it.
-    pub(super) waits_for_client: Cell<bool>,
+    waits_for_client: Cell<bool>,
+    /// It ended early, or what came was not a body.
+    pub(super) broken: Cell<bool>,
+}
+
+impl Progress {
+    /// Whether it is the client that the exchange waits for.
+    pub(super) fn is_stalled(&self) -> bool {
+        !self.done.get() && self.waits_for_client.get()
+    }
+}
+
+/// A request's body that may go on while the response comes.
+#[derive(Debug)]
+pub(super) struct Upload {
+    progress: Rc<Progress>,
+    /// Chunks that had been passed on when last looked at.
+    chunks: u64,
+}
+
+impl Upload {
+    pub(super) fn new(progress: Rc<Progress>) -> Self {
+        let chunks = progress.chunks.get();
+        Self { progress, chunks }
+    }
+
+    /// Whether more of it has been passed on since the last call.
+    fn has_moved(&mut self) -> bool {
+        let chunks = self.progress.chunks.get();
+        chunks != std::mem::replace(&mut self.chunks, chunks)
+    }
 }
 
 /// A request's body on its way to a backend.
@@ -75,7 +105,8 @@ impl Body for RequestBody {
                 progress.done.set(incoming.is_end_stream());
             }
             Poll::Ready(None) => progress.done.set(true),
-            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
+            Poll::Ready(Some(Err(_))) => progress.broken.set(true),
+            Poll::Pending => {}
         }
         polled
     }
@@ -134,7 +165,8 @@ impl Body for ResponseBody {
         let polled = std::task::ready!(relay.poll_frame(cx));
         let over = match &polled {
             None | Some(Err(_)) => true,
-            Some(Ok(_)) => relay.body.is_end_stream(),
+            // Nothing follows trailers, and whoever knows that may not ask again.
+            Some(Ok(frame)) => frame.is_trailers() || relay.body.is_end_stream(),
         };
         if over
             && let Source::Backend(relay) = std::mem::replace(&mut self.source, Source::Local(Bytes::new()))
@@ -170,6 +202,8 @@ pub(super) struct Relay {
     pub(super) attempt: Attempt,
     /// What the attempt will have been once the body is complete.
     pub(super) outcome: Outcome,
+    /// What is still to come of the request, if it was not complete when the response began.
+    pub(super) upload: Option<Upload>,
     pub(super) deadline: Deadline,
     pub(super) idle_timeout: Duration,
 }
@@ -191,7 +225,8 @@ impl Relay {
             self.deadline.disarm();
             return polled.map(broken);
         }
-        if !self.deadline.is_armed() {
+        let moved = self.upload.as_mut().is_some_and(Upload::has_moved);
+        if moved || !self.deadline.is_armed() {
             self.deadline.arm(self.idle_timeout);
         }
         self.deadline.poll_expired(cx).map(|()| Some(Err(BodyError::Idle)))
@@ -204,7 +239,11 @@ impl Relay {
     }
 
     fn break_off(mut self, error: &BodyError) {
+        let upload = self.upload.as_ref().map(|upload| &upload.progress);
         self.attempt.end(match error {
+            // A backend cannot go on with a request that does not come, or not wholly.
+            BodyError::Broken(_) if upload.is_some_and(|p| p.broken.get()) => Outcome::ClientAbort,
+            BodyError::Idle if upload.is_some_and(|p| p.is_stalled()) => Outcome::ClientAbort,
             BodyError::Broken(_) => Outcome::Reset,
             BodyError::Idle => Outcome::Timeout,
         });

@@ -47,6 +47,8 @@ pub struct Client {
     exchanges: Cell<u32>,
     fresh: Cell<bool>,
     reading_head: Cell<bool>,
+    /// It takes no more bytes for now.
+    blocked: Cell<bool>,
     multiplexed: Cell<bool>,
     closing: Cell<bool>,
     flush: Cell<Flush>,
@@ -69,6 +71,7 @@ impl Client {
             exchanges: Cell::new(0),
             fresh: Cell::new(true),
             reading_head: Cell::new(true),
+            blocked: Cell::new(false),
             multiplexed: Cell::new(false),
             closing: Cell::new(false),
             flush: Cell::default(),
@@ -97,6 +100,7 @@ impl Client {
         self.exchanges.set(self.exchanges.get() + 1);
         self.fresh.set(false);
         self.reading_head.set(false);
+        self.blocked.set(false);
         self.deadline.disarm();
         Busy(Rc::clone(self))
     }
@@ -108,6 +112,22 @@ impl Client {
         if self.exchanges.get() == 0 && !self.reading_head.get() && !self.multiplexed.get() {
             self.reading_head.set(true);
             self.deadline.arm(self.patience.header);
+        }
+    }
+
+    /// It takes no more bytes for now; if that lasts for as long as it may be idle, it is overdue. Nobody
+    /// else would notice: a backend that waits for it is waited for by nobody.
+    pub fn write_blocked(&self) {
+        if !self.blocked.replace(true) && !self.is_idle() {
+            self.deadline.arm(self.patience.idle);
+        }
+    }
+
+    /// It has taken bytes.
+    #[inline]
+    pub fn written(&self) {
+        if self.blocked.replace(false) && !self.is_idle() {
+            self.deadline.disarm();
         }
     }
 

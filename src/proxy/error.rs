@@ -11,6 +11,8 @@ pub enum ProxyError {
     UnknownTransferCoding,
     /// CONNECT, which only a forward proxy answers.
     ConnectMethod,
+    /// The client's body ended early, or what came was not a body.
+    BrokenBody,
     /// The client stopped in the middle of its request.
     RequestTimeout,
     /// No route matched.
@@ -31,7 +33,9 @@ impl ProxyError {
     /// Under which reason the reply is counted.
     pub fn reason(self) -> LocalReason {
         match self {
-            Self::BadHost | Self::UnknownTransferCoding | Self::ConnectMethod => LocalReason::BadRequest,
+            Self::BadHost | Self::UnknownTransferCoding | Self::ConnectMethod | Self::BrokenBody => {
+                LocalReason::BadRequest
+            }
             Self::RequestTimeout => LocalReason::RequestTimeout,
             Self::NoRoute => LocalReason::NoRoute,
             Self::NoEndpoint => LocalReason::NoEndpoint,
@@ -42,12 +46,19 @@ impl ProxyError {
         }
     }
 
+    /// Whether the client's connection has to end, because it is not certain where the next request
+    /// begins: somebody in front may have seen other bounds.
+    pub fn is_last(self) -> bool {
+        matches!(self.reason(), LocalReason::BadRequest | LocalReason::RequestTimeout)
+    }
+
     /// How the attempt at the backend ended, if it is the backend that is to blame.
     pub fn outcome(self) -> Option<Outcome> {
         match self {
             Self::BadHost
             | Self::UnknownTransferCoding
             | Self::ConnectMethod
+            | Self::BrokenBody
             | Self::RequestTimeout
             | Self::NoRoute
             | Self::NoEndpoint => None,

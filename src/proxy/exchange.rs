@@ -8,12 +8,12 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response, Version, header, request};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header, request};
 use hyper::body::Incoming;
 
 use super::{
     attempt::Attempt,
-    body::{Progress, Relay, RequestBody, ResponseBody},
+    body::{Progress, Relay, RequestBody, ResponseBody, Upload},
     client::Client,
     context::{Context, View},
     error::ProxyError,
@@ -47,17 +47,17 @@ pub async fn exchange(
 ) -> Response<ResponseBody> {
     let busy = client.begin();
     let version = request.version();
-    let mut response = match forward(&context, &client, request).await {
+    let (mut response, last) = match forward(&context, &client, request).await {
         Ok((head, relay)) => {
             let (parts, ()) = head.into_parts();
-            Response::from_parts(parts, ResponseBody::relay(relay, busy))
+            (Response::from_parts(parts, ResponseBody::relay(relay, busy)), false)
         }
         Err(error) => {
             context.cells().replied(error.reason());
-            reply::local(error, busy)
+            (reply::local(error, busy), error.is_last())
         }
     };
-    if context.is_draining() && version != Version::HTTP_2 {
+    if (last || context.is_draining()) && version != Version::HTTP_2 {
         headers::ask_to_close(response.headers_mut());
     }
     response
@@ -97,19 +97,20 @@ async fn forward(
         }
     };
     let (mut head, body) = response.into_parts();
-    headers::prepare_response(&mut head.headers);
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        // Nobody asked for it, since `Upgrade` does not pass.
+        attempt.end(Outcome::Reset);
+        return Err(ProxyError::Reset);
+    }
+    headers::prepare_response(&mut head);
     if let Some(cookie) = cookie {
         head.headers.append(header::SET_COOKIE, cookie);
     }
-    wait.deadline.disarm();
-    let relay = Relay {
-        body,
-        connection,
-        attempt,
-        outcome: Outcome::of_status(head.status),
-        deadline: wait.deadline,
-        idle_timeout: timeouts.idle,
-    };
+    let Wait { deadline, timeouts, progress } = wait;
+    deadline.disarm();
+    let upload = progress.map(Upload::new);
+    let outcome = Outcome::of_status(head.status);
+    let relay = Relay { body, connection, attempt, outcome, deadline, upload, idle_timeout: timeouts.idle };
     Ok((Response::from_parts(head, ()), relay))
 }
 
@@ -150,14 +151,14 @@ async fn send(
             Ok(response) => return Ok((connection, response)),
             Err(Failure::Unsent(unsent)) => request = *unsent,
             Err(Failure::Broken) => request = spare.ok_or(ProxyError::Reset)?,
-            Err(Failure::Late(error)) => return Err(error),
+            Err(Failure::Final(error)) => return Err(error),
         }
     }
     let mut connection = open(attempt, wait.timeouts.connect).await?;
     match respond(&mut connection, request, wait).await {
         Ok(response) => Ok((connection, response)),
         Err(Failure::Unsent(_) | Failure::Broken) => Err(ProxyError::Reset),
-        Err(Failure::Late(error)) => Err(error),
+        Err(Failure::Final(error)) => Err(error),
     }
 }
 
@@ -200,8 +201,8 @@ enum Failure {
     Unsent(Box<Request<RequestBody>>),
     /// The connection broke, or what came was not HTTP.
     Broken,
-    /// Somebody took too long.
-    Late(ProxyError),
+    /// It is known who is to blame: the client, or whoever took too long.
+    Final(ProxyError),
 }
 
 /// Sends a request on a connection and drives both until the response's head is there.
@@ -219,6 +220,9 @@ async fn respond(
         if let Poll::Ready(result) = response.as_mut().poll(&mut task::Context::from_waker(Waker::noop())) {
             return Poll::Ready(result.map_err(|mut error| match error.take_message() {
                 Some(unsent) => Failure::Unsent(Box::new(unsent)),
+                None if wait.progress.as_ref().is_some_and(|p| p.broken.get()) => {
+                    Failure::Final(ProxyError::BrokenBody)
+                }
                 None => Failure::Broken,
             }));
         }
@@ -231,8 +235,12 @@ async fn respond(
             wait.deadline.arm(patience);
         }
         wait.deadline.poll_expired(cx).map(|()| {
-            let stalled = wait.progress.as_ref().is_some_and(|p| !p.done.get() && p.waits_for_client.get());
-            Err(Failure::Late(if stalled { ProxyError::RequestTimeout } else { ProxyError::ResponseTimeout }))
+            let stalled = wait.progress.as_ref().is_some_and(|progress| progress.is_stalled());
+            Err(Failure::Final(if stalled {
+                ProxyError::RequestTimeout
+            } else {
+                ProxyError::ResponseTimeout
+            }))
         })
     })
     .await

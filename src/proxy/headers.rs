@@ -4,7 +4,7 @@
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri, Version,
     header::{self, Entry},
-    request,
+    request, response,
     uri::PathAndQuery,
 };
 
@@ -75,6 +75,13 @@ pub(super) fn check(parts: &request::Parts) -> Result<(), ProxyError> {
 pub(super) fn prepare_request(parts: &mut request::Parts, client: &Client, endpoint: &Endpoint) {
     let via = if parts.version == Version::HTTP_2 { VIA_2 } else { VIA_1_1 };
     set_host(parts, endpoint);
+    if parts.headers.contains_key(header::TRANSFER_ENCODING) {
+        // The length counts for nothing beside it (RFC 9112, section 6.3), and hyper would believe it.
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
+    if parts.version == Version::HTTP_2 {
+        join_cookies(&mut parts.headers);
+    }
     let headers = &mut parts.headers;
     strip(headers, OURS.len());
     headers.insert(X_FORWARDED_FOR, client.forwarded_for.clone());
@@ -104,9 +111,24 @@ fn set_host(parts: &mut request::Parts, endpoint: &Endpoint) {
     }
 }
 
+/// Makes one field of several `Cookie` fields, which HTTP/2 allows and HTTP/1.1 does not (RFC 9113,
+/// section 8.2.3): a backend may read the first one only.
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(header::COOKIE).iter();
+    if cookies.nth(1).is_none() {
+        return;
+    }
+    let joined: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&joined.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
 /// Makes a response ready for the client.
-pub(super) fn prepare_response(headers: &mut HeaderMap) {
-    strip(headers, HOP_BY_HOP);
+pub(super) fn prepare_response(head: &mut response::Parts) {
+    // The version is that of the connection, not of the message that came on another.
+    head.version = Version::HTTP_11;
+    strip(&mut head.headers, HOP_BY_HOP);
 }
 
 /// Removes those of the first `count` of [`OURS`] that are there, and the fields that `Connection`

@@ -38,6 +38,11 @@ fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
             "tidegate; error=http_request_denied; details=\"connect\"",
             "405: CONNECT is not answered here\n",
         ),
+        ProxyError::BrokenBody => (
+            StatusCode::BAD_REQUEST,
+            "tidegate; error=http_request_error; details=\"body\"",
+            "400: the request's body ended early or is malformed\n",
+        ),
         ProxyError::RequestTimeout => (
             StatusCode::REQUEST_TIMEOUT,
             "tidegate; error=http_request_error; details=\"timeout\"",

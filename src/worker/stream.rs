@@ -81,13 +81,20 @@ impl Stream {
         })
         .await
     }
-}
 
-impl Stream {
+    fn note_write<T>(&self, polled: &Poll<T>) {
+        match polled {
+            Poll::Ready(_) => self.client.written(),
+            Poll::Pending => self.client.write_blocked(),
+        }
+    }
+
     /// Sends what is gathered, all of it.
     fn poll_outbox(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.outbox.len() {
-            let n = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.outbox[self.sent..]))?;
+            let polled = Pin::new(&mut self.socket).poll_write(cx, &self.outbox[self.sent..]);
+            self.note_write(&polled);
+            let n = ready!(polled)?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -142,7 +149,9 @@ impl AsyncWrite for Stream {
             }
             ready!(self.poll_outbox(cx))?;
         }
-        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
+        self.note_write(&polled);
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {

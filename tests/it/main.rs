@@ -2,11 +2,46 @@
 //!
 //! | module | what is tested |
 //! | --- | --- |
+//! | `admin_api` | the admin API: every route, and every way to be told off by it |
+//! | `cli` | the program as people start it: words, exit codes, signals |
 //! | `config` | what a user is told about each mistake in a configuration |
+//! | `drain` | how it ends: nobody who behaves is cut off |
+//! | `failures` | what happens when a connection breaks, and who is blamed for it |
+//! | `h1` | HTTP/1.1 and 1.0 on both sides: framing, reuse, streaming |
+//! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
+//! | `headers` | what changes in a head on its way through, and what is refused |
+//! | `nginx` | the same with somebody else's servers behind it |
 //! | `readme` | what README.md tells people to copy |
+//! | `rollout` | whole rollouts with real requests |
+//! | `routing` | which service a request gets to |
+//! | `sticky` | clients that stay where they were put |
+//! | `support` | what the tests are made of |
+//! | `telemetry` | what is counted: exactly what happened |
+//! | `tidy` | the rules of the source: who may use whom, and what a file looks like |
+//! | `timeouts` | what happens to those who take too long |
+//! | `weights` | the split: how even it is, and when a change of it is seen |
 
+#![allow(unreachable_pub, reason = "`pub` marks what a module of a test binary offers to the others")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, helpers included")]
+
+mod admin_api;
+mod cli;
 mod config;
+mod drain;
+mod failures;
+mod h1;
+mod h2;
+mod headers;
+mod nginx;
 mod readme;
+mod rollout;
+mod routing;
+mod sticky;
+mod support;
+mod telemetry;
+mod tidy;
+mod timeouts;
+mod weights;
 
 use std::{collections::BTreeSet, fs, path::Path};
 

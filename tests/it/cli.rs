@@ -1,0 +1,186 @@
+//! The program as people start it: words, exit codes, signals.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    thread,
+};
+
+use tempfile::TempDir;
+
+use crate::support::{Backend, Raw, Web, patience};
+
+fn tidegate(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    command.args(arguments).env_remove("RUST_LOG").env_remove("TIDEGATE_CONFIG").stdin(Stdio::null());
+    command
+}
+
+fn output(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = tidegate(arguments).output().unwrap();
+    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+/// A file with this configuration, for as long as the folder is kept.
+fn file(toml: impl ToString) -> (TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path: PathBuf = folder.path().join("tidegate.toml");
+    std::fs::write(&path, toml.to_string()).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    (folder, path)
+}
+
+#[test]
+fn help_and_version_are_there() {
+    let (code, help, _) = output(&["--help"]);
+    assert_eq!(code, Some(0));
+    for word in ["run", "check", "demo", "--version"] {
+        assert!(help.contains(word), "`{word}` is not in\n{help}");
+    }
+    let (code, version, _) = output(&["--version"]);
+    assert_eq!((code, version), (Some(0), format!("tidegate {}\n", env!("CARGO_PKG_VERSION"))));
+    let (code, _, said) = output(&["runn"]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("run"), "{said}");
+    assert_eq!(output(&["run"]).0, Some(2), "a configuration is needed");
+}
+
+#[test]
+fn check_says_what_is_wrong_and_where() {
+    for good in ["minimal", "canary", "blue-green", "full"] {
+        let path = format!("config/{good}.toml");
+        if std::fs::exists(&path).unwrap() {
+            let (code, said, complaints) = output(&["check", "--config", &path]);
+            assert_eq!(code, Some(0), "{complaints}");
+            assert!(said.starts_with(&format!("{path}: fine (")), "{said}");
+        }
+    }
+    let (_folder, path) = file("workers = 0\n");
+    let (code, said, complaints) = output(&["check", "--config", &path]);
+    assert_eq!((code, said.as_str()), (Some(78), ""));
+    assert!(complaints.contains("tidegate.toml") && complaints.contains("`workers` must be"), "{complaints}");
+    assert_eq!(output(&["run", "--config", &path]).0, Some(78));
+    assert_eq!(output(&["check", "--config", "/nowhere/x.toml"]).0, Some(78));
+}
+
+#[test]
+fn a_port_that_is_taken_is_said_so() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let backend = Backend::named("v1");
+    let toml = Web::new(backend.address).to_string();
+    let listener = toml.replacen("127.0.0.1:0", &address.to_string(), 1);
+    let (_folder, path) = file(listener);
+    let (code, _, said) = output(&["run", "--config", &path]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains(&format!("error: cannot listen on {address}\n  caused by: Address already")),
+        "{said}"
+    );
+    let at = toml.rfind("127.0.0.1:0").map(|_| toml.replace("[admin]\naddress = '127.0.0.1:0'", ""));
+    let admin = format!("[admin]\naddress = '{address}'\n{}", at.unwrap().replacen("workers = 1", "", 1));
+    let (_folder, path) = file(admin);
+    let (code, _, said) = output(&["run", "--config", &path]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("for the admin API"), "{said}");
+}
+
+/// A running program, killed if the test does not end it.
+struct Program {
+    child: Child,
+    listener: SocketAddr,
+}
+
+impl Program {
+    /// Starts it, and waits until it says where it listens.
+    fn run(toml: impl ToString) -> (TempDir, Self) {
+        let (folder, path) = file(toml);
+        let mut child = tidegate(&["run", "--config", &path]).stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let (give, take) = mpsc::channel();
+        thread::spawn(move || {
+            let mut line = String::new();
+            while log.read_line(&mut line).is_ok_and(|n| n > 0) {
+                if let Some((_, rest)) = line.split_once("\"listening on ") {
+                    // Gone only if the test is over.
+                    let _gone = give.send(rest.split('"').next().unwrap().parse().unwrap());
+                }
+                line.clear();
+            }
+        });
+        let listener = take.recv_timeout(patience()).expect("it says where it listens");
+        (folder, Self { child, listener })
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    fn wait_for_code(&mut self) -> Option<i32> {
+        crate::support::eventually(|| self.child.try_wait().unwrap(), Option::is_some).unwrap().code()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // One that has ended cannot be killed.
+        let _ended = self.child.kill();
+        let _waited = self.child.wait();
+    }
+}
+
+#[test]
+fn a_terminated_program_finishes_and_exits_well() {
+    let backend = Backend::named("v1");
+    let toml = Web::new(backend.address).to_string().replacen("[shutdown]", "[shutdown]\ndelay = '300ms'", 1);
+    let (_folder, mut program) = Program::run(toml);
+    let mut client = Raw::connect(program.listener);
+    assert_eq!(client.get("/").text(), "v1");
+    program.signal("TERM");
+    // Asked to close within the delay, and served until then.
+    crate::support::eventually(
+        || Raw::connect(program.listener).get("/").fields("connection").len(),
+        |fields| *fields == 1,
+    );
+    assert_eq!(program.wait_for_code(), Some(0));
+    client.expect_end();
+}
+
+#[test]
+fn an_interrupted_program_does_not_wait() {
+    let backend = Backend::named("v1");
+    let toml = Web::new(backend.address).to_string().replacen("[shutdown]", "[shutdown]\ndelay = '1h'", 1);
+    let (_folder, mut program) = Program::run(&toml);
+    program.signal("INT");
+    assert_eq!(program.wait_for_code(), Some(0));
+    // And a second signal ends even a program that waits for its delay.
+    let (_folder, mut program) = Program::run(&toml);
+    program.signal("TERM");
+    crate::support::eventually(
+        || Raw::connect(program.listener).get("/").fields("connection").len(),
+        |fields| *fields == 1,
+    );
+    program.signal("TERM");
+    assert_eq!(program.wait_for_code(), Some(1));
+}
+
+#[test]
+fn the_log_is_json_where_nobody_watches() {
+    let backend = Backend::named("v1");
+    let (_folder, path) = file(Web::new(backend.address));
+    let mut child = tidegate(&["run", "-c", &path]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    log.read_line(&mut line).unwrap();
+    let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(parsed["level"], "INFO");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).unwrap();
+    assert!(rest.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{rest}");
+}

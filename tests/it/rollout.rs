@@ -1,0 +1,271 @@
+//! Whole rollouts with real requests, at twenty ticks a second.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread::{self, JoinHandle},
+};
+
+use serde_json::Value;
+
+use crate::support::{Backend, Raw, Refusing, Tidegate, Web, eventually, reply};
+
+/// Requests that keep coming for as long as this lives.
+struct Load {
+    over: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    fn on(tidegate: &Tidegate) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let client = |_| {
+            let (over, address) = (Arc::clone(&over), tidegate.address());
+            thread::spawn(move || {
+                let mut client = Raw::connect(address);
+                while !over.load(SeqCst) {
+                    client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(20));
+                    for _ in 0..20 {
+                        client.response();
+                    }
+                }
+            })
+        };
+        let clients = (0..2).map(client).collect();
+        Self { over, clients }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.over.store(true, SeqCst);
+        for client in self.clients.drain(..) {
+            let ended = client.join();
+            assert!(thread::panicking() || ended.is_ok(), "a client failed");
+        }
+    }
+}
+
+const CANARY: &str = "
+    steps = [{ weight = 20, hold = '150ms' }, { weight = 50, hold = '150ms' }]
+    bake = '150ms'";
+
+/// Sharp eyes, so that a test need not send for minutes; latency on a busy machine says nothing.
+const ANALYSIS: &str = "
+    minimum_requests = 50
+    promotion_margin = 0.05
+    latency_margin = false";
+
+fn start(stable: &Backend, canary: std::net::SocketAddr, rollout: &str) -> Tidegate {
+    let web = Web::new(stable.address).canary(canary).workers(2);
+    Tidegate::start(web.table("rollout", rollout).table("rollout.analysis", ANALYSIS))
+}
+
+fn failing() -> Backend {
+    Backend::answering(|_| reply("500 Internal Server Error", &[], "bad"))
+}
+
+/// What happened, in order, as sentences.
+fn events(status: &Value) -> Vec<String> {
+    let events = status["events"].as_array().unwrap();
+    events.iter().map(|event| event["what"].as_str().unwrap().to_owned()).collect()
+}
+
+#[track_caller]
+fn in_order(events: &[String], wanted: &[&str]) {
+    let mut rest = events.iter();
+    for beginning in wanted {
+        assert!(
+            rest.any(|event| event.starts_with(beginning)),
+            "`{beginning}` is not in its place: {events:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_good_canary_is_promoted_step_by_step() {
+    let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
+    let tidegate = start(&stable, canary.address, CANARY);
+    let load = Load::on(&tidegate);
+    let status = tidegate.api("POST", "web/start", "");
+    assert_eq!(status["rollout"]["phase"], "preparing");
+    tidegate.scrape().expect("tidegate_rollout_running", &[("service", "web")], 1.0);
+    let status = tidegate.wait_for_phase("succeeded");
+    drop(load);
+    assert_eq!((&status["stable"], &status["canary"]), (&"v2".into(), &"v1".into()));
+    assert_eq!(status["weight"], 0.0);
+    in_order(
+        &events(&status),
+        &[
+            "the rollout began",
+            "step 1 began: the canary gets 20 %",
+            "step 2 began: the canary gets 50 %",
+            "the canary became stable",
+            "the new stable is watched for 150ms",
+            "the rollout succeeded",
+        ],
+    );
+    assert_eq!(tidegate.client().get("/").text(), "v2");
+    let scrape = tidegate.wait_until_idle();
+    scrape.expect("tidegate_rollouts_total", &[("outcome", "succeeded")], 1.0);
+    scrape.expect("tidegate_rollout_running", &[("service", "web")], 0.0);
+    scrape.expect("tidegate_weight_ratio", &[("backend", "v2"), ("role", "stable")], 1.0);
+    let ended = scrape.sum("tidegate_requests_total", &[]);
+    scrape.expect("tidegate_requests_total", &[("status", "2xx")], ended);
+    // Roles have moved, so the next rollout goes the other way.
+    let status = tidegate.api("POST", "web/start", "");
+    in_order(&events(&status), &["the rollout began: the canary is being prepared: v2 to v1"]);
+    tidegate.api("POST", "web/rollback", "");
+    tidegate.wait_for_phase("rolled_back");
+    assert_eq!(tidegate.client().get("/").text(), "v2");
+}
+
+#[test]
+fn a_bad_canary_is_rolled_back_and_gets_nothing() {
+    let (stable, canary) = (Backend::named("v1"), failing());
+    let tidegate = start(&stable, canary.address, CANARY);
+    let load = Load::on(&tidegate);
+    tidegate.api("POST", "web/start", "");
+    let status = tidegate.wait_for_phase("rolled_back");
+    drop(load);
+    assert_eq!((&status["stable"], &status["weight"]), (&"v1".into(), &0.0.into()));
+    assert_eq!(status["rollout"]["reason"]["kind"], "verdict");
+    in_order(&events(&status), &["the rollout began", "step 1 began", "rolling back", "rolled back"]);
+    let so_far = canary.count();
+    let mut client = tidegate.client();
+    for _ in 0..200 {
+        assert_eq!(client.get("/").status, 200);
+    }
+    assert_eq!(canary.count(), so_far);
+    let scrape = tidegate.scrape();
+    scrape.expect("tidegate_rollouts_total", &[("outcome", "rolled_back")], 1.0);
+    assert!(scrape.sum("tidegate_rollout_evidence_ratio", &[]) >= 1.0 || so_far < 100);
+    // A second try is a rollout of its own.
+    let first = status["rollout"]["id"].clone();
+    let again =
+        eventually(|| tidegate.api("POST", "web/start", ""), |status| status["rollout"]["id"] != first);
+    assert_eq!(again["rollout"]["phase"], "preparing");
+}
+
+#[test]
+fn blue_green_flips_at_once_and_bakes() {
+    let (blue, green) = (Backend::named("v1"), Backend::named("v2"));
+    let tidegate = start(&blue, green.address, "strategy = 'blue-green'\nbake = '300ms'");
+    let load = Load::on(&tidegate);
+    tidegate.api("POST", "web/start", "");
+    let status = tidegate.wait_for_phase("baking");
+    assert_eq!((&status["stable"], &status["canary"]), (&"v2".into(), &"v1".into()));
+    assert_eq!(tidegate.client().get("/").text(), "v2");
+    let status = tidegate.wait_for_phase("succeeded");
+    drop(load);
+    in_order(&events(&status), &["the rollout began", "the canary became stable", "the rollout succeeded"]);
+    // The way back once all is over.
+    let status = tidegate.api("POST", "web/flip", "");
+    assert_eq!(status["stable"], "v1");
+    assert_eq!(tidegate.client().get("/").text(), "v1");
+}
+
+#[test]
+fn a_green_that_turns_bad_while_it_bakes_is_swapped_back() {
+    let bad = Arc::new(AtomicBool::new(false));
+    let green = {
+        let bad = Arc::clone(&bad);
+        Backend::answering(move |_| match bad.load(SeqCst) {
+            true => reply("503 Service Unavailable", &[], ""),
+            false => reply("200 OK", &[], "v2"),
+        })
+    };
+    let blue = Backend::named("v1");
+    let tidegate = start(&blue, green.address, "strategy = 'blue-green'\nbake = '1m'");
+    let load = Load::on(&tidegate);
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("baking");
+    bad.store(true, SeqCst);
+    let status = tidegate.wait_for_phase("rolled_back");
+    drop(load);
+    assert_eq!((&status["stable"], &status["canary"]), (&"v1".into(), &"v2".into()));
+    assert_eq!(tidegate.client().get("/").text(), "v1");
+}
+
+/// A plan whose first step lasts until a person ends it.
+const BY_HAND: &str = "steps = [{ weight = 20, hold = '1h' }, { weight = 50, hold = '1h' }]\nbake = '1h'";
+
+#[test]
+fn people_pause_resume_promote_and_roll_back() {
+    let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
+    let tidegate = start(&stable, canary.address, BY_HAND);
+    tidegate.api("POST", "web/start", "");
+    let status = tidegate.wait_for_phase("stepping");
+    assert_eq!((&status["rollout"]["step"], &status["weight"]), (&0.into(), &20.0.into()));
+    let status = tidegate.api("POST", "web/pause", "");
+    assert_eq!((&status["rollout"]["phase"], &status["weight"]), (&"paused".into(), &20.0.into()));
+    let status = tidegate.api("POST", "web/resume", "");
+    assert_eq!(status["rollout"]["phase"], "stepping");
+    let status = tidegate.api("POST", "web/promote", "");
+    assert_eq!((&status["rollout"]["step"], &status["weight"]), (&1.into(), &50.0.into()));
+    let status = tidegate.api("POST", "web/rollback", "");
+    assert_eq!((&status["weight"], &status["stable"]), (&0.0.into(), &"v1".into()));
+    let status = tidegate.wait_for_phase("rolled_back");
+    assert_eq!(status["rollout"]["reason"]["kind"], "command");
+    // From the start again, and all the way at once.
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let status = tidegate.api("POST", "web/promote", r#"{"full": true}"#);
+    assert_eq!(status["stable"], "v2");
+    tidegate.wait_for_phase("baking");
+    assert_eq!(tidegate.client().get("/").text(), "v2");
+    let status = tidegate.api("POST", "web/rollback", "");
+    assert_eq!(status["stable"], "v1");
+    assert_eq!(tidegate.client().get("/").text(), "v1");
+}
+
+#[test]
+fn what_would_get_in_a_rollouts_way_is_refused() {
+    let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
+    let tidegate = start(&stable, canary.address, BY_HAND);
+    tidegate.set_weight(5.0);
+    let status = tidegate.api("POST", "web/start", "");
+    assert_eq!(status["weight"], 0.0, "a rollout begins at nothing");
+    tidegate.wait_for_phase("stepping");
+    for (method, path, body) in [
+        ("POST", "start", ""),
+        ("PUT", "weight", r#"{"canary": 100}"#),
+        ("POST", "flip", ""),
+        ("POST", "resume", ""),
+    ] {
+        let response = tidegate.ask(method, &format!("/api/v1/services/web/{path}"), body);
+        assert_eq!(response.status, 409, "{path}: {}", response.text());
+    }
+    let status = tidegate.status();
+    assert_eq!((&status["weight"], &status["stable"]), (&20.0.into(), &"v1".into()));
+}
+
+#[test]
+fn a_canary_that_is_not_up_yet_is_waited_for_without_traffic() {
+    let (stable, canary) = (Backend::named("v1"), Refusing::new());
+    let tidegate = start(&stable, canary.address, BY_HAND);
+    tidegate.api("POST", "web/start", "");
+    let mut client = tidegate.client();
+    for _ in 0..50 {
+        assert_eq!(client.get("/").text(), "v1");
+    }
+    assert_eq!(tidegate.status()["rollout"]["phase"], "preparing");
+    let canary = canary.open("v2");
+    tidegate.wait_for_phase("stepping");
+    eventually(|| client.get("/").text(), |text| text == "v2");
+    drop(client);
+    drop(tidegate);
+    drop(canary);
+}
+
+#[test]
+fn a_step_without_traffic_ends_in_a_pause_and_not_in_a_promotion() {
+    let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
+    let plan = "steps = [{ weight = 20, hold = '50ms' }]\nbake = '1h'\ndeadline = '200ms'";
+    let tidegate = start(&stable, canary.address, plan);
+    tidegate.api("POST", "web/start", "");
+    let status = tidegate.wait_for_phase("paused");
+    assert_eq!((&status["rollout"]["reason"], &status["weight"]), (&"inconclusive".into(), &20.0.into()));
+}

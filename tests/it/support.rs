@@ -1,0 +1,17 @@
+//! What the tests are made of: a Tidegate in this process, backends that follow a script, clients that
+//! write what they are told to, and patience.
+
+pub mod backend;
+pub mod client;
+pub mod eventually;
+pub mod external;
+pub mod metrics;
+pub mod tidegate;
+pub mod wire;
+
+pub use self::{
+    backend::{Backend, Refusing, Unaccepting, reply},
+    client::{H2, Raw, exchange, get, runtime},
+    eventually::{eventually, eventually_is, patience},
+    tidegate::{Tidegate, Web},
+};
