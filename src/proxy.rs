@@ -7,6 +7,8 @@ pub mod client;
 pub mod context;
 pub mod error;
 pub mod exchange;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod headers;
 pub mod reply;
 pub mod sticky;

@@ -140,11 +140,12 @@ impl Histogram {
         if self.total == 0 {
             return None;
         }
-        let target = level.clamp(0.0, 1.0) * self.total as f64;
+        // Whole requests, so that nothing is converted bucket by bucket. The cast saturates.
+        let rank = ((level.clamp(0.0, 1.0) * self.total as f64).ceil() as u64).clamp(1, self.total);
         let mut seen = 0;
         let index = self.counts.iter().position(|&count| {
             seen += count;
-            seen > 0 && seen as f64 >= target
+            seen >= rank
         });
         Some(upper_edge(index.unwrap_or(BUCKETS - 1)))
     }
@@ -181,6 +182,14 @@ mod tests {
     #[test]
     fn an_empty_histogram_has_no_quantile() {
         assert_eq!(Histogram::default().quantile(0.5), None);
+    }
+
+    #[test]
+    fn a_quantile_counts_requests_that_a_float_cannot() {
+        let mut histogram = Histogram::default();
+        // As a float, the total is one more than it is.
+        histogram.add(3, (1 << 53) + 3);
+        assert_eq!(histogram.quantile(1.0), Some(upper_edge(3)));
     }
 
     proptest! {

@@ -1,0 +1,85 @@
+//! A request's head, as text: the method and the target on the first line, then a field to a line.
+//! What is accepted leaves for the backend with one host, our word on the client, and nothing that
+//! belongs to one connection.
+
+#![no_main]
+
+use std::{rc::Rc, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request, request::Parts};
+use libfuzzer_sys::fuzz_target;
+use tidegate::{
+    net::timers::Timers,
+    proxy::{
+        client::{Client, Patience},
+        fuzzing,
+    },
+    routing::snapshot::Endpoint,
+};
+
+const HOP_BY_HOP: [&str; 7] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "transfer-encoding",
+    "upgrade",
+    "proxy-authorization",
+    "proxy-authenticate",
+];
+/// What `Connection` cannot take away.
+const KEPT: [&str; 4] = ["host", "content-length", "authorization", "cookie"];
+
+fuzz_target!(|data: &[u8]| {
+    let Some(mut parts) = head(data) else { return };
+    let before = parts.headers.clone();
+
+    let mut response = before.clone();
+    fuzzing::prepare_response(&mut response);
+    assert_clean(&response, &before);
+    let once = response.clone();
+    fuzzing::prepare_response(&mut response);
+    assert_eq!(response, once);
+
+    let Ok(authority) = fuzzing::accept(&parts).map(str::to_owned) else { return };
+    assert!(!authority.contains(['@', '/', '?', '#', ',', ' ']), "{authority:?} is not a host");
+    let patience = Patience { header: Duration::from_secs(1), idle: Duration::from_secs(1) };
+    let deadline = Rc::new(Timers::default()).deadline();
+    let client = Client::new(([192, 0, 2, 1], 40_000).into(), patience, deadline);
+    let endpoint = Endpoint { host: "backend.example".to_owned(), port: 80 };
+    fuzzing::prepare_request(&mut parts, &client, &endpoint);
+    let only = |name| {
+        let mut values = parts.headers.get_all(name).iter();
+        values.next().filter(|_| values.next().is_none()).map(HeaderValue::as_bytes)
+    };
+    let host = if authority.is_empty() { "backend.example:80" } else { &authority };
+    assert_eq!(only("host"), Some(host.as_bytes()));
+    assert_eq!(only("x-forwarded-host"), Some(host.as_bytes()));
+    assert_eq!(only("x-forwarded-for"), Some(&b"192.0.2.1"[..]));
+    assert_eq!(only("x-forwarded-proto"), Some(&b"http"[..]));
+    assert_eq!((parts.uri.authority(), parts.uri.scheme()), (None, None));
+    assert_clean(&parts.headers, &HeaderMap::new());
+});
+
+fn head(data: &[u8]) -> Option<Parts> {
+    let mut lines = data.split(|b| *b == b'\n');
+    let mut first = lines.next()?.splitn(2, |b| *b == b' ');
+    let mut parts = Request::builder().method(first.next()?).uri(first.next()?).body(()).ok()?.into_parts().0;
+    for line in lines {
+        let mut field = line.splitn(2, |b| *b == b':');
+        let name = HeaderName::from_bytes(field.next()?).ok()?;
+        let value = HeaderValue::from_bytes(field.next()?.trim_ascii()).ok()?;
+        parts.headers.try_append(name, value).ok()?;
+    }
+    Some(parts)
+}
+
+fn assert_clean(after: &HeaderMap, before: &HeaderMap) {
+    assert!(!HOP_BY_HOP.iter().any(|name| after.contains_key(*name)), "{after:?}");
+    assert!(
+        after.get_all("te").iter().all(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers")),
+        "{after:?}"
+    );
+    for name in KEPT {
+        assert!(before.get_all(name).iter().all(|value| after.get_all(name).iter().any(|v| v == value)));
+    }
+}

@@ -1,0 +1,36 @@
+//! The door for `fuzz/`: what parses a client's bytes here is nobody else's business, so it is open
+//! only to a build with `--cfg fuzzing`. Calls, and nothing else: what must hold is said there.
+
+use http::{HeaderMap, HeaderValue, request};
+
+use super::{client::Client, error::ProxyError, headers, sticky};
+use crate::routing::snapshot::{Endpoint, Sticky};
+
+/// What an exchange asks of a request's head before it is routed: the authority to route by.
+///
+/// # Errors
+/// For a head that is refused.
+pub fn accept(parts: &request::Parts) -> Result<&str, ProxyError> {
+    headers::check(parts)?;
+    headers::authority(parts)
+}
+
+/// Makes a request ready for a backend.
+pub fn prepare_request(parts: &mut request::Parts, client: &Client, endpoint: &Endpoint) {
+    headers::prepare_request(parts, client, endpoint);
+}
+
+/// Makes a response ready for the client.
+pub fn prepare_response(headers: &mut HeaderMap) {
+    headers::prepare_response(headers);
+}
+
+/// The number that the client's cookie holds.
+pub fn find_key<'h>(headers: &'h HeaderMap, sticky: &Sticky) -> Option<&'h [u8]> {
+    sticky::find(headers, sticky)
+}
+
+/// The `Set-Cookie` for a number.
+pub fn set_cookie(random: u64, sticky: &Sticky) -> Option<HeaderValue> {
+    sticky::set_cookie(sticky::key(random), sticky)
+}
