@@ -99,7 +99,7 @@ fn a_weight_that_is_none_is_refused_and_nothing_changes() {
         r#"{"canary": 10} x"#,
     ] {
         let detail = problem(&put(body), 400);
-        assert!(detail.starts_with("the body: "), "{detail}");
+        assert!(detail.starts_with("the body is not right: "), "{detail}");
     }
     for number in ["-0.01", "100.01", "0.001", "1e9"] {
         problem(&put(&format!("{{\"canary\": {number}}}")), 422);

@@ -76,12 +76,10 @@ fn a_port_that_is_taken_is_said_so() {
     let (_folder, path) = file(listener);
     let (code, _, said) = output(&["run", "--config", &path]);
     assert_eq!(code, Some(1), "{said}");
-    assert!(
-        said.contains(&format!("error: cannot listen on {address}\n  caused by: Address already")),
-        "{said}"
-    );
-    let at = toml.rfind("127.0.0.1:0").map(|_| toml.replace("[admin]\naddress = '127.0.0.1:0'", ""));
-    let admin = format!("[admin]\naddress = '{address}'\n{}", at.unwrap().replacen("workers = 1", "", 1));
+    assert!(said.contains(&format!("error: cannot listen on {address}")), "{said}");
+    assert!(said.contains("\n  caused by: Address already in use"), "{said}");
+    let admin = format!("[admin]\naddress = '{address}'");
+    let admin = toml.replace("[admin]\naddress = '127.0.0.1:0'", &admin);
     let (_folder, path) = file(admin);
     let (code, _, said) = output(&["run", "--config", &path]);
     assert_eq!(code, Some(1), "{said}");

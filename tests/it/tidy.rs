@@ -46,7 +46,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "admin",
         ],
     ),
-    ("demo", &["model", "clock", "config", "app", "admin", "controller", "rollout"]),
+    ("demo", &["model", "clock", "config", "analysis", "rollout", "app", "admin", "controller"]),
     ("cli", &["model", "config", "app", "admin", "controller", "demo"]),
 ];
 
