@@ -5,6 +5,7 @@
 //! | `admin_api` | the admin API: every route, and every way to be told off by it |
 //! | `cli` | the program as people start it: words, exit codes, signals |
 //! | `config` | what a user is told about each mistake in a configuration |
+//! | `demo` | the demo, as somebody sees it who tries the program first |
 //! | `drain` | how it ends: nobody who behaves is cut off |
 //! | `failures` | what happens when a connection breaks, and who is blamed for it |
 //! | `h1` | HTTP/1.1 and 1.0 on both sides: framing, reuse, streaming |
@@ -27,6 +28,7 @@
 mod admin_api;
 mod cli;
 mod config;
+mod demo;
 mod drain;
 mod failures;
 mod h1;
