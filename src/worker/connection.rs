@@ -21,11 +21,9 @@ use super::{
 };
 use crate::proxy::{client::Client, context::Context, exchange::exchange};
 
-/// Bytes of the largest head of a request that is answered.
-const MAX_HEAD: usize = 64 * 1024;
-/// Bytes that one HTTP/1.1 connection may hold of a request's body, and as many of a response's: what
-/// is read at once, when much is there.
-const MAX_BUFFER: usize = 256 * 1024;
+/// Bytes that one HTTP/1.1 connection may hold of a request (its head included), and as many of a
+/// response.
+const MAX_BUFFER: usize = 64 * 1024;
 /// Requests that one HTTP/2 connection may have at a time.
 const MAX_STREAMS: u32 = 128;
 /// Bytes that a client may send on one stream before we have passed them on.
@@ -59,7 +57,6 @@ pub(super) async fn serve(
                 // Kept by the client's deadline, which costs no timer.
                 .header_read_timeout(None)
                 .max_buf_size(MAX_BUFFER)
-                .max_header_size(MAX_HEAD)
                 .serve_connection(io, service);
             drive(pin!(connection), |connection| connection.graceful_shutdown(), &client).await;
         }
