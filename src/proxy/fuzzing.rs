@@ -1,7 +1,7 @@
 //! The door for `fuzz/`: what parses a client's bytes here is nobody else's business, so it is open
 //! only to a build with `--cfg fuzzing`. Calls, and nothing else: what must hold is said there.
 
-use http::{HeaderMap, HeaderValue, request};
+use http::{HeaderMap, HeaderValue, request, response};
 
 use super::{client::Client, error::ProxyError, headers, sticky};
 use crate::routing::snapshot::{Endpoint, Sticky};
@@ -21,8 +21,8 @@ pub fn prepare_request(parts: &mut request::Parts, client: &Client, endpoint: &E
 }
 
 /// Makes a response ready for the client.
-pub fn prepare_response(headers: &mut HeaderMap) {
-    headers::prepare_response(headers);
+pub fn prepare_response(head: &mut response::Parts) {
+    headers::prepare_response(head);
 }
 
 /// The number that the client's cookie holds.
