@@ -69,7 +69,7 @@ impl Upload {
 }
 
 /// A request's body on its way to a backend.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct RequestBody(Option<(Incoming, Rc<Progress>)>);
 
 impl RequestBody {

@@ -1,7 +1,6 @@
 //! Serving one client connection, HTTP/1.1 or HTTP/2, to its end.
 
 use std::{
-    convert::Infallible,
     future::poll_fn,
     pin::{Pin, pin},
     rc::Rc,
@@ -45,10 +44,7 @@ pub(super) async fn serve(
     let Some(protocol) = stream.detect().await else { return };
     let service = {
         let client = Rc::clone(&client);
-        service_fn(move |request| {
-            let response = exchange(Rc::clone(&context), Rc::clone(&client), request);
-            async { Ok::<_, Infallible>(response.await) }
-        })
+        service_fn(move |request| exchange(Rc::clone(&context), &client, request))
     };
     let io = TokioIo::new(stream);
     match protocol {
