@@ -2,6 +2,12 @@
 
 use std::process::ExitCode;
 
+/// A connection makes a few large allocations, which are what glibc's allocator is slow at: with this
+/// one a connection for each request costs 8 % less CPU (a fifth of the user time). A request on a
+/// connection that is kept costs the same with both.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     tidegate::cli::main()
 }
