@@ -13,8 +13,18 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::{attempt::Attempt, client::Busy};
-use crate::{model::outcome::Outcome, net::timers::Deadline, upstream::connection::Connection};
+use super::{
+    attempt::Attempt,
+    client::{Busy, Client},
+};
+use crate::{
+    model::outcome::Outcome,
+    net::{splice::Chunk, timers::Deadline},
+    upstream::connection::Connection,
+};
+
+/// Bytes still to come from which on a body goes through a pipe. Below, a pipe costs more than it saves.
+const WORTH_A_PIPE: u64 = 64 * 1024;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +35,10 @@ pub enum BodyError {
     /// No byte came for too long.
     #[error("nothing came for too long in the middle of a body")]
     Idle,
+    /// What hyper says it read is not what went into the pipe. Impossible, and a body that is cut
+    /// is better than one that is wrong.
+    #[error("a body was read out of step")]
+    OutOfStep,
 }
 
 /// How far a request's body has come, for the exchange to watch.
@@ -125,7 +139,7 @@ impl Body for RequestBody {
 pub struct ResponseBody {
     source: Source,
     /// The client's connection is busy until this is gone.
-    _busy: Busy,
+    busy: Busy,
 }
 
 #[derive(Debug)]
@@ -136,44 +150,47 @@ enum Source {
 
 impl ResponseBody {
     pub(super) fn local(text: &'static str, busy: Busy) -> Self {
-        Self { source: Source::Local(Bytes::from_static(text.as_bytes())), _busy: busy }
+        Self { source: Source::Local(Bytes::from_static(text.as_bytes())), busy }
     }
 
     pub(super) fn relay(relay: Relay, busy: Busy) -> Self {
         if relay.body.is_end_stream() {
             // Nothing will come, so the exchange is over: record it and give the connection back now.
-            relay.complete();
-            return Self { source: Source::Local(Bytes::new()), _busy: busy };
+            relay.complete(busy.client());
+            return Self { source: Source::Local(Bytes::new()), busy };
         }
-        Self { source: Source::Backend(Box::new(relay)), _busy: busy }
+        Self { source: Source::Backend(Box::new(relay)), busy }
     }
 }
 
 impl Body for ResponseBody {
-    type Data = Bytes;
+    type Data = Chunk;
     type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let relay = match &mut self.source {
+    ) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
+        let this = &mut *self;
+        let relay = match &mut this.source {
             Source::Local(text) if text.is_empty() => return Poll::Ready(None),
-            Source::Local(text) => return Poll::Ready(Some(Ok(Frame::data(std::mem::take(text))))),
+            Source::Local(text) => {
+                return Poll::Ready(Some(Ok(Frame::data(Chunk::Bytes(std::mem::take(text))))));
+            }
             Source::Backend(relay) => relay,
         };
-        let polled = std::task::ready!(relay.poll_frame(cx));
+        let polled = std::task::ready!(relay.poll_frame(cx, this.busy.client()));
         let over = match &polled {
             None | Some(Err(_)) => true,
             // Nothing follows trailers, and whoever knows that may not ask again.
             Some(Ok(frame)) => frame.is_trailers() || relay.body.is_end_stream(),
         };
         if over
-            && let Source::Backend(relay) = std::mem::replace(&mut self.source, Source::Local(Bytes::new()))
+            && let Source::Backend(relay) = std::mem::replace(&mut this.source, Source::Local(Bytes::new()))
         {
             match &polled {
                 Some(Err(error)) => relay.break_off(error),
-                None | Some(Ok(_)) => relay.complete(),
+                None | Some(Ok(_)) => relay.complete(this.busy.client()),
             }
         }
         Poll::Ready(polled)
@@ -209,8 +226,11 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let broken = |frame: Option<hyper::Result<_>>| frame.map(|f| f.map_err(BodyError::Broken));
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &Client,
+    ) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
         // What has been read already first, then the socket, then what that brought. Only driving the
         // connection brings more, so the body need not wake us, and taking a chunk need not wake the
         // connection: either would only have us polled once more.
@@ -223,7 +243,13 @@ impl Relay {
         }
         if polled.is_ready() {
             self.deadline.disarm();
-            return polled.map(broken);
+            return polled
+                .map(|frame| frame.map(|frame| self.chunk(frame.map_err(BodyError::Broken)?, client)));
+        }
+        if !client.ends().is_drained() {
+            // It is the client that is waited for, and it has a deadline of its own.
+            self.deadline.disarm();
+            return Poll::Pending;
         }
         let moved = self.upload.as_mut().is_some_and(Upload::has_moved);
         if moved || !self.deadline.is_armed() {
@@ -232,8 +258,32 @@ impl Relay {
         self.deadline.poll_expired(cx).map(|()| Some(Err(BodyError::Idle)))
     }
 
+    /// What a frame from hyper stands for. With the first one, all that hyper had read of the body
+    /// beside the head is taken out of its buffer; what is still in the socket may take the short way.
+    fn chunk(&self, frame: Frame<Bytes>, client: &Client) -> Result<Frame<Chunk>, BodyError> {
+        let bytes = match frame.into_data() {
+            Ok(bytes) => bytes,
+            Err(frame) => return Ok(frame.map_data(Chunk::Bytes)),
+        };
+        let ends = self.connection.ends();
+        let chunk = match ends.take_diverted() {
+            0 => Chunk::Bytes(bytes),
+            piped if piped == bytes.len() => Chunk::Piped(piped),
+            _ => return Err(BodyError::OutOfStep),
+        };
+        if client.takes_pipes()
+            && let Some(left) = self.body.size_hint().exact()
+            && left >= WORTH_A_PIPE
+            && !ends.is_diverting()
+        {
+            ends.divert(client.ends(), left);
+        }
+        Ok(Frame::data(chunk))
+    }
+
     /// The response is complete: record it, and let the next request have the connection.
-    fn complete(mut self) {
+    fn complete(mut self, client: &Client) {
+        self.connection.ends().end(client.ends());
         let now = self.attempt.end(self.outcome);
         self.attempt.endpoint().put_idle(self.connection, now);
     }
@@ -246,6 +296,7 @@ impl Relay {
             BodyError::Idle if upload.is_some_and(|p| p.is_stalled()) => Outcome::ClientAbort,
             BodyError::Broken(_) => Outcome::Reset,
             BodyError::Idle => Outcome::Timeout,
+            BodyError::OutOfStep => Outcome::ClientAbort,
         });
     }
 }

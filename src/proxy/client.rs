@@ -10,7 +10,7 @@ use std::{
 
 use http::HeaderValue;
 
-use crate::net::timers::Deadline;
+use crate::net::{splice::Ends, timers::Deadline};
 
 /// How long a connection that has just been made may take over its first request when the worker is
 /// about to end: the client could not know.
@@ -53,6 +53,7 @@ pub struct Client {
     closing: Cell<bool>,
     flush: Cell<Flush>,
     pulse: Rc<Cell<u64>>,
+    ends: Rc<Ends>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -76,6 +77,7 @@ impl Client {
             closing: Cell::new(false),
             flush: Cell::default(),
             pulse,
+            ends: Rc::default(),
             waker: RefCell::new(None),
         }
     }
@@ -83,6 +85,16 @@ impl Client {
     /// The connection speaks HTTP/2, where bytes may come that belong to no request.
     pub fn set_multiplexed(&self) {
         self.multiplexed.set(true);
+    }
+
+    /// The pipes at its socket.
+    pub fn ends(&self) -> &Rc<Ends> {
+        &self.ends
+    }
+
+    /// Whether a body may go to its socket as it is: HTTP/2 puts it into frames.
+    pub(super) fn takes_pipes(&self) -> bool {
+        !self.multiplexed.get()
     }
 
     /// Whether the connection speaks HTTP/2.
@@ -208,6 +220,13 @@ impl Client {
 /// An exchange is on while this lives.
 #[derive(Debug)]
 pub struct Busy(Rc<Client>);
+
+impl Busy {
+    /// The connection.
+    pub(super) fn client(&self) -> &Client {
+        &self.0
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {

@@ -15,6 +15,7 @@
 
 use std::{
     pin::Pin,
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
     time::{Duration, Instant},
@@ -29,7 +30,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use crate::net::socket::Socket;
+use crate::net::{socket::Socket, splice::Ends};
 
 /// Bytes that one connection may hold of a response (its head included), and as many of a request.
 /// More would not make large responses cheaper: from 32 to 400 KiB, a megabyte costs the same within
@@ -55,6 +56,7 @@ impl Wake for Watcher {
 pub struct Connection<B: Body + 'static> {
     sender: http1::SendRequest<B>,
     driver: Option<http1::Connection<TokioIo<Socket>, B>>,
+    ends: Rc<Ends>,
     watcher: Arc<Watcher>,
     /// Wakes the watcher.
     waker: Waker,
@@ -73,13 +75,14 @@ where
     /// # Errors
     /// Never on a fresh connection; the signature is hyper's.
     pub async fn new(stream: TcpStream) -> hyper::Result<Self> {
+        let ends = Rc::<Ends>::default();
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(MAX_BUFFER)
-            .handshake(TokioIo::new(Socket::new(stream)))
+            .handshake(TokioIo::new(Socket::new(stream, Rc::clone(&ends))))
             .await?;
         let watcher = Arc::<Watcher>::default();
         let waker = Waker::from(Arc::clone(&watcher));
-        Ok(Self { sender, driver: Some(driver), watcher, waker, idle_since: None })
+        Ok(Self { sender, driver: Some(driver), ends, watcher, waker, idle_since: None })
     }
 
     /// Sends a request. The returned future moves only while [`Self::poll_drive`] is called.
@@ -111,6 +114,11 @@ where
             }
             Poll::Pending => Poll::Pending,
         }
+    }
+
+    /// The pipes at its socket.
+    pub fn ends(&self) -> &Ends {
+        &self.ends
     }
 
     /// How long it has been idle; zero for one that was never put back.

@@ -51,7 +51,7 @@ pub(super) struct Stream {
 
 impl Stream {
     pub(super) fn new(socket: TcpStream, client: Rc<Client>, flusher: Rc<Flusher>) -> Self {
-        let socket = Socket::new(socket);
+        let socket = Socket::new(socket, Rc::clone(client.ends()));
         Self { socket, read: Bytes::new(), outbox: Vec::new(), sent: 0, client, flusher }
     }
 

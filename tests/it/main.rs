@@ -15,6 +15,7 @@
 //! | `readme` | what README.md tells people to copy |
 //! | `rollout` | whole rollouts with real requests |
 //! | `routing` | which service a request gets to |
+//! | `splice` | large bodies, which take a short way through the kernel |
 //! | `sticky` | clients that stay where they were put |
 //! | `support` | what the tests are made of |
 //! | `telemetry` | what is counted: exactly what happened |
@@ -38,6 +39,7 @@ mod nginx;
 mod readme;
 mod rollout;
 mod routing;
+mod splice;
 mod sticky;
 mod support;
 mod telemetry;

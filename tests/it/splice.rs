@@ -1,0 +1,125 @@
+//! Large bodies, which take a short way through the kernel: not a byte of them may differ, be
+//! missing, or belong to somebody else.
+
+use crate::support::{Backend, Raw, Tidegate, Web, reply};
+
+/// A body in which each position of each target looks different.
+fn body(target: &str) -> Vec<u8> {
+    let (name, length) = target[1..].split_once('-').unwrap();
+    let seed: u32 = name.bytes().map(u32::from).sum();
+    (0..length.parse::<u32>().unwrap())
+        .map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect()
+}
+
+fn backend() -> Backend {
+    Backend::answering(|seen| reply("200 OK", &[], body(seen.target())))
+}
+
+#[track_caller]
+fn check(client: &mut Raw, target: &str) {
+    let response = client.response();
+    assert!(response.whole && response.body == body(target), "{target}: {} bytes", response.body.len());
+}
+
+#[test]
+fn bodies_of_every_size_arrive_as_they_were_sent() {
+    let backend = backend();
+    let tidegate = Tidegate::start(Web::new(backend.address));
+    let mut client = tidegate.client();
+    for round in 0..3 {
+        for size in [1, 8_191, 65_535, 65_536, 65_537, 131_072, 200_003, 1_048_576, 5_000_011] {
+            let target = format!("/{round}-{size}");
+            client.send(format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"));
+            check(&mut client, &target);
+        }
+    }
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
+fn small_and_large_responses_follow_each_other_in_order() {
+    let backend = backend();
+    let tidegate = Tidegate::start(Web::new(backend.address));
+    let mut client = tidegate.client();
+    let targets: Vec<String> =
+        (0..30).map(|i| format!("/{i}-{}", [10, 300_000, 70_000, 0, 1_000_000][i % 5])).collect();
+    let requests: String =
+        targets.iter().map(|target| format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")).collect();
+    client.send(requests);
+    for target in &targets {
+        check(&mut client, target);
+    }
+}
+
+#[test]
+fn many_clients_get_their_own_bodies() {
+    let backend = backend();
+    let tidegate = Tidegate::start(Web::new(backend.address));
+    std::thread::scope(|scope| {
+        for name in 'a'..='h' {
+            let mut client = tidegate.client();
+            scope.spawn(move || {
+                for i in 0..10 {
+                    let target = format!("/{name}-{}", 900_000 + i);
+                    client.send(format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"));
+                    check(&mut client, &target);
+                }
+            });
+        }
+    });
+    tidegate.wait_for_outcome("2xx", 80);
+}
+
+#[test]
+fn what_is_left_of_a_client_that_went_away_reaches_nobody_else() {
+    let backend = backend();
+    let tidegate = Tidegate::start(Web::new(backend.address));
+    for _ in 0..10 {
+        let mut gone = tidegate.client();
+        gone.send("GET /gone-30000000 HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert_eq!(gone.wire.skip(500_000), 500_000);
+        drop(gone);
+        let mut client = tidegate.client();
+        client.send("GET /next-700000 HTTP/1.1\r\nHost: x\r\n\r\n");
+        check(&mut client, "/next-700000");
+    }
+    tidegate.wait_for_outcome("client_abort", 10);
+}
+
+#[test]
+fn a_body_that_breaks_off_is_cut_and_counts_against_the_backend() {
+    let backend = Backend::scripted(|mut peer| {
+        if peer.request().is_some() {
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n");
+            peer.send(vec![7; 600_000]);
+        }
+    });
+    let tidegate = Tidegate::start(Web::new(backend.address));
+    let mut client = tidegate.client();
+    client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(client.wire.read_head().unwrap().contains("1000000"));
+    let got = client.wire.read_to_end();
+    assert!(got.len() <= 600_000 && got.iter().all(|byte| *byte == 7), "{} bytes", got.len());
+    tidegate.wait_for_outcome("reset", 1);
+}
+
+#[test]
+fn what_a_backend_sends_beyond_its_length_goes_nowhere() {
+    let backend = Backend::scripted(|mut peer| {
+        while peer.request().is_some() {
+            let mut answer = reply("200 OK", &[], vec![1; 300_000]);
+            answer.extend_from_slice(&[2; 50_000]);
+            peer.send(answer);
+        }
+    });
+    let tidegate = Tidegate::start(Web::new(backend.address));
+    for _ in 0..5 {
+        let mut client = tidegate.client();
+        for _ in 0..2 {
+            client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+            let response = client.response();
+            assert!(response.whole && response.body == vec![1; 300_000], "{} bytes", response.body.len());
+        }
+    }
+}
