@@ -10,6 +10,7 @@ use std::{
 
 use http::HeaderValue;
 
+use super::upgrade::Switched;
 use crate::net::timers::Deadline;
 
 /// How long a connection that has just been made may take over its first request when the worker is
@@ -54,6 +55,8 @@ pub struct Client {
     flush: Cell<Flush>,
     pulse: Rc<Cell<u64>>,
     waker: RefCell<Option<Waker>>,
+    /// What the connection becomes once its last response is written.
+    switched: RefCell<Option<Box<Switched>>>,
 }
 
 impl Client {
@@ -77,6 +80,7 @@ impl Client {
             flush: Cell::default(),
             pulse,
             waker: RefCell::new(None),
+            switched: RefCell::default(),
         }
     }
 
@@ -197,6 +201,17 @@ impl Client {
             self.deadline.arm(self.patience.header.min(LAST_CALL));
         }
         self.wake();
+    }
+
+    /// Once the response that is under way is written, the connection speaks HTTP no more. Whoever
+    /// serves it has to call [`Self::take_switched`] at its end.
+    pub(super) fn switch_to(&self, switched: Box<Switched>) {
+        self.switched.replace(Some(switched));
+    }
+
+    /// What the connection has become, if it has.
+    pub fn take_switched(&self) -> Option<Box<Switched>> {
+        self.switched.take()
     }
 
     /// Whether the connection shall end after the exchanges that are on.
