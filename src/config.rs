@@ -20,6 +20,7 @@ mod sticky;
 mod structure;
 mod suggest;
 mod timeouts;
+mod upgrades;
 mod written;
 
 #[cfg(test)]
@@ -112,6 +113,8 @@ pub struct Service {
     pub sticky: Option<Sticky>,
     /// How long a backend may take.
     pub timeouts: Timeouts,
+    /// Protocols that a connection may be switched to, in lower case (default `websocket`).
+    pub upgrades: Vec<String>,
     /// How a rollout of this service goes.
     pub rollout: Rollout,
 }

@@ -9,6 +9,11 @@ pub mod error;
 pub mod exchange;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod grpc;
 pub mod headers;
+mod over_h2;
 pub mod reply;
 pub mod sticky;
+mod tunnel;
+pub mod upgrade;
+mod websocket;

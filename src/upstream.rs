@@ -4,3 +4,4 @@
 pub mod connect;
 pub mod connection;
 pub mod endpoint;
+pub mod pool;

@@ -14,7 +14,7 @@ use tidegate::{
         client::{Client, Patience},
         fuzzing,
     },
-    routing::snapshot::Endpoint,
+    routing::snapshot::{Endpoint, Protocol},
 };
 
 const HOP_BY_HOP: [&str; 7] = [
@@ -46,7 +46,7 @@ fuzz_target!(|data: &[u8]| {
     let patience = Patience { header: Duration::from_secs(1), idle: Duration::from_secs(1) };
     let deadline = Rc::new(Timers::default()).deadline();
     let client = Client::new(([192, 0, 2, 1], 40_000).into(), patience, deadline, Rc::default());
-    let endpoint = Endpoint { host: "backend.example".to_owned(), port: 80 };
+    let endpoint = Endpoint { host: "backend.example".to_owned(), port: 80, protocol: Protocol::Http1 };
     let http2 = parts.version == Version::HTTP_2;
     fuzzing::prepare_request(&mut parts, &client, &endpoint);
     let only = |name| {

@@ -10,6 +10,7 @@ use super::{
     report::Report,
     written::{Section, Table, Text, name},
 };
+use crate::routing::snapshot::Protocol;
 
 /// `[services.NAME.backends.NAME]` as written.
 #[derive(Debug, Deserialize)]
@@ -57,8 +58,8 @@ fn lower_endpoints(
             Err(InvalidEndpoint { problem, remedy }) => {
                 report.error(written.span(), problem).help(remedy);
             }
-            Ok(endpoint) if endpoints.contains(&endpoint) => {
-                let Endpoint { host, port } = &endpoint;
+            Ok(endpoint) if endpoints.iter().any(|other| same_place(other, &endpoint)) => {
+                let Endpoint { host, port, protocol: _ } = &endpoint;
                 let problem = format!("`{host}` with port {port} is in `{}` twice", backend.get_ref());
                 report.error(written.span(), problem).help("name each endpoint once; all get the same share");
             }
@@ -68,6 +69,11 @@ fn lower_endpoints(
     endpoints
 }
 
+/// Whether two endpoints are one, whatever is spoken there.
+fn same_place(a: &Endpoint, b: &Endpoint) -> bool {
+    (&a.host, a.port) == (&b.host, b.port)
+}
+
 /// Why a text is not an endpoint.
 #[derive(Debug)]
 struct InvalidEndpoint {
@@ -75,7 +81,7 @@ struct InvalidEndpoint {
     remedy: String,
 }
 
-/// Reads `http://HOST:PORT`. A path has no place in it: a request goes on with the path it came
+/// Reads `http://HOST:PORT` or `h2c://HOST:PORT`. A path has no place in it: a request goes on with the path it came
 /// with.
 fn parse(text: &str) -> Result<Endpoint, InvalidEndpoint> {
     let invalid =
@@ -85,29 +91,35 @@ fn parse(text: &str) -> Result<Endpoint, InvalidEndpoint> {
         let example = if fine { text } else { "127.0.0.1:9001" };
         return Err(invalid(format!("write it as a URL: `\"http://{example}\"`")));
     };
-    match scheme.to_ascii_lowercase().as_str() {
-        "http" => {}
-        "https" | "h2c" | "h2" | "grpc" | "grpcs" => {
+    let scheme = scheme.to_ascii_lowercase();
+    let protocol = match scheme.as_str() {
+        "http" => Protocol::Http1,
+        "h2c" => Protocol::Http2,
+        "grpc" => return Err(invalid(format!("write `\"h2c://{authority}\"`: gRPC is HTTP/2"))),
+        "https" | "h2" | "grpcs" => {
             return Err(InvalidEndpoint {
                 problem: format!("endpoint `{text}`: `{scheme}://` is not supported yet"),
-                remedy: "use an endpoint that speaks plain HTTP/1.1: `http://HOST:PORT`".to_owned(),
+                remedy: "use an endpoint without TLS: `http://HOST:PORT`, or `h2c://HOST:PORT` for HTTP/2"
+                    .to_owned(),
             });
         }
-        _ => return Err(invalid("write `http://HOST:PORT`, the only kind there is so far".to_owned())),
-    }
+        _ => {
+            return Err(invalid("write `http://HOST:PORT`, or `h2c://HOST:PORT` for HTTP/2".to_owned()));
+        }
+    };
     if authority.contains('@') {
         return Err(invalid("write it without user name and password".to_owned()));
     }
     if let Some(at) = authority.find(['/', '?', '#']) {
         let shorter = &authority[..at];
         return Err(invalid(format!(
-            "write only `\"http://{shorter}\"`: a request keeps the path that it came with"
+            "write only `\"{scheme}://{shorter}\"`: a request keeps the path that it came with"
         )));
     }
     let (host, port) = split_port(authority).map_err(invalid)?;
     let host = host::parse(host).map_err(|fault| invalid(fault.0.to_owned()))?;
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    Ok(Endpoint { host, port })
+    Ok(Endpoint { host, port, protocol })
 }
 
 /// Host, with brackets if it has them, and port; or what to write instead.
@@ -134,7 +146,7 @@ mod tests {
     };
 
     fn endpoint(host: &str, port: u16) -> Endpoint {
-        Endpoint { host: host.to_owned(), port }
+        Endpoint { host: host.to_owned(), port, protocol: Protocol::Http1 }
     }
 
     #[test]
@@ -150,12 +162,20 @@ mod tests {
     }
 
     #[test]
+    fn h2c_is_http_2_without_tls() {
+        let h2c = parse("H2C://a:9001").unwrap();
+        assert_eq!((h2c.host.as_str(), h2c.port, h2c.protocol), ("a", 9001, Protocol::Http2));
+    }
+
+    #[test]
     fn the_remedy_is_what_was_probably_meant() {
         for (text, expected) in [
             ("127.0.0.1:9001", "write it as a URL: `\"http://127.0.0.1:9001\"`"),
             ("", "write it as a URL: `\"http://127.0.0.1:9001\"`"),
-            ("https://a", "use an endpoint that speaks plain HTTP/1.1: `http://HOST:PORT`"),
-            ("ftp://a", "write `http://HOST:PORT`, the only kind there is so far"),
+            ("https://a", "use an endpoint without TLS: `http://HOST:PORT`, or `h2c://HOST:PORT` for HTTP/2"),
+            ("grpc://a:1", "write `\"h2c://a:1\"`: gRPC is HTTP/2"),
+            ("h2c://a:80/x", "write only `\"h2c://a:80\"`: a request keeps the path that it came with"),
+            ("ftp://a", "write `http://HOST:PORT`, or `h2c://HOST:PORT` for HTTP/2"),
             ("http://a:80/", "write only `\"http://a:80\"`: a request keeps the path that it came with"),
             ("http://me:secret@a", "write it without user name and password"),
             ("http://::1", "write an IPv6 address in brackets: `\"http://[::1]\"`"),
@@ -172,7 +192,7 @@ mod tests {
 
     #[test]
     fn every_endpoint_is_checked_and_named_once() {
-        let v2 = "[services.web.backends.v2]\nendpoints = ['http://a', 'b', 'http://A:80', 'http://c']";
+        let v2 = "[services.web.backends.v2]\nendpoints = ['http://a', 'b', 'h2c://A:80', 'http://c']";
         assert_eq!(errors(v2), ["`b` is not an endpoint", "`a` with port 80 is in `v2` twice"]);
         let none = "backend `v2` has no endpoint, so it could serve nothing";
         assert_eq!(errors("[services.web.backends.v2]\nendpoints = []"), [none]);

@@ -67,8 +67,17 @@ fn the_examples_mean_what_they_say() {
 }
 
 /// Keys of the reference that are there to be shown and have no default, or a default of "off".
-const WITHOUT_DEFAULT: [&str; 8] =
-    ["workers", "hostnames", "address", "service", "stable", "canary", "max_error_rate", "max_p99"];
+const WITHOUT_DEFAULT: [&str; 9] = [
+    "workers",
+    "hostnames",
+    "address",
+    "service",
+    "stable",
+    "canary",
+    "grpc_max",
+    "max_error_rate",
+    "max_p99",
+];
 
 #[test]
 fn the_reference_shows_the_defaults() {

@@ -20,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub(super) async fn endpoints_accept(service: ServiceName, endpoints: Vec<Endpoint>) -> Result<(), String> {
     let deadline = time::Instant::now() + DEADLINE;
     for endpoint in &endpoints {
-        let Endpoint { host, port } = endpoint;
+        let Endpoint { host, port, protocol: _ } = endpoint;
         let mut told = false;
         loop {
             let attempt = time::timeout(CONNECT, TcpStream::connect((host.as_str(), *port))).await;

@@ -50,9 +50,18 @@ impl Publisher {
             hosts.into_iter().map(rule)
         });
         let of_service = |service: &config::Service| {
-            let config::Service { name, sticky, timeouts, roles: _, weight: _, backends: _, rollout: _ } =
-                service;
-            Service { name: name.clone(), sticky: sticky.clone(), timeouts: *timeouts }
+            let config::Service {
+                name,
+                sticky,
+                timeouts,
+                upgrades,
+                roles: _,
+                weight: _,
+                backends: _,
+                rollout: _,
+            } = service;
+            let (sticky, upgrades) = (sticky.clone(), upgrades.clone());
+            Service { name: name.clone(), sticky, timeouts: *timeouts, upgrades }
         };
         let topology =
             Topology::new(rules.collect(), config.services.iter().map(of_service).collect(), backends);

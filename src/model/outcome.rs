@@ -23,11 +23,13 @@ pub enum Outcome {
     Reset,
     /// The client went away first. Counts neither for nor against the backend.
     ClientAbort,
+    /// A whole response with status 200 whose gRPC status says that the server failed, or that has none.
+    GrpcFailure,
 }
 
 impl Outcome {
     /// Every outcome, in the order of its index.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Informational,
         Self::Success,
         Self::Redirect,
@@ -37,6 +39,7 @@ impl Outcome {
         Self::Timeout,
         Self::Reset,
         Self::ClientAbort,
+        Self::GrpcFailure,
     ];
 
     /// The outcome of a whole response with this status.
@@ -50,7 +53,7 @@ impl Outcome {
         }
     }
 
-    /// A dense number for tables, 0 to 8.
+    /// A dense number for tables, 0 to 9.
     pub const fn index(self) -> usize {
         self as usize
     }
@@ -67,12 +70,16 @@ impl Outcome {
             Self::Timeout => "timeout",
             Self::Reset => "reset",
             Self::ClientAbort => "client_abort",
+            Self::GrpcFailure => "grpc_failure",
         }
     }
 
     /// Whether the backend failed.
     pub const fn is_failure(self) -> bool {
-        matches!(self, Self::ServerError | Self::ConnectFailure | Self::Timeout | Self::Reset)
+        matches!(
+            self,
+            Self::ServerError | Self::ConnectFailure | Self::Timeout | Self::Reset | Self::GrpcFailure
+        )
     }
 
     /// Whether the attempt says anything about the backend.

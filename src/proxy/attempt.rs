@@ -14,6 +14,8 @@ pub(super) struct Attempt {
     cells: Writer,
     endpoint: Rc<Endpoint>,
     started: Instant,
+    /// From when on its client may give it up because it takes too long.
+    kept_from: Option<Instant>,
     ended: bool,
 }
 
@@ -21,7 +23,20 @@ impl Attempt {
     pub(super) fn begin(cells: Writer, endpoint: Rc<Endpoint>, started: Instant) -> Self {
         cells.begin();
         endpoint.enter();
-        Self { cells, endpoint, started, ended: false }
+        Self { cells, endpoint, started, kept_from: None, ended: false }
+    }
+
+    /// If its client gives it up from then on, that is the backend's timeout.
+    pub(super) fn keep_from(&mut self, kept_from: Option<Instant>) {
+        self.kept_from = kept_from;
+    }
+
+    /// The same attempt in other hands; this one has ended.
+    pub(super) fn hand_over(&mut self) -> Self {
+        self.ended = true;
+        let Self { cells, endpoint, started, kept_from, ended: _ } = self;
+        let (cells, endpoint) = (cells.clone(), Rc::clone(endpoint));
+        Self { cells, endpoint, started: *started, kept_from: *kept_from, ended: false }
     }
 
     pub(super) fn endpoint(&self) -> &Rc<Endpoint> {
@@ -39,9 +54,14 @@ impl Attempt {
         if !self.ended {
             self.ended = true;
             self.endpoint.leave();
+            // How long a tunnel stood says nothing about how fast anything was.
             let answered = !matches!(
                 outcome,
-                Outcome::ConnectFailure | Outcome::Timeout | Outcome::Reset | Outcome::ClientAbort
+                Outcome::ConnectFailure
+                    | Outcome::Timeout
+                    | Outcome::Reset
+                    | Outcome::ClientAbort
+                    | Outcome::Informational
             );
             self.cells.end(outcome, answered.then(|| now - self.started));
         }
@@ -52,7 +72,8 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         if !self.ended {
-            self.end(Outcome::ClientAbort);
+            let kept = self.kept_from.is_some_and(|from| clock::monotonic() >= from);
+            self.end(if kept { Outcome::Timeout } else { Outcome::ClientAbort });
         }
     }
 }

@@ -16,11 +16,14 @@ use hyper::body::Incoming;
 use super::{
     attempt::Attempt,
     client::{Busy, Client},
+    grpc,
+    grpc::CallDeadline,
+    headers,
 };
 use crate::{
     model::outcome::Outcome,
     net::{splice::Chunk, timers::Deadline},
-    upstream::connection::Connection,
+    upstream::pool::Held,
 };
 
 /// Bytes still to come from which on a body goes through a pipe. Below, a pipe costs more than it saves.
@@ -39,6 +42,9 @@ pub enum BodyError {
     /// is better than one that is wrong.
     #[error("a body was read out of step")]
     OutOfStep,
+    /// A gRPC call took longer than its client allows.
+    #[error("the call's deadline is over")]
+    Deadline,
 }
 
 /// How far a request's body has come, for the exchange to watch.
@@ -111,10 +117,13 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some((incoming, progress)) = &mut self.0 else { return Poll::Ready(None) };
-        let polled = Pin::new(&mut *incoming).poll_frame(cx);
+        let mut polled = Pin::new(&mut *incoming).poll_frame(cx);
         progress.waits_for_client.set(polled.is_pending());
-        match &polled {
-            Poll::Ready(Some(Ok(_))) => {
+        match &mut polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::prepare_trailers(trailers);
+                }
                 progress.chunks.set(progress.chunks.get() + 1);
                 progress.done.set(incoming.is_end_stream());
             }
@@ -193,6 +202,10 @@ impl Body for ResponseBody {
                 None | Some(Ok(_)) => relay.complete(this.busy.client()),
             }
         }
+        if let Some(Err(BodyError::Deadline)) = polled {
+            // A status that the client understands instead of a broken stream.
+            return Poll::Ready(Some(Ok(Frame::trailers(grpc::too_late()))));
+        }
         Poll::Ready(polled)
     }
 
@@ -215,10 +228,14 @@ impl Body for ResponseBody {
 #[derive(Debug)]
 pub(super) struct Relay {
     pub(super) body: Incoming,
-    pub(super) connection: Box<Connection<RequestBody>>,
+    pub(super) held: Held<RequestBody>,
     pub(super) attempt: Attempt,
     /// What the attempt will have been once the body is complete.
     pub(super) outcome: Outcome,
+    /// It is a gRPC call whose trailers say how it ended.
+    pub(super) is_call: bool,
+    /// When the call has to be over.
+    pub(super) call: Option<Box<CallDeadline>>,
     /// What is still to come of the request, if it was not complete when the response began.
     pub(super) upload: Option<Upload>,
     pub(super) deadline: Deadline,
@@ -231,18 +248,32 @@ impl Relay {
         cx: &mut Context<'_>,
         client: &Client,
     ) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
-        // What has been read already first, then the socket, then what that brought. Only driving the
-        // connection brings more, so the body need not wake us, and taking a chunk need not wake the
-        // connection: either would only have us polled once more.
-        let quiet = &mut Context::from_waker(Waker::noop());
-        self.connection.unwatch();
-        let mut polled = Pin::new(&mut self.body).poll_frame(quiet);
-        if polled.is_pending() {
-            let _over = self.connection.poll_drive(cx);
-            polled = Pin::new(&mut self.body).poll_frame(quiet);
-        }
-        if polled.is_ready() {
+        // From HTTP/1.1: what has been read already first, then the socket, then what that brought. Only
+        // driving the connection brings more, so the body need not wake us, and taking a chunk need not
+        // wake the connection: either would only have us polled once more.
+        let mut polled = match &mut self.held {
+            Held::Http1(connection) => {
+                let quiet = &mut Context::from_waker(Waker::noop());
+                connection.unwatch();
+                let mut polled = Pin::new(&mut self.body).poll_frame(quiet);
+                if polled.is_pending() {
+                    let _over = connection.poll_drive(cx);
+                    polled = Pin::new(&mut self.body).poll_frame(quiet);
+                }
+                polled
+            }
+            Held::Http2(_) => Pin::new(&mut self.body).poll_frame(cx),
+        };
+        if let Poll::Ready(frame) = &mut polled {
             self.deadline.disarm();
+            if let Some(Ok(frame)) = frame
+                && let Some(trailers) = frame.trailers_mut()
+            {
+                headers::prepare_trailers(trailers);
+                if self.is_call {
+                    self.outcome = grpc::outcome(trailers);
+                }
+            }
             return polled
                 .map(|frame| frame.map(|frame| self.chunk(frame.map_err(BodyError::Broken)?, client)));
         }
@@ -250,6 +281,11 @@ impl Relay {
             // It is the client that is waited for, and it has a deadline of its own.
             self.deadline.disarm();
             return Poll::Pending;
+        }
+        if let Some(call) = &self.call
+            && call.deadline.poll_expired(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(BodyError::Deadline)));
         }
         let moved = self.upload.as_mut().is_some_and(Upload::has_moved);
         if moved || !self.deadline.is_armed() {
@@ -265,7 +301,8 @@ impl Relay {
             Ok(bytes) => bytes,
             Err(frame) => return Ok(frame.map_data(Chunk::Bytes)),
         };
-        let ends = self.connection.ends();
+        let Held::Http1(connection) = &self.held else { return Ok(Frame::data(Chunk::Bytes(bytes))) };
+        let ends = connection.ends();
         let chunk = match ends.take_diverted() {
             0 => Chunk::Bytes(bytes),
             piped if piped == bytes.len() => Chunk::Piped(piped),
@@ -283,9 +320,11 @@ impl Relay {
 
     /// The response is complete: record it, and let the next request have the connection.
     fn complete(mut self, client: &Client) {
-        self.connection.ends().end(client.ends());
+        if let Held::Http1(connection) = &self.held {
+            connection.ends().end(client.ends());
+        }
         let now = self.attempt.end(self.outcome);
-        self.attempt.endpoint().put_idle(self.connection, now);
+        self.held.release(self.attempt.endpoint(), now);
     }
 
     fn break_off(mut self, error: &BodyError) {
@@ -293,9 +332,11 @@ impl Relay {
         self.attempt.end(match error {
             // A backend cannot go on with a request that does not come, or not wholly.
             BodyError::Broken(_) if upload.is_some_and(|p| p.broken.get()) => Outcome::ClientAbort,
-            BodyError::Idle if upload.is_some_and(|p| p.is_stalled()) => Outcome::ClientAbort,
+            BodyError::Idle | BodyError::Deadline if upload.is_some_and(|p| p.is_stalled()) => {
+                Outcome::ClientAbort
+            }
             BodyError::Broken(_) => Outcome::Reset,
-            BodyError::Idle => Outcome::Timeout,
+            BodyError::Idle | BodyError::Deadline => Outcome::Timeout,
             BodyError::OutOfStep => Outcome::ClientAbort,
         });
     }

@@ -10,6 +10,7 @@ use std::{
 
 use http::HeaderValue;
 
+use super::upgrade::Switched;
 use crate::net::{splice::Ends, timers::Deadline};
 
 /// How long a connection that has just been made may take over its first request when the worker is
@@ -55,6 +56,8 @@ pub struct Client {
     pulse: Rc<Cell<u64>>,
     ends: Rc<Ends>,
     waker: RefCell<Option<Waker>>,
+    /// What the connection becomes once its last response is written.
+    switched: RefCell<Option<Box<Switched>>>,
 }
 
 impl Client {
@@ -79,6 +82,7 @@ impl Client {
             pulse,
             ends: Rc::default(),
             waker: RefCell::new(None),
+            switched: RefCell::default(),
         }
     }
 
@@ -209,6 +213,17 @@ impl Client {
             self.deadline.arm(self.patience.header.min(LAST_CALL));
         }
         self.wake();
+    }
+
+    /// Once the response that is under way is written, the connection speaks HTTP no more. Whoever
+    /// serves it has to call [`Self::take_switched`] at its end.
+    pub(super) fn switch_to(&self, switched: Box<Switched>) {
+        self.switched.replace(Some(switched));
+    }
+
+    /// What the connection has become, if it has.
+    pub fn take_switched(&self) -> Option<Box<Switched>> {
+        self.switched.take()
     }
 
     /// Whether the connection shall end after the exchanges that are on.

@@ -27,6 +27,8 @@ pub enum ProxyError {
     ResponseTimeout,
     /// The connection broke before the response began, or what came was not HTTP.
     Reset,
+    /// The backend cannot switch to another protocol over HTTP/2, or answers as if it had.
+    NoUpgrade,
 }
 
 impl ProxyError {
@@ -43,6 +45,7 @@ impl ProxyError {
             Self::ConnectTimeout => LocalReason::ConnectTimeout,
             Self::ResponseTimeout => LocalReason::ResponseTimeout,
             Self::Reset => LocalReason::Reset,
+            Self::NoUpgrade => LocalReason::NoUpgrade,
         }
     }
 
@@ -64,7 +67,7 @@ impl ProxyError {
             | Self::NoEndpoint => None,
             Self::ConnectFailure | Self::ConnectTimeout => Some(Outcome::ConnectFailure),
             Self::ResponseTimeout => Some(Outcome::Timeout),
-            Self::Reset => Some(Outcome::Reset),
+            Self::Reset | Self::NoUpgrade => Some(Outcome::Reset),
         }
     }
 }

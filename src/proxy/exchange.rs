@@ -18,20 +18,25 @@ use super::{
     client::Client,
     context::{Context, View},
     error::ProxyError,
-    headers, reply, sticky,
+    grpc::{self, CallDeadline},
+    headers, over_h2, reply, sticky,
+    upgrade::{self, Offer, Opened},
 };
 use crate::{
     clock,
     model::outcome::Outcome,
     net::timers::Deadline,
     routing::{
-        snapshot::{ServiceId, Timeouts},
+        snapshot::{Protocol, ServiceId, Timeouts},
         split::Assignment,
     },
-    upstream::{connect::connect, connection::Connection, endpoint},
+    upstream::{connect::connect, connection::Connection, endpoint, pool},
 };
 
-type Upstream = Box<Connection<RequestBody>>;
+type Connected = Box<Connection<RequestBody>>;
+
+/// What an exchange holds of its backend's connections.
+pub(super) type Held = pool::Held<RequestBody>;
 
 /// How long a connection must have been idle for a request on it to be worth a spare copy.
 ///
@@ -51,9 +56,18 @@ pub fn exchange(
 ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + use<> {
     let busy = client.begin();
     let version = request.version();
-    let mut routed = route(&context, client, request);
+    let is_call = grpc::is_call(&request);
+    let mut routed = route(&context, client, request, is_call);
     async move {
         let answered = match &mut routed {
+            // Seldom, so its size is not carried by every exchange.
+            Ok(routed) if routed.offer.is_some() => match Box::pin(upgrade::open(routed)).await {
+                Ok(Opened::Switched(head)) => {
+                    return Ok(Response::from_parts(head, ResponseBody::local("", busy)));
+                }
+                Ok(Opened::Declined(held, response)) => Ok((held, response)),
+                Err(error) => Err(error),
+            },
             Ok(routed) => send(routed).await,
             Err(error) => Err(*error),
         };
@@ -65,7 +79,7 @@ pub fn exchange(
             }
             Err(error) => {
                 context.cells().replied(error.reason());
-                (reply::local(error, busy), error.is_last())
+                (reply::local(error, is_call, busy), error.is_last())
             }
         };
         if (last || context.is_draining()) && version != Version::HTTP_2 {
@@ -76,15 +90,22 @@ pub fn exchange(
 }
 
 /// A request that knows where it goes.
-struct Routed {
-    request: Request<RequestBody>,
-    attempt: Attempt,
-    wait: Wait,
-    cookie: Option<HeaderValue>,
+pub(super) struct Routed {
+    pub(super) request: Request<RequestBody>,
+    pub(super) attempt: Attempt,
+    pub(super) wait: Wait,
+    pub(super) cookie: Option<HeaderValue>,
+    /// What its connection may be switched to.
+    pub(super) offer: Option<Box<Offer>>,
 }
 
 /// Routes and assigns a request, and makes it ready to be sent.
-fn route(context: &Context, client: &Client, request: Request<Incoming>) -> Result<Routed, ProxyError> {
+fn route(
+    context: &Rc<Context>,
+    client: &Rc<Client>,
+    request: Request<Incoming>,
+    is_call: bool,
+) -> Result<Routed, ProxyError> {
     let started = clock::monotonic();
     let (mut parts, body) = request.into_parts();
     headers::check(&parts)?;
@@ -97,26 +118,39 @@ fn route(context: &Context, client: &Client, request: Request<Incoming>) -> Resu
     let endpoint = endpoint::choose(endpoints, |e| e.load(), context.random());
     let endpoint = Rc::clone(endpoint.ok_or(ProxyError::NoEndpoint)?);
 
-    headers::prepare_request(&mut parts, client, endpoint.address());
+    let version = parts.version;
+    let upgrade = headers::prepare_request(&mut parts, client, endpoint.address());
     let (body, progress) = RequestBody::new(body);
-    let attempt = Attempt::begin(view.writer(assignment.backend, assignment.role), endpoint, started);
+    let allowed = &topology.service(service).upgrades;
+    let offer = if version == Version::HTTP_2 {
+        Offer::of_connect(&mut parts, allowed, context, client)?
+    } else {
+        let fits = version == Version::HTTP_11 && progress.is_none();
+        upgrade.filter(|_| fits).and_then(|offer| Offer::of_upgrade(&parts, offer, allowed, context, client))
+    };
+    let mut attempt = Attempt::begin(view.writer(assignment.backend, assignment.role), endpoint, started);
     let timeouts = topology.service(service).timeouts;
-    let wait = Wait { deadline: context.timers().deadline(), timeouts, progress };
-    Ok(Routed { request: Request::from_parts(parts, body), attempt, wait, cookie })
+    let call =
+        is_call.then(|| CallDeadline::of(&parts.headers, started, timeouts.grpc_max, context.timers()));
+    let call = call.flatten().map(Box::new);
+    attempt.keep_from(call.as_deref().map(CallDeadline::kept_from));
+    let (deadline, switches) = (context.timers().deadline(), offer.is_some());
+    let wait = Wait { deadline, timeouts, progress, switches, is_call, call };
+    Ok(Routed { request: Request::from_parts(parts, body), attempt, wait, cookie, offer })
 }
 
 /// What has been answered, or why nothing has, once the attempt knows.
 fn relay(
     routed: Routed,
-    answered: Result<(Upstream, Response<Incoming>), ProxyError>,
+    answered: Result<(Held, Response<Incoming>), ProxyError>,
 ) -> Result<(Response<()>, Relay), ProxyError> {
-    let Routed { request: _, mut attempt, wait, cookie } = routed;
-    let answered = answered.and_then(|(connection, response)| match response.status() {
-        // Nobody asked for it, since `Upgrade` does not pass.
+    let Routed { request: _, mut attempt, wait, cookie, offer: _ } = routed;
+    let answered = answered.and_then(|(held, response)| match response.status() {
+        // Nobody asked for it.
         StatusCode::SWITCHING_PROTOCOLS => Err(ProxyError::Reset),
-        _ => Ok((connection, response)),
+        _ => Ok((held, response)),
     });
-    let (connection, response) = answered.inspect_err(|error| {
+    let (held, response) = answered.inspect_err(|error| {
         if let Some(outcome) = error.outcome() {
             attempt.end(outcome);
         }
@@ -126,11 +160,17 @@ fn relay(
     if let Some(cookie) = cookie {
         head.headers.append(header::SET_COOKIE, cookie);
     }
-    let Wait { deadline, timeouts, progress } = wait;
+    let Wait { deadline, timeouts, progress, switches: _, is_call, call } = wait;
     deadline.disarm();
     let upload = progress.map(Upload::new);
-    let outcome = Outcome::of_status(head.status);
-    let relay = Relay { body, connection, attempt, outcome, deadline, upload, idle_timeout: timeouts.idle };
+    let outcome = if is_call {
+        grpc::outcome_of_head(head.status, &head.headers)
+    } else {
+        Outcome::of_status(head.status)
+    };
+    let is_call = outcome == Outcome::GrpcFailure && !grpc::has_status(&head.headers);
+    let idle_timeout = timeouts.idle;
+    let relay = Relay { body, held, attempt, outcome, is_call, call, deadline, upload, idle_timeout };
     Ok((Response::from_parts(head, ()), relay))
 }
 
@@ -160,13 +200,16 @@ fn assign(
 ///
 /// A connection that turns out to have been closed while it was idle is no failure: another one is
 /// taken. This ends, because idle connections do.
-async fn send(routed: &mut Routed) -> Result<(Upstream, Response<Incoming>), ProxyError> {
-    let Routed { request, attempt, wait, cookie: _ } = routed;
+pub(super) async fn send(routed: &mut Routed) -> Result<(Held, Response<Incoming>), ProxyError> {
+    let Routed { request, attempt, wait, cookie: _, offer: _ } = routed;
+    if attempt.endpoint().address().protocol == Protocol::Http2 {
+        return Box::pin(over_h2::send(request, attempt, wait)).await;
+    }
     while let Some(mut connection) = attempt.endpoint().take_idle() {
         let spare = spare_copy(request, &connection);
         let response = pin!(connection.send(std::mem::take(request)));
         match respond(&mut connection, response, wait).await {
-            Ok(response) => return Ok((connection, response)),
+            Ok(response) => return Ok((Held::Http1(connection), response)),
             Err(Failure::Unsent(unsent)) => *request = *unsent,
             Err(Failure::Broken) => *request = *spare.ok_or(ProxyError::Reset)?,
             Err(Failure::Final(error)) => return Err(error),
@@ -176,13 +219,13 @@ async fn send(routed: &mut Routed) -> Result<(Upstream, Response<Incoming>), Pro
     let mut connection = Box::pin(open(attempt, wait.timeouts.connect)).await?;
     let response = pin!(connection.send(std::mem::take(request)));
     match respond(&mut connection, response, wait).await {
-        Ok(response) => Ok((connection, response)),
+        Ok(response) => Ok((Held::Http1(connection), response)),
         Err(Failure::Unsent(_) | Failure::Broken) => Err(ProxyError::Reset),
         Err(Failure::Final(error)) => Err(error),
     }
 }
 
-async fn open(attempt: &Attempt, timeout: Duration) -> Result<Upstream, ProxyError> {
+async fn open(attempt: &Attempt, timeout: Duration) -> Result<Connected, ProxyError> {
     let connected = connect(attempt.endpoint().address(), timeout).await;
     let stream = connected.map_err(|error| {
         attempt.connect_failed();
@@ -202,18 +245,64 @@ fn spare_copy(
     if idle < SPARE_AFTER || !request.method().is_safe() || !http_body::Body::is_end_stream(request.body()) {
         return None;
     }
+    Some(Box::new(copy_head(request)))
+}
+
+/// A copy of a request that has no body.
+pub(super) fn copy_head(request: &Request<RequestBody>) -> Request<RequestBody> {
     let mut copy = Request::new(RequestBody::empty());
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
-    Some(Box::new(copy))
+    copy
 }
 
 /// What an exchange waits for, and for how long.
-struct Wait {
-    deadline: Deadline,
-    timeouts: Timeouts,
-    progress: Option<Rc<Progress>>,
+pub(super) struct Wait {
+    pub(super) deadline: Deadline,
+    pub(super) timeouts: Timeouts,
+    pub(super) progress: Option<Rc<Progress>>,
+    /// The connection may be switched to another protocol.
+    pub(super) switches: bool,
+    /// The request is a gRPC call.
+    pub(super) is_call: bool,
+    /// When the call has to be over.
+    pub(super) call: Option<Box<CallDeadline>>,
+}
+
+impl Wait {
+    /// Whether the client's body ended early, or was not one.
+    pub(super) fn is_broken(&self) -> bool {
+        self.progress.as_ref().is_some_and(|progress| progress.broken.get())
+    }
+
+    /// Ready when the response's head has been waited for long enough. `chunks` is what the request's
+    /// body had come to at the last look.
+    pub(super) fn poll_over(
+        &self,
+        chunks: &mut Option<(u64, bool)>,
+        cx: &task::Context<'_>,
+    ) -> Poll<ProxyError> {
+        // The response is due only once the request is complete; until then, each chunk buys time.
+        if let Some(progress) = &self.progress
+            && *chunks != Some((progress.chunks.get(), progress.done.get()))
+        {
+            *chunks = Some((progress.chunks.get(), progress.done.get()));
+            let patience = if progress.done.get() { self.timeouts.response } else { self.timeouts.idle };
+            self.deadline.arm(patience);
+        }
+        let mut over = self.deadline.poll_expired(cx);
+        if let Some(call) = &self.call
+            && over.is_pending()
+        {
+            over = call.deadline.poll_expired(cx);
+        }
+        over.map(|()| {
+            let stalled = self.progress.as_ref().is_some_and(|progress| progress.is_stalled());
+            if stalled { ProxyError::RequestTimeout } else { ProxyError::ResponseTimeout }
+        })
+    }
 }
 
 enum Failure {
@@ -229,11 +318,14 @@ type Unsent = TrySendError<Request<RequestBody>>;
 
 /// Drives a connection until the response's head is there.
 async fn respond(
-    connection: &mut Upstream,
+    connection: &mut Connected,
     mut response: Pin<&mut impl Future<Output = Result<Response<Incoming>, Unsent>>>,
     wait: &Wait,
 ) -> Result<Response<Incoming>, Failure> {
     let mut chunks = None;
+    if wait.switches {
+        connection.keep_socket();
+    }
     wait.deadline.arm(wait.timeouts.response);
     poll_fn(|cx| {
         let _over = connection.poll_drive(cx);
@@ -241,28 +333,11 @@ async fn respond(
         if let Poll::Ready(result) = response.as_mut().poll(&mut task::Context::from_waker(Waker::noop())) {
             return Poll::Ready(result.map_err(|mut error| match error.take_message() {
                 Some(unsent) => Failure::Unsent(Box::new(unsent)),
-                None if wait.progress.as_ref().is_some_and(|p| p.broken.get()) => {
-                    Failure::Final(ProxyError::BrokenBody)
-                }
+                None if wait.is_broken() => Failure::Final(ProxyError::BrokenBody),
                 None => Failure::Broken,
             }));
         }
-        // The response is due only once the request is complete; until then, each chunk buys time.
-        if let Some(progress) = &wait.progress
-            && chunks != Some((progress.chunks.get(), progress.done.get()))
-        {
-            chunks = Some((progress.chunks.get(), progress.done.get()));
-            let patience = if progress.done.get() { wait.timeouts.response } else { wait.timeouts.idle };
-            wait.deadline.arm(patience);
-        }
-        wait.deadline.poll_expired(cx).map(|()| {
-            let stalled = wait.progress.as_ref().is_some_and(|progress| progress.is_stalled());
-            Err(Failure::Final(if stalled {
-                ProxyError::RequestTimeout
-            } else {
-                ProxyError::ResponseTimeout
-            }))
-        })
+        wait.poll_over(&mut chunks, cx).map(|error| Err(Failure::Final(error)))
     })
     .await
 }

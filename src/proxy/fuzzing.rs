@@ -17,7 +17,7 @@ pub fn accept(parts: &request::Parts) -> Result<&str, ProxyError> {
 
 /// Makes a request ready for a backend.
 pub fn prepare_request(parts: &mut request::Parts, client: &Client, endpoint: &Endpoint) {
-    headers::prepare_request(parts, client, endpoint);
+    let _upgrade = headers::prepare_request(parts, client, endpoint);
 }
 
 /// Makes a response ready for the client.

@@ -5,7 +5,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Uri, Version,
     header::{self, Entry},
     request, response,
-    uri::PathAndQuery,
+    uri::{Authority, PathAndQuery, Scheme},
 };
 
 use super::{client::Client, error::ProxyError};
@@ -56,9 +56,9 @@ fn is_authority(host: &str) -> bool {
 /// Refuses what cannot be forwarded faithfully.
 ///
 /// # Errors
-/// For CONNECT, and for transfer codings that hyper lets through without decoding them.
+/// For CONNECT without a protocol to switch to, and for transfer codings that hyper lets through without decoding them.
 pub(super) fn check(parts: &request::Parts) -> Result<(), ProxyError> {
-    if parts.method == http::Method::CONNECT {
+    if parts.method == http::Method::CONNECT && parts.extensions.get::<hyper::ext::Protocol>().is_none() {
         return Err(ProxyError::ConnectMethod);
     }
     if parts.headers.contains_key(header::TRANSFER_ENCODING) {
@@ -71,8 +71,13 @@ pub(super) fn check(parts: &request::Parts) -> Result<(), ProxyError> {
     Ok(())
 }
 
-/// Makes a request ready for an HTTP/1.1 backend.
-pub(super) fn prepare_request(parts: &mut request::Parts, client: &Client, endpoint: &Endpoint) {
+/// Makes a request ready for an HTTP/1.1 backend. Returns what it would switch to, if it offers one
+/// thing and says so as it should.
+pub(super) fn prepare_request(
+    parts: &mut request::Parts,
+    client: &Client,
+    endpoint: &Endpoint,
+) -> Option<HeaderValue> {
     let via = if parts.version == Version::HTTP_2 { VIA_2 } else { VIA_1_1 };
     set_host(parts, endpoint);
     if parts.headers.contains_key(header::TRANSFER_ENCODING) {
@@ -83,7 +88,7 @@ pub(super) fn prepare_request(parts: &mut request::Parts, client: &Client, endpo
         join_cookies(&mut parts.headers);
     }
     let headers = &mut parts.headers;
-    strip(headers, OURS.len());
+    let upgrade = strip(headers, OURS.len());
     headers.insert(X_FORWARDED_FOR, client.forwarded_for.clone());
     headers.insert(X_FORWARDED_PROTO, HTTP);
     if let Some(host) = headers.get(header::HOST).cloned() {
@@ -91,6 +96,22 @@ pub(super) fn prepare_request(parts: &mut request::Parts, client: &Client, endpo
     }
     headers.append(header::VIA, via);
     parts.version = Version::HTTP_11;
+    upgrade
+}
+
+/// Makes a request for HTTP/2 of one that is ready for HTTP/1.1: the host goes from its field into the
+/// target. Cookies stay in one field, which is as good.
+///
+/// # Errors
+/// When the host cannot be one in a target.
+pub(super) fn for_http2(parts: &mut request::Parts) -> Result<(), ProxyError> {
+    let host = parts.headers.remove(header::HOST).ok_or(ProxyError::BadHost)?;
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    uri.scheme = Some(Scheme::HTTP);
+    uri.authority = Some(Authority::try_from(host.as_bytes()).map_err(|_| ProxyError::BadHost)?);
+    parts.uri = Uri::from_parts(uri).map_err(|_| ProxyError::BadHost)?;
+    parts.version = Version::HTTP_2;
+    Ok(())
 }
 
 /// Puts the target into origin form and the host into `Host`.
@@ -128,14 +149,47 @@ fn join_cookies(headers: &mut HeaderMap) {
 pub(super) fn prepare_response(head: &mut response::Parts) {
     // The version is that of the connection, not of the message that came on another.
     head.version = Version::HTTP_11;
-    strip(&mut head.headers, HOP_BY_HOP);
+    let _upgrade = strip(&mut head.headers, HOP_BY_HOP);
+}
+
+/// Removes from trailers what decides how a message is framed, routed or trusted, and so comes too
+/// late in them (RFC 9110, section 6.5.1): somebody may have merged them into the head.
+pub(super) fn prepare_trailers(trailers: &mut HeaderMap) {
+    let forbidden: Vec<_> = trailers.keys().filter(|name| is_forbidden_in_trailers(name)).cloned().collect();
+    for name in forbidden {
+        trailers.remove(name);
+    }
+}
+
+fn is_forbidden_in_trailers(name: &HeaderName) -> bool {
+    const FORBIDDEN: [HeaderName; 18] = [
+        header::AUTHORIZATION,
+        header::CACHE_CONTROL,
+        header::CONTENT_ENCODING,
+        header::CONTENT_LENGTH,
+        header::CONTENT_RANGE,
+        header::CONTENT_TYPE,
+        header::COOKIE,
+        header::EXPECT,
+        header::HOST,
+        header::LOCATION,
+        header::MAX_FORWARDS,
+        header::RANGE,
+        header::SET_COOKIE,
+        header::TRAILER,
+        header::VIA,
+        header::WWW_AUTHENTICATE,
+        header::PROXY_AUTHENTICATE,
+        header::FORWARDED,
+    ];
+    OURS.contains(name) || FORBIDDEN.contains(name) || name.as_str().starts_with("x-forwarded-")
 }
 
 /// Removes those of the first `count` of [`OURS`] that are there, and the fields that `Connection`
-/// names.
+/// names. Returns what the message would switch to.
 ///
 /// Most messages have at most one of them, so what is there is found in one pass over the names.
-fn strip(headers: &mut HeaderMap, count: usize) {
+fn strip(headers: &mut HeaderMap, count: usize) -> Option<HeaderValue> {
     let mut found = 0u32;
     for name in headers.keys() {
         if LENGTHS & (1 << (name.as_str().len() & 31)) != 0
@@ -145,8 +199,9 @@ fn strip(headers: &mut HeaderMap, count: usize) {
         }
     }
     if found == 0 {
-        return;
+        return None;
     }
+    let upgrade = if found & (1 << UPGRADE) != 0 { upgrade(headers) } else { None };
     if found & 1 != 0 {
         strip_named(headers);
     }
@@ -160,6 +215,16 @@ fn strip(headers: &mut HeaderMap, count: usize) {
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
+    upgrade
+}
+
+/// The one protocol that a message switches to, if `Connection` says so too.
+fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut offered = headers.get_all(header::UPGRADE).iter();
+    let (Some(offer), None) = (offered.next(), offered.next()) else { return None };
+    let mut options =
+        headers.get_all(header::CONNECTION).iter().flat_map(|v| v.as_bytes().split(|b| *b == b','));
+    options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade")).then(|| offer.clone())
 }
 
 /// Removes the fields that the `Connection` fields name, all of them.
@@ -199,6 +264,9 @@ static OURS: [HeaderName; 10] = [
     header::EXPECT,
     header::FORWARDED,
 ];
+
+/// The place of `Upgrade` in [`OURS`].
+const UPGRADE: usize = 5;
 
 /// How many of [`OURS`] belong to one connection.
 const HOP_BY_HOP: usize = 8;
@@ -256,7 +324,7 @@ mod tests {
                 ("upgrade", "h2c"),
             ],
         );
-        strip(&mut parts.headers, OURS.len());
+        let _upgrade = strip(&mut parts.headers, OURS.len());
         assert_eq!(left(&parts), ["te", "x-three"]);
     }
 
@@ -265,7 +333,7 @@ mod tests {
         let names = "host, content-length, authorization, cookie, x-forwarded-for, x-mine";
         let mut parts =
             parts("/", &[("connection", names), ("host", "a"), ("authorization", "b"), ("x-mine", "c")]);
-        strip(&mut parts.headers, OURS.len());
+        let _upgrade = strip(&mut parts.headers, OURS.len());
         assert_eq!(left(&parts), ["authorization", "host"]);
     }
 
@@ -289,6 +357,39 @@ mod tests {
         ] {
             assert_eq!(authority(&parts("/", bad)), Err(ProxyError::BadHost), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn an_upgrade_is_one_protocol_that_connection_names() {
+        let upgrade = |headers: &[(&str, &str)]| strip(&mut parts("/", headers).headers, OURS.len());
+        let offer = ("upgrade", "websocket");
+        assert_eq!(upgrade(&[offer, ("connection", "keep-alive, Upgrade")]).unwrap(), "websocket");
+        assert_eq!(OURS[UPGRADE], header::UPGRADE);
+        for none in
+            [&[offer][..], &[offer, ("connection", "close")], &[offer, offer, ("connection", "upgrade")]]
+        {
+            assert_eq!(upgrade(none), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn the_host_goes_into_the_target_for_http_2() {
+        let mut head = parts("/a?b", &[("host", "a.example:1")]);
+        for_http2(&mut head).unwrap();
+        assert_eq!((head.uri.to_string().as_str(), left(&head).len()), ("http://a.example:1/a?b", 0));
+        let mut star = parts("*", &[("host", "a")]);
+        for_http2(&mut star).unwrap();
+        assert_eq!(star.uri.path(), "*");
+    }
+
+    #[test]
+    fn trailers_cannot_say_what_only_a_head_may() {
+        let names = ["content-length", "Host", "authorization", "connection", "x-forwarded-for", "cookie"];
+        let names = names.iter().map(|name| (*name, "1"));
+        let names: Vec<_> = names.chain([("grpc-status", "0"), ("x-sum", "1")]).collect();
+        let mut trailers = parts("/", &names);
+        prepare_trailers(&mut trailers.headers);
+        assert_eq!(left(&trailers), ["grpc-status", "x-sum"]);
     }
 
     #[test]

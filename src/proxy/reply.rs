@@ -5,20 +5,28 @@
 
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
-use super::{body::ResponseBody, client::Busy, error::ProxyError};
+use super::{body::ResponseBody, client::Busy, error::ProxyError, grpc};
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
-/// The reply to a request that cannot be forwarded.
-pub(super) fn local(error: ProxyError, busy: Busy) -> Response<ResponseBody> {
+/// The reply to a request that cannot be forwarded, in gRPC's form if the request was a call.
+pub(super) fn local(error: ProxyError, is_call: bool, busy: Busy) -> Response<ResponseBody> {
     let (status, proxy_status, text) = wording(error);
-    let mut response = Response::new(ResponseBody::local(text, busy));
+    let body = if is_call { "" } else { text };
+    let mut response = Response::new(ResponseBody::local(body, busy));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(PROXY_STATUS, HeaderValue::from_static(proxy_status));
+    if is_call {
+        // The text without its status and its end of line, which no field may have.
+        grpc::dress(&mut response, text[STATUS_LENGTH..].trim_end());
+    }
     response
 }
+
+/// What each text begins with, such as `502: `.
+const STATUS_LENGTH: usize = 5;
 
 /// Status, `Proxy-Status` and text, all fixed: nothing of what went wrong inside is told outside.
 fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
@@ -77,6 +85,11 @@ fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
             StatusCode::BAD_GATEWAY,
             "tidegate; error=connection_terminated",
             "502: the backend broke the connection\n",
+        ),
+        ProxyError::NoUpgrade => (
+            StatusCode::BAD_GATEWAY,
+            "tidegate; error=http_upgrade_failed",
+            "502: the backend does not switch protocols\n",
         ),
     }
 }

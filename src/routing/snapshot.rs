@@ -21,6 +21,16 @@ pub struct ServiceId(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendId(pub u32);
 
+/// What is spoken to an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 without TLS, known to be spoken beforehand (`h2c`).
+    Http2,
+}
+
 /// One address that serves requests.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
@@ -28,11 +38,13 @@ pub struct Endpoint {
     pub host: String,
     /// Port.
     pub port: u16,
+    /// What is spoken there.
+    pub protocol: Protocol,
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port } = self;
+        let Self { host, port, protocol: _ } = self;
         if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
     }
 }
@@ -46,6 +58,10 @@ pub struct Timeouts {
     pub response: Duration,
     /// Longest time without a byte of body in either direction (default 60 s).
     pub idle: Duration,
+    /// Longest time without a byte in a tunnel, such as a WebSocket (default 1 h).
+    pub tunnel: Duration,
+    /// Longest deadline of a gRPC call that is granted, if its client asks for one (default: none).
+    pub grpc_max: Option<Duration>,
 }
 
 impl Default for Timeouts {
@@ -54,6 +70,8 @@ impl Default for Timeouts {
             connect: Duration::from_secs(2),
             response: Duration::from_secs(60),
             idle: Duration::from_secs(60),
+            tunnel: Duration::from_secs(3600),
+            grpc_max: None,
         }
     }
 }
@@ -76,6 +94,8 @@ pub struct Service {
     pub sticky: Option<Sticky>,
     /// How long its backends may take.
     pub timeouts: Timeouts,
+    /// Protocols that a connection may be switched to, in lower case (default `websocket`).
+    pub upgrades: Vec<String>,
 }
 
 /// A backend as the data plane needs it.

@@ -36,11 +36,13 @@ pub enum LocalReason {
     ResponseTimeout,
     /// The connection broke before the response began, or what came was not HTTP.
     Reset,
+    /// The backend does not switch protocols as it was asked to.
+    NoUpgrade,
 }
 
 impl LocalReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::BadRequest,
         Self::RequestTimeout,
         Self::NoRoute,
@@ -49,6 +51,7 @@ impl LocalReason {
         Self::ConnectTimeout,
         Self::ResponseTimeout,
         Self::Reset,
+        Self::NoUpgrade,
     ];
 
     /// The value of the metric label `reason`.
@@ -62,6 +65,7 @@ impl LocalReason {
             Self::ConnectTimeout => "connect_timeout",
             Self::ResponseTimeout => "response_timeout",
             Self::Reset => "reset",
+            Self::NoUpgrade => "no_upgrade",
         }
     }
 }
@@ -74,6 +78,8 @@ pub struct WorkerCells {
     pub connections_accepted: Counter,
     /// Connections open.
     pub connections_open: Counter,
+    /// Connections that were switched to another protocol and are open.
+    pub tunnels_open: Counter,
     /// Connections that could not be accepted (descriptors exhausted, say).
     pub accept_errors: Counter,
     local_replies: [Counter; LocalReason::ALL.len()],

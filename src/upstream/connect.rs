@@ -38,7 +38,7 @@ pub async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<TcpStream
 }
 
 async fn dial(endpoint: &Endpoint) -> Result<TcpStream, ConnectError> {
-    let Endpoint { host, port } = endpoint;
+    let Endpoint { host, port, protocol: _ } = endpoint;
     if let Ok(ip) = host.parse::<IpAddr>() {
         return TcpStream::connect((ip, *port)).await.map_err(ConnectError::Tcp);
     }

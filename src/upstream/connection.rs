@@ -14,6 +14,7 @@
 //! task's own waker each of these would have the task polled once more, to find nothing to do.
 
 use std::{
+    future::poll_fn,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -22,6 +23,7 @@ use std::{
 };
 
 use atomic_waker::AtomicWaker;
+use bytes::Bytes;
 use http_body::Body;
 use hyper::{
     body::Incoming,
@@ -51,12 +53,19 @@ impl Wake for Watcher {
     }
 }
 
+type Driver<B> = http1::Connection<TokioIo<Socket>, B>;
+
 /// A connection, and how it has been used.
 #[derive(Debug)]
 pub struct Connection<B: Body + 'static> {
     sender: http1::SendRequest<B>,
-    driver: Option<http1::Connection<TokioIo<Socket>, B>>,
     ends: Rc<Ends>,
+    /// Gone once it is done, and what it still had to send is given back.
+    driver: Option<Driver<B>>,
+    /// The driver is kept when it is done, because it has the socket that a tunnel will want.
+    keeps: bool,
+    /// The driver that was kept.
+    kept: Option<Box<Driver<B>>>,
     watcher: Arc<Watcher>,
     /// Wakes the watcher.
     waker: Waker,
@@ -82,7 +91,8 @@ where
             .await?;
         let watcher = Arc::<Watcher>::default();
         let waker = Waker::from(Arc::clone(&watcher));
-        Ok(Self { sender, driver: Some(driver), ends, watcher, waker, idle_since: None })
+        let driver = Some(driver);
+        Ok(Self { sender, ends, driver, keeps: false, kept: None, watcher, waker, idle_since: None })
     }
 
     /// Sends a request. The returned future moves only while [`Self::poll_drive`] is called.
@@ -109,7 +119,7 @@ where
         let Some(driver) = &mut self.driver else { return Poll::Ready(()) };
         match Pin::new(driver).poll(&mut Context::from_waker(&self.waker)) {
             Poll::Ready(_) => {
-                self.driver = None;
+                self.kept = self.driver.take().filter(|_| self.keeps).map(Box::new);
                 Poll::Ready(())
             }
             Poll::Pending => Poll::Pending,
@@ -119,6 +129,19 @@ where
     /// The pipes at its socket.
     pub fn ends(&self) -> &Ends {
         &self.ends
+    }
+
+    /// The next request may switch protocols: [`Self::into_socket`] will be asked for.
+    pub fn keep_socket(&mut self) {
+        self.keeps = true;
+    }
+
+    /// The socket, and what has been read from it beyond the response, once that was `101 Switching
+    /// Protocols`. Nothing without [`Self::keep_socket`].
+    pub async fn into_socket(mut self) -> Option<(Socket, Bytes)> {
+        poll_fn(|cx| self.poll_drive(cx)).await;
+        let http1::Parts { io, read_buf, .. } = self.kept?.into_parts();
+        Some((io.into_inner(), read_buf))
     }
 
     /// How long it has been idle; zero for one that was never put back.

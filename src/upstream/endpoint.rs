@@ -7,7 +7,7 @@ use std::{
 
 use http_body::Body;
 
-use super::connection::Connection;
+use super::{connection::Connection, pool::h2};
 use crate::routing::snapshot::Endpoint as Address;
 
 /// Idle connections that one worker keeps to one endpoint.
@@ -19,29 +19,44 @@ pub const MAX_IDLE_TIME: Duration = Duration::from_secs(4);
 
 /// One worker's view of an endpoint.
 #[derive(Debug)]
-pub struct Endpoint<B: Body + 'static> {
+pub struct Endpoint<B: Body + Unpin + 'static>
+where
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     address: Address,
     /// The last one put back is the first one taken: the rest grow old and are closed.
     #[expect(clippy::vec_box, reason = "connections are large and go in and out with every request")]
     idle: RefCell<Vec<Box<Connection<B>>>>,
+    shared: h2::Pool<B>,
     in_flight: Cell<u32>,
     refused: Cell<bool>,
 }
 
 impl<B> Endpoint<B>
 where
-    B: Body + 'static,
+    B: Body + Unpin + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// An endpoint without connections.
     pub fn new(address: Address) -> Self {
-        Self { address, idle: RefCell::default(), in_flight: Cell::new(0), refused: Cell::new(false) }
+        Self {
+            address,
+            idle: RefCell::default(),
+            shared: h2::Pool::default(),
+            in_flight: Cell::new(0),
+            refused: Cell::new(false),
+        }
     }
 
     /// Where it is.
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// Its HTTP/2 connections.
+    pub fn shared(&self) -> &h2::Pool<B> {
+        &self.shared
     }
 
     /// Takes an idle connection, if there is one.
@@ -64,6 +79,7 @@ where
     /// endpoint that refused one another chance.
     pub fn sweep(&self, now: Instant) {
         self.refused.set(false);
+        self.shared.sweep(now);
         self.idle
             .borrow_mut()
             .retain_mut(|connection| connection.idle_for(now) < MAX_IDLE_TIME && connection.is_alive());

@@ -8,7 +8,6 @@ use std::{
 };
 
 use hyper::{
-    rt::Executor,
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -18,7 +17,10 @@ use super::{
     drain::Registered,
     stream::{Protocol, Stream},
 };
-use crate::proxy::{client::Client, context::Context, exchange::exchange};
+use crate::{
+    net::executor::LocalExecutor,
+    proxy::{client::Client, context::Context, exchange::exchange},
+};
 
 /// Bytes that one HTTP/1.1 connection may hold of a request (its head included), and as many of a
 /// response.
@@ -49,12 +51,21 @@ pub(super) async fn serve(
     let io = TokioIo::new(stream);
     match protocol {
         Protocol::Http1 => {
-            let connection = http1::Builder::new()
+            let mut connection = http1::Builder::new()
                 // Kept by the client's deadline, which costs no timer.
                 .header_read_timeout(None)
                 .max_buf_size(MAX_BUFFER)
                 .serve_connection(io, service);
-            drive(pin!(connection), |connection| connection.graceful_shutdown(), &client).await;
+            let finish = |connection: Pin<&mut _>| http1::Connection::graceful_shutdown(connection);
+            let whole = drive(Pin::new(&mut connection), finish, &client).await;
+            if let Some(switched) = client.take_switched()
+                && whole
+            {
+                let http1::Parts { io, read_buf, .. } = connection.into_parts();
+                let (socket, early) = io.into_inner().into_socket(read_buf);
+                // Seldom, so its size is not carried by every connection.
+                Box::pin(switched.run(socket, early)).await;
+            }
         }
         Protocol::Http2 => {
             client.set_multiplexed();
@@ -64,6 +75,7 @@ pub(super) async fn serve(
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_send_buf_size(MAX_SEND_BUFFER)
                 .max_header_list_size(MAX_HEADER_LIST)
+                .enable_connect_protocol()
                 .serve_connection(io, service);
             drive(pin!(connection), |connection| connection.graceful_shutdown(), &client).await;
         }
@@ -71,12 +83,12 @@ pub(super) async fn serve(
 }
 
 /// Runs a connection until it ends or the client's patience does; asks it once to finish when the
-/// worker drains.
+/// worker drains. Returns whether it ended of itself and well.
 async fn drive<C: Future<Output = hyper::Result<()>>>(
     mut connection: Pin<&mut C>,
     finish: impl Fn(Pin<&mut C>),
     client: &Client,
-) {
+) -> bool {
     let mut asked = false;
     poll_fn(|cx| {
         client.register(cx);
@@ -89,10 +101,13 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
             polled = connection.as_mut().poll(cx);
         }
         if let Poll::Ready(result) = polled {
-            if let Err(error) = result {
-                tracing::debug!(%error, "connection ended");
-            }
-            return Poll::Ready(());
+            return Poll::Ready(match result {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::debug!(%error, "connection ended");
+                    false
+                }
+            });
         }
         if client.poll_overdue(cx).is_pending() {
             return Poll::Pending;
@@ -103,17 +118,7 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
             client.wait_for_farewell();
             return Poll::Pending;
         }
-        Poll::Ready(())
+        Poll::Ready(false)
     })
-    .await;
-}
-
-/// Runs hyper's tasks where they are: on this thread.
-#[derive(Debug, Clone, Copy)]
-struct LocalExecutor;
-
-impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
-    }
+    .await
 }

@@ -55,6 +55,13 @@ impl Stream {
         Self { socket, read: Bytes::new(), outbox: Vec::new(), sent: 0, client, flusher }
     }
 
+    /// The socket, and what has been read from it beyond `before`.
+    pub(super) fn into_socket(self, before: Bytes) -> (Socket, Bytes) {
+        let Self { socket, read, .. } = self;
+        let read = if read.is_empty() { before } else { [&before[..], &read].concat().into() };
+        (socket, read)
+    }
+
     /// Reads as much as it takes to see what the client speaks. Nothing, if it says nothing in time.
     pub(super) async fn detect(&mut self) -> Option<Protocol> {
         poll_fn(|cx| {

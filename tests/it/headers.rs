@@ -22,7 +22,7 @@ fn fields_of_one_connection_stay_behind_in_both_directions() {
         tidegate.address(),
         "GET / HTTP/1.1\r\nHost: x\r\nConnection: X-One, Upgrade\r\nX-One: 1\r\nConnection: x-two\r\n\
          X-Two: 2\r\nX-Kept: 3\r\nKeep-Alive: 5\r\nTE: trailers\r\nProxy-Connection: keep-alive\r\n\
-         Upgrade: websocket\r\nProxy-Authorization: secret\r\n\r\n",
+         Upgrade: h2c\r\nProxy-Authorization: secret\r\n\r\n",
     );
     let seen = backend.only_request();
     for gone in

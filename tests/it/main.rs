@@ -4,12 +4,15 @@
 //! | --- | --- |
 //! | `admin_api` | the admin API: every route, and every way to be told off by it |
 //! | `cli` | the program as people start it: words, exit codes, signals |
+//! | `combinations` | the same exchanges with HTTP/1.1 and HTTP/2 on either side |
 //! | `config` | what a user is told about each mistake in a configuration |
 //! | `demo` | the demo, as somebody sees it who tries the program first |
 //! | `drain` | how it ends: nobody who behaves is cut off |
 //! | `failures` | what happens when a connection breaks, and who is blamed for it |
+//! | `grpc` | gRPC calls, and what becomes of those that fail |
 //! | `h1` | HTTP/1.1 and 1.0 on both sides: framing, reuse, streaming |
 //! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
+//! | `h2_backends` | connections to HTTP/2 backends: shared, limited, left |
 //! | `headers` | what changes in a head on its way through, and what is refused |
 //! | `nginx` | the same with somebody else's servers behind it |
 //! | `readme` | what README.md tells people to copy |
@@ -21,6 +24,7 @@
 //! | `telemetry` | what is counted: exactly what happened |
 //! | `tidy` | the rules of the source: who may use whom, and what a file looks like |
 //! | `timeouts` | what happens to those who take too long |
+//! | `upgrade` | WebSockets and other tunnels |
 //! | `weights` | the split: how even it is, and when a change of it is seen |
 
 #![allow(unreachable_pub, reason = "`pub` marks what a module of a test binary offers to the others")]
@@ -28,12 +32,15 @@
 
 mod admin_api;
 mod cli;
+mod combinations;
 mod config;
 mod demo;
 mod drain;
 mod failures;
+mod grpc;
 mod h1;
 mod h2;
+mod h2_backends;
 mod headers;
 mod nginx;
 mod readme;
@@ -45,6 +52,7 @@ mod support;
 mod telemetry;
 mod tidy;
 mod timeouts;
+mod upgrade;
 mod weights;
 
 use std::{collections::BTreeSet, fs, path::Path};

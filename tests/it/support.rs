@@ -5,7 +5,9 @@ pub mod backend;
 pub mod client;
 pub mod eventually;
 pub mod external;
+pub mod hyper_backend;
 pub mod metrics;
+pub mod python;
 pub mod tidegate;
 pub mod wire;
 
@@ -13,5 +15,6 @@ pub use self::{
     backend::{Backend, Refusing, Unaccepting, reply},
     client::{H2, Raw, exchange, get, runtime},
     eventually::{eventually, eventually_is, patience},
+    hyper_backend::{HyperBackend, Limits},
     tidegate::{Tidegate, Web},
 };

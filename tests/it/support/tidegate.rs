@@ -158,12 +158,19 @@ impl Web {
     pub fn new(stable: SocketAddr) -> Self {
         // So that a test that fails with a request in flight does not take long to say so.
         let shutdown = "deadline = '3s'\n".to_owned();
-        Self { workers: 1, shutdown, ..Self::default() }.keys("stable = 'v1'").backend("v1", stable)
+        Self { workers: 1, shutdown, ..Self::default() }.keys("stable = 'v1'").backend("v1", "http", stable)
+    }
+
+    /// The same with a backend that speaks HTTP/2.
+    pub fn h2c(stable: SocketAddr) -> Self {
+        let web = Self::new(stable);
+        let backends = web.backends.replace("http://", "h2c://");
+        Self { backends, ..web }
     }
 
     /// With `v2` as its canary.
     pub fn canary(self, canary: SocketAddr) -> Self {
-        self.keys("canary = 'v2'").backend("v2", canary)
+        self.keys("canary = 'v2'").backend("v2", "http", canary)
     }
 
     pub fn weight(self, percent: f64) -> Self {
@@ -191,13 +198,13 @@ impl Web {
         self
     }
 
-    fn keys(mut self, keys: &str) -> Self {
+    pub fn keys(mut self, keys: &str) -> Self {
         writeln!(self.service, "{keys}").unwrap();
         self
     }
 
-    fn backend(mut self, name: &str, address: SocketAddr) -> Self {
-        let endpoints = format!("endpoints = ['http://{address}']");
+    fn backend(mut self, name: &str, scheme: &str, address: SocketAddr) -> Self {
+        let endpoints = format!("endpoints = ['{scheme}://{address}']");
         writeln!(self.backends, "[services.web.backends.{name}]\n{endpoints}").unwrap();
         self
     }

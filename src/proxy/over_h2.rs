@@ -1,0 +1,133 @@
+//! Sending a request to a backend that speaks HTTP/2.
+//!
+//! hyper drives the connection in a task of its own; here a stream is leased, the request handed over,
+//! and its response awaited. A request that the backend says it has not looked at goes to another
+//! stream: one that was not sent when the connection ended, one that is refused, and one that a
+//! GOAWAY leaves out (RFC 9113, section 8.7).
+
+use std::{error::Error, future::poll_fn, pin::pin, task::Poll};
+
+use h2::Reason;
+use http::{Method, Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+
+use super::{
+    attempt::Attempt,
+    body::RequestBody,
+    error::ProxyError,
+    exchange::{Held, Wait, copy_head},
+    headers,
+};
+use crate::upstream::{
+    connect::connect,
+    pool::h2::{Lease, NoStream},
+};
+
+/// How often a request is handed over. A backend that refuses it so often will not take it.
+const MAX_TRIES: u32 = 3;
+
+/// Sends a request and waits for the response's head.
+pub(super) async fn send(
+    request: &mut Request<RequestBody>,
+    attempt: &Attempt,
+    wait: &Wait,
+) -> Result<(Held, Response<Incoming>), ProxyError> {
+    let (mut parts, body) = std::mem::take(request).into_parts();
+    headers::for_http2(&mut parts)?;
+    let mut request = Request::from_parts(parts, body);
+    for _ in 0..MAX_TRIES {
+        let lease = lease(attempt, wait).await?;
+        if request.method() == Method::CONNECT && !lease.takes_extended_connect(wait.timeouts.connect).await {
+            return Err(ProxyError::NoUpgrade);
+        }
+        if let Some(call) = &wait.call {
+            call.forward(request.headers_mut());
+        }
+        let spare = spare_copy(&request);
+        match respond(&lease, request, wait).await {
+            Ok(response) => {
+                lease.settle();
+                return Ok((Held::Http2(lease), response));
+            }
+            Err(Failure::Unsent(unsent)) => {
+                lease.retire();
+                request = *unsent;
+            }
+            Err(Failure::Unseen { leaving }) => {
+                if leaving {
+                    lease.retire();
+                }
+                request = *spare.ok_or(ProxyError::Reset)?;
+            }
+            Err(Failure::Final(error)) => return Err(error),
+        }
+    }
+    Err(ProxyError::Reset)
+}
+
+async fn lease(attempt: &Attempt, wait: &Wait) -> Result<Lease<RequestBody>, ProxyError> {
+    let endpoint = attempt.endpoint();
+    if let Some(lease) = endpoint.shared().take() {
+        return Ok(lease);
+    }
+    let connect = || connect(endpoint.address(), wait.timeouts.connect);
+    endpoint.shared().lease(connect).await.map_err(|NoStream { error, tried }| {
+        if tried {
+            attempt.connect_failed();
+            tracing::debug!(endpoint = %endpoint.address(), ?error, "no connection");
+        }
+        ProxyError::from(&*error)
+    })
+}
+
+/// A copy of a request without a body: a refused one does not come back. One with a body is not kept,
+/// since its first part has gone by the time it is refused.
+fn spare_copy(request: &Request<RequestBody>) -> Option<Box<Request<RequestBody>>> {
+    let plain = request.body().is_end_stream() && request.extensions().is_empty();
+    plain.then(|| Box::new(copy_head(request)))
+}
+
+enum Failure {
+    /// Not a byte was sent; here is the request back.
+    Unsent(Box<Request<RequestBody>>),
+    /// Sent, and the backend says that it has not looked at it; perhaps because it is `leaving`.
+    Unseen { leaving: bool },
+    /// It is known who is to blame.
+    Final(ProxyError),
+}
+
+async fn respond(
+    lease: &Lease<RequestBody>,
+    request: Request<RequestBody>,
+    wait: &Wait,
+) -> Result<Response<Incoming>, Failure> {
+    let mut response = pin!(lease.send(request));
+    let mut chunks = None;
+    wait.deadline.arm(wait.timeouts.response);
+    poll_fn(|cx| {
+        if let Poll::Ready(result) = response.as_mut().poll(cx) {
+            return Poll::Ready(result.map_err(|mut error| match error.take_message() {
+                Some(unsent) => Failure::Unsent(Box::new(unsent)),
+                None if wait.is_broken() => Failure::Final(ProxyError::BrokenBody),
+                None => failure(error.error()),
+            }));
+        }
+        wait.poll_over(&mut chunks, cx).map(|error| Err(Failure::Final(error)))
+    })
+    .await
+}
+
+fn failure(error: &hyper::Error) -> Failure {
+    let h2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    match h2 {
+        Some(h2) if h2.is_remote() && h2.reason() == Some(Reason::REFUSED_STREAM) => {
+            Failure::Unseen { leaving: h2.is_go_away() }
+        }
+        // A graceful one: what it includes goes on, so this request is not included.
+        Some(h2) if h2.is_remote() && h2.is_go_away() && h2.reason() == Some(Reason::NO_ERROR) => {
+            Failure::Unseen { leaving: true }
+        }
+        _ => Failure::Final(ProxyError::Reset),
+    }
+}

@@ -1,0 +1,338 @@
+//! HTTP/2 connections to one endpoint, each shared by many exchanges.
+//!
+//! A connection is driven by a task of its own on the worker's thread. An exchange leases a stream: of
+//! the first connection that has one left, so that connections that are needed no more run empty and
+//! are closed. How many a connection has is what the other side says
+//! (`SETTINGS_MAX_CONCURRENT_STREAMS`), and at most `MAX_STREAMS`. When all are taken, one exchange
+//! makes another connection and the others wait for it.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use http_body::Body;
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http2},
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{net::TcpStream, sync::Notify};
+
+use crate::{
+    clock,
+    net::{executor::LocalExecutor, socket::Socket},
+    upstream::connect::ConnectError,
+};
+
+/// Streams that a connection has at most at a time, whatever the other side allows. One connection
+/// is one flow of TCP: a lost packet holds up all of them.
+const MAX_STREAMS: u32 = 100;
+/// Connections that one worker has to one endpoint. Beyond, requests wait for a stream.
+const MAX_CONNECTIONS: usize = 16;
+/// Longest time that a connection is kept without a stream.
+const MAX_IDLE_TIME: Duration = Duration::from_secs(60);
+/// Bytes that a backend may send on one stream before the client has taken them.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same for a connection; four times the stream's, since equal ones can lock each other out.
+const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
+/// Bytes that one stream may hold for a backend that does not read.
+const MAX_SEND_BUFFER: usize = 64 * 1024;
+/// Bytes of a response's fields.
+const MAX_HEADER_LIST: u32 = 64 * 1024;
+/// How long a connection with streams may be silent before it is asked whether it is alive, and how
+/// long it may take to say so.
+const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+/// How often one looks whether a connection's settings have come.
+const SETTINGS_LOOK: Duration = Duration::from_millis(5);
+
+type Driver<B> = http2::Connection<TokioIo<Socket>, B, LocalExecutor>;
+
+/// One connection.
+#[derive(Debug)]
+struct Shared<B: Body + Unpin + 'static>
+where
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    sender: RefCell<http2::SendRequest<B>>,
+    /// Run by its own task; asked here for what the other side allows. Gone once it is done, and what
+    /// it still had to send is given back.
+    driver: Rc<RefCell<Option<Driver<B>>>>,
+    streams: Cell<u32>,
+    idle_since: Cell<Instant>,
+    /// The other side takes no more requests here.
+    retired: Cell<bool>,
+    /// A response has come, so the other side's settings have too.
+    settled: Cell<bool>,
+}
+
+impl<B> Shared<B>
+where
+    B: Body + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn new(sender: http2::SendRequest<B>, driver: Driver<B>) -> Self {
+        let driver = Rc::new(RefCell::new(Some(driver)));
+        let driven = Rc::clone(&driver);
+        tokio::task::spawn_local(async move {
+            let drive = poll_fn(|cx| match &mut *driven.borrow_mut() {
+                Some(driver) => Pin::new(driver).poll(cx),
+                None => Poll::Ready(Ok(())),
+            });
+            if let Err(error) = drive.await {
+                tracing::debug!(%error, "a connection to a backend ended");
+            }
+            let over = driven.borrow_mut().take();
+            drop(over);
+        });
+        Self {
+            sender: RefCell::new(sender),
+            driver,
+            streams: Cell::new(0),
+            idle_since: Cell::new(clock::monotonic()),
+            retired: Cell::new(false),
+            settled: Cell::new(false),
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        !self.retired.get() && !self.sender.borrow().is_closed()
+    }
+
+    fn has_room(&self) -> bool {
+        let driver = self.driver.borrow();
+        let allowed = driver.as_ref().map_or(0, http2::Connection::current_max_send_streams);
+        self.is_open() && self.streams.get() < MAX_STREAMS.min(u32::try_from(allowed).unwrap_or(u32::MAX))
+    }
+}
+
+/// One worker's connections to one endpoint.
+#[derive(Debug)]
+pub struct Pool<B: Body + Unpin + 'static>
+where
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    connections: RefCell<Vec<Rc<Shared<B>>>>,
+    connecting: Cell<bool>,
+    /// Why the last connection could not be made, and how many could not.
+    failed: RefCell<(u64, Option<Rc<ConnectError>>)>,
+    changed: Rc<Notify>,
+}
+
+impl<B: Body + Unpin + 'static> Default for Pool<B>
+where
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn default() -> Self {
+        Self {
+            connections: RefCell::default(),
+            connecting: Cell::new(false),
+            failed: RefCell::default(),
+            changed: Rc::default(),
+        }
+    }
+}
+
+/// Why there is no stream.
+#[derive(Debug)]
+pub struct NoStream {
+    /// Why there is no connection.
+    pub error: Rc<ConnectError>,
+    /// Whether it was this caller who tried to make it.
+    pub tried: bool,
+}
+
+impl<B> Pool<B>
+where
+    B: Body + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// A stream, if a connection has one left.
+    pub fn take(&self) -> Option<Lease<B>> {
+        let connections = self.connections.borrow();
+        connections.iter().find(|connection| connection.has_room()).map(Lease::new)
+    }
+
+    /// The same, waiting for one where need be; `connect` makes a connection.
+    ///
+    /// # Errors
+    /// When there is no connection, and none can be made.
+    pub async fn lease<C>(&self, connect: impl Fn() -> C) -> Result<Lease<B>, NoStream>
+    where
+        C: Future<Output = Result<TcpStream, ConnectError>>,
+    {
+        let failures = self.failed.borrow().0;
+        loop {
+            // Before looking, so that what changes in between is not missed.
+            let changed = self.changed.notified();
+            if let Some(lease) = self.take() {
+                return Ok(lease);
+            }
+            if !self.connecting.get() {
+                return self.open(connect).await;
+            }
+            changed.await;
+            let (now, error) = &*self.failed.borrow();
+            if let (true, Some(error)) = (*now != failures, error) {
+                let none = || NoStream { error: Rc::clone(error), tried: false };
+                return self.least_busy().ok_or_else(none);
+            }
+        }
+    }
+
+    async fn open<C>(&self, connect: impl Fn() -> C) -> Result<Lease<B>, NoStream>
+    where
+        C: Future<Output = Result<TcpStream, ConnectError>>,
+    {
+        self.connections.borrow_mut().retain(|connection| connection.is_open());
+        if self.connections.borrow().len() >= MAX_CONNECTIONS
+            && let Some(lease) = self.least_busy()
+        {
+            return Ok(lease);
+        }
+        let _connecting = Connecting::begin(self);
+        let connected = async { handshake(connect().await?).await.map_err(ConnectError::Tcp) };
+        match connected.await {
+            Ok((sender, driver)) => {
+                let shared = Rc::new(Shared::new(sender, driver));
+                let lease = Lease::new(&shared);
+                self.connections.borrow_mut().push(shared);
+                Ok(lease)
+            }
+            Err(error) => {
+                let error = Rc::new(error);
+                let mut failed = self.failed.borrow_mut();
+                *failed = (failed.0 + 1, Some(Rc::clone(&error)));
+                drop(failed);
+                self.least_busy().ok_or(NoStream { error, tried: true })
+            }
+        }
+    }
+
+    /// Where all streams are taken and there can be no more connections: the least busy one. hyper
+    /// keeps the request until a stream is free, and the response's timeout bounds the wait.
+    fn least_busy(&self) -> Option<Lease<B>> {
+        let connections = self.connections.borrow();
+        let open = connections.iter().filter(|connection| connection.is_open());
+        open.min_by_key(|connection| connection.streams.get()).map(Lease::new)
+    }
+
+    /// Closes connections that have been without a stream for too long, and forgets those that are
+    /// closed. One that is not closed yet ends with its last stream.
+    pub fn sweep(&self, now: Instant) {
+        self.connections.borrow_mut().retain(|connection| {
+            let idle = connection.streams.get() == 0
+                && now.saturating_duration_since(connection.idle_since.get()) >= MAX_IDLE_TIME;
+            connection.is_open() && !idle
+        });
+    }
+}
+
+async fn handshake<B>(stream: TcpStream) -> io::Result<(http2::SendRequest<B>, Driver<B>)>
+where
+    B: Body + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let io = TokioIo::new(Socket::new(stream, Rc::default()));
+    let made = http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(MAX_SEND_BUFFER)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .keep_alive_interval(PING.0)
+        .keep_alive_timeout(PING.1)
+        .handshake(io);
+    made.await.map_err(io::Error::other)
+}
+
+/// A connection is being made while this lives; its end is told to those who wait.
+struct Connecting<'p>(&'p Cell<bool>, &'p Notify);
+
+impl<'p> Connecting<'p> {
+    fn begin<B: Body + Unpin + 'static>(pool: &'p Pool<B>) -> Self
+    where
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        pool.connecting.set(true);
+        Self(&pool.connecting, &pool.changed)
+    }
+}
+
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
+        self.1.notify_waiters();
+    }
+}
+
+/// A stream of a connection, free again when this is dropped.
+#[derive(Debug)]
+pub struct Lease<B: Body + Unpin + 'static>(Rc<Shared<B>>)
+where
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>;
+
+impl<B> Lease<B>
+where
+    B: Body + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn new(shared: &Rc<Shared<B>>) -> Self {
+        shared.streams.set(shared.streams.get() + 1);
+        Self(Rc::clone(shared))
+    }
+
+    /// Sends a request.
+    pub fn send(
+        &self,
+        request: http::Request<B>,
+    ) -> impl Future<Output = Result<http::Response<Incoming>, TrySendError<http::Request<B>>>> + use<B> {
+        self.0.sender.borrow_mut().try_send_request(request)
+    }
+
+    /// The other side takes no more requests on this connection.
+    pub fn retire(&self) {
+        self.0.retired.set(true);
+    }
+
+    /// A response has come.
+    pub fn settle(&self) {
+        self.0.settled.set(true);
+    }
+
+    /// Whether the other side takes extended CONNECT (RFC 8441), which it says with its settings. On a
+    /// new connection they may still be on their way, and are waited for.
+    pub async fn takes_extended_connect(&self, timeout: Duration) -> bool {
+        let driver = &self.0.driver;
+        let takes = || driver.borrow().as_ref().is_some_and(|d| d.is_extended_connect_protocol_enabled());
+        let look = async {
+            while !takes() && !self.0.settled.get() && self.0.is_open() {
+                tokio::time::sleep(SETTINGS_LOOK).await;
+            }
+        };
+        let _in_time = tokio::time::timeout(timeout, look).await;
+        takes()
+    }
+}
+
+impl<B: Body + Unpin + 'static> Drop for Lease<B>
+where
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn drop(&mut self) {
+        let streams = self.0.streams.get() - 1;
+        self.0.streams.set(streams);
+        if streams == 0 {
+            self.0.idle_since.set(clock::monotonic());
+        }
+    }
+}

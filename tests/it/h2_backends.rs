@@ -1,0 +1,285 @@
+//! Connections to backends that speak HTTP/2: shared by many requests, up to what the backend allows,
+//! and left when it says so.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+use bytes::Bytes;
+use http::Response;
+use http_body_util::BodyExt;
+use tokio::sync::{Barrier, Semaphore};
+
+use crate::support::{
+    Backend, H2, HyperBackend, Limits, Refusing, Tidegate, Web,
+    client::{Chunks, empty, full, h2_request},
+    eventually, eventually_is, exchange,
+    external::program,
+    get, runtime,
+};
+
+/// A backend that answers only once so many requests are there together.
+fn gathering(limits: Limits, together: usize) -> HyperBackend {
+    let barrier = Arc::new(Barrier::new(together));
+    HyperBackend::serving(limits, move |_| {
+        let barrier = Arc::clone(&barrier);
+        async move {
+            barrier.wait().await;
+            Response::new(full("together"))
+        }
+    })
+}
+
+/// Sends so many requests at the same time over one connection; all have to be answered with 200.
+fn send_together(tidegate: &Tidegate, count: usize) {
+    let client = H2::connect(tidegate.address());
+    runtime().block_on(async {
+        let tasks: Vec<_> = (0..count)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.get("/").await.unwrap() })
+            })
+            .collect();
+        for task in tasks {
+            assert_eq!(task.await.unwrap(), (200, Bytes::from("together")));
+        }
+    });
+}
+
+#[test]
+fn requests_share_a_connection() {
+    let backend = gathering(Limits::default(), 50);
+    let tidegate = Tidegate::start(Web::h2c(backend.address));
+    send_together(&tidegate, 50);
+    assert_eq!(backend.connections(), 1);
+    tidegate.scrape().expect("tidegate_requests_total", &[("status", "2xx")], 50.0);
+}
+
+#[test]
+fn what_one_connection_may_not_have_goes_to_another() {
+    let backend = gathering(Limits { streams: 10, ..Limits::default() }, 40);
+    let tidegate = Tidegate::start(Web::h2c(backend.address));
+    send_together(&tidegate, 40);
+    assert!(backend.connections() >= 4, "{}", backend.connections());
+    tidegate.wait_until_idle().expect("tidegate_requests_total", &[("status", "2xx")], 40.0);
+}
+
+#[test]
+fn a_backend_that_leaves_after_each_request_is_followed() {
+    let limits = Limits { requests: 1, ..Limits::default() };
+    let backend = HyperBackend::serving(limits, |_| async { Response::new(full("v1")) });
+    let tidegate = Tidegate::start(Web::h2c(backend.address));
+    let mut client = tidegate.client();
+    for _ in 0..20 {
+        assert_eq!(client.get("/").text(), "v1");
+    }
+    assert!(backend.connections() > 1, "{}", backend.connections());
+    tidegate.wait_until_idle().expect("tidegate_requests_total", &[("status", "2xx")], 20.0);
+}
+
+/// A backend that has `reject` answer each connection's first request, and answers the others with 200.
+fn rejecting(reject: Reject) -> Rejecting {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let requests = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&requests);
+    // Ends with the test's process: what it does, the test has seen by then.
+    std::thread::spawn(move || {
+        runtime().block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            loop {
+                let (socket, _) = listener.accept().await.unwrap();
+                tokio::spawn(reject_first(socket, reject, Arc::clone(&counted)));
+            }
+        });
+    });
+    Rejecting { address, requests }
+}
+
+struct Rejecting {
+    address: SocketAddr,
+    requests: Arc<AtomicUsize>,
+}
+
+#[derive(Clone, Copy)]
+enum Reject {
+    /// Resets the stream as one that was not looked at.
+    Refuse,
+    /// The same as one that broke.
+    Break,
+}
+
+async fn reject_first(socket: tokio::net::TcpStream, reject: Reject, requests: Arc<AtomicUsize>) {
+    let mut connection = h2::server::handshake(socket).await.unwrap();
+    let mut first = true;
+    while let Some(Ok((_, mut respond))) = connection.accept().await {
+        requests.fetch_add(1, SeqCst);
+        if std::mem::take(&mut first) {
+            respond.send_reset(match reject {
+                Reject::Refuse => h2::Reason::REFUSED_STREAM,
+                Reject::Break => h2::Reason::INTERNAL_ERROR,
+            });
+        } else {
+            respond.send_response(Response::new(()), true).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_refused_request_is_sent_again_whatever_its_method() {
+    let backend = rejecting(Reject::Refuse);
+    let tidegate = Tidegate::start(Web::h2c(backend.address));
+    let response = exchange(tidegate.address(), "DELETE / HTTP/1.1\r\nHost: web.test\r\n\r\n");
+    assert_eq!((response.status, backend.requests.load(SeqCst)), (200, 2));
+    tidegate.wait_until_idle().expect("tidegate_requests_total", &[("status", "2xx")], 1.0);
+}
+
+#[test]
+fn a_request_that_was_looked_at_is_not_sent_again() {
+    let backend = rejecting(Reject::Break);
+    let tidegate = Tidegate::start(Web::h2c(backend.address));
+    assert_eq!(get(tidegate.address(), "/").status, 502);
+    assert_eq!(backend.requests.load(SeqCst), 1);
+    tidegate.wait_for_outcome("reset", 1);
+    // The connection is as good as before.
+    assert_eq!(get(tidegate.address(), "/").status, 200);
+}
+
+#[test]
+fn somebody_elses_server_is_understood() {
+    let Some(nghttpd) = program("nghttpd") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), vec![b'x'; 300_000]).unwrap();
+    // Free a moment ago; it cannot be given a socket, and does not say which port it got.
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut server = std::process::Command::new(nghttpd)
+        .args(["--no-tls", "--address=127.0.0.1", "--htdocs"])
+        .arg(folder.path())
+        .arg(address.port().to_string())
+        .spawn()
+        .unwrap();
+    eventually(|| std::net::TcpStream::connect(address).map_err(|e| e.kind()).err(), Option::is_none);
+    let tidegate = Tidegate::start(Web::h2c(address));
+    let response = get(tidegate.address(), "/file");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert_eq!((response.status, response.body.len()), (200, 300_000));
+}
+
+#[test]
+fn a_request_that_the_backend_holds_does_not_hold_others() {
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let backend = HyperBackend::serving(Limits::default(), move |request| {
+        let gate = Arc::clone(&held);
+        async move {
+            if request.uri().path() == "/slow" {
+                let _open = gate.acquire().await.unwrap();
+            }
+            Response::new(full("done"))
+        }
+    });
+    let tidegate = Tidegate::start(Web::h2c(backend.address));
+    let client = H2::connect(tidegate.address());
+    runtime().block_on(async {
+        let slow = tokio::spawn({
+            let client = client.clone();
+            async move { client.get("/slow").await.unwrap() }
+        });
+        for _ in 0..10 {
+            assert_eq!(client.get("/fast").await.unwrap().0, 200);
+        }
+        gate.add_permits(1);
+        assert_eq!(slow.await.unwrap().0, 200);
+    });
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
+fn a_client_that_goes_away_takes_its_stream_with_it() {
+    let dropped = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&dropped);
+    /// Counts when it is dropped.
+    struct Guard(Arc<AtomicUsize>);
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+    let backend = HyperBackend::serving(Limits::default(), move |_| {
+        let guard = Guard(Arc::clone(&counted));
+        async move {
+            let _guard = guard;
+            std::future::pending().await
+        }
+    });
+    let tidegate = Tidegate::start(Web::h2c(backend.address));
+    let mut client = tidegate.client();
+    client.send("GET / HTTP/1.1\r\nHost: web.test\r\n\r\n");
+    eventually_is(1, || backend.connections());
+    eventually_is(1.0, || tidegate.scrape().sum("tidegate_requests_in_flight", &[]));
+    drop(client);
+    eventually_is(1, || dropped.load(SeqCst));
+    tidegate.wait_for_outcome("client_abort", 1);
+}
+
+#[test]
+fn large_bodies_pass_at_the_slower_sides_pace() {
+    const LARGE: usize = 4 * 1024 * 1024;
+    let backend = HyperBackend::answering(Limits::default(), |seen| Response::new(full(seen.body.clone())));
+    let tidegate = Tidegate::start(Web::h2c(backend.address));
+    let client = H2::connect(tidegate.address());
+    let body: Bytes = (0..LARGE).map(|i| (i / 1021) as u8).collect();
+    runtime().block_on(async {
+        let request = h2_request("POST", "/").body(full(body.clone())).unwrap();
+        let response = client.send(request).await.unwrap();
+        assert!(response.into_body().collect().await.unwrap().to_bytes() == body);
+    });
+}
+
+#[test]
+fn one_that_refuses_connections_is_told_of_once_for_each() {
+    let refusing = Refusing::new();
+    let tidegate = Tidegate::start(Web::h2c(refusing.address));
+    assert_eq!(get(tidegate.address(), "/").status, 502);
+    let scrape = tidegate.wait_until_idle();
+    scrape.expect("tidegate_upstream_connect_failures_total", &[], 1.0);
+    scrape.expect("tidegate_requests_total", &[("status", "connect_failure")], 1.0);
+}
+
+#[test]
+fn one_that_does_not_speak_http_2_is_to_blame() {
+    let backend = Backend::scripted(|mut peer| {
+        peer.send("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+    });
+    let tidegate = Tidegate::start(Web::h2c(backend.address));
+    assert_eq!(get(tidegate.address(), "/").status, 502);
+    tidegate.wait_for_outcome("reset", 1);
+}
+
+#[test]
+fn one_that_does_not_answer_in_time_is_to_blame_and_its_connection_stays() {
+    let backend = HyperBackend::serving(Limits::default(), |request| async move {
+        if request.uri().path() == "/never" {
+            std::future::pending::<()>().await;
+        }
+        let chunks = [Bytes::from("a")].into();
+        Response::new(if request.uri().path() == "/half" {
+            Chunks { chunks, ends: false }.boxed()
+        } else {
+            empty()
+        })
+    });
+    let web = Web::h2c(backend.address).table("timeouts", "response = '100ms'\nidle = '100ms'");
+    let tidegate = Tidegate::start(web);
+    assert_eq!(get(tidegate.address(), "/never").status, 504);
+    assert!(!get(tidegate.address(), "/half").whole);
+    assert_eq!(get(tidegate.address(), "/").status, 200);
+    tidegate.wait_for_outcome("timeout", 2);
+    assert_eq!(backend.connections(), 1);
+}

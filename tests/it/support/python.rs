@@ -1,0 +1,66 @@
+//! Peers in Python: somebody else's implementation at the other end.
+
+use std::{
+    env,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use super::external::missing;
+
+/// A Python that has a module: `TIDEGATE_TEST_PYTHON`, the one that CI installs, or the machine's.
+pub fn python(module: &str) -> Option<PathBuf> {
+    let given = env::var_os("TIDEGATE_TEST_PYTHON").map(PathBuf::from);
+    let candidates = given.into_iter().chain(["target/python/bin/python3".into(), "python3".into()]);
+    let has = |python: &PathBuf| {
+        let import = format!("import {module}");
+        let tried = Command::new(python).args(["-c", &import]).stderr(Stdio::null()).status();
+        tried.is_ok_and(|status| status.success())
+    };
+    let found = candidates.into_iter().find(has);
+    if found.is_none() {
+        missing(&format!("Python with the module {module}"));
+    }
+    found
+}
+
+/// A server that says which port it has.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    pub address: SocketAddr,
+}
+
+impl Server {
+    pub fn start(python: &Path, script: &str) -> Self {
+        let mut child = Command::new(python)
+            .args([script, "server"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let port: u16 = line.trim().parse().expect("it says its port");
+        Self { child, address: ([127, 0, 0, 1], port).into() }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Its standard input ends, and so does it; if it does not, it is ended.
+        drop(self.child.stdin.take());
+        let _ended = self.child.kill();
+        let _waited = self.child.wait();
+    }
+}
+
+/// Runs a client, which has to find everything fine.
+#[track_caller]
+pub fn run_client(python: &Path, script: &str, arguments: &[&str]) {
+    let output = Command::new(python).arg(script).args(arguments).output().unwrap();
+    let (said, wrong) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && said.trim() == "fine", "{said}\n{wrong}");
+}
