@@ -8,9 +8,13 @@ mod address;
 mod admin;
 mod analysis;
 mod backend;
+mod balance;
 mod document;
+mod health_check;
 mod host;
 mod listener;
+mod outlier_detection;
+mod pool;
 mod report;
 mod rollout;
 mod route;
@@ -37,7 +41,10 @@ use crate::{
         weight::Weight,
     },
     rollout::plan::Plan,
-    routing::snapshot::{Endpoint, Sticky, Timeouts},
+    routing::{
+        policy::Policy,
+        snapshot::{Endpoint, Sticky, Timeouts},
+    },
 };
 
 /// A whole configuration.
@@ -112,6 +119,8 @@ pub struct Service {
     pub sticky: Option<Sticky>,
     /// How long a backend may take.
     pub timeouts: Timeouts,
+    /// How its backends are used.
+    pub policy: Policy,
     /// How a rollout of this service goes.
     pub rollout: Rollout,
 }

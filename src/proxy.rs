@@ -9,6 +9,7 @@ pub mod error;
 pub mod exchange;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+pub mod hash_key;
 pub mod headers;
 pub mod reply;
 pub mod sticky;

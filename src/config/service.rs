@@ -8,17 +8,24 @@ use toml::Spanned;
 use super::{
     Rollout, Service, Timeouts,
     backend::{self, RawBackends},
+    balance::{self, RawBalance},
+    health_check::{self, RawHealthCheck},
+    outlier_detection::{self, RawOutlierDetection},
+    pool::{self, RawPool},
     report::Report,
     rollout::{self, RawRollout},
     sticky::{self, RawSticky},
     suggest::suggest,
     timeouts::{self, RawTimeouts},
-    written::{self, Section, Table, Text},
+    written::{self, Section, TIMEOUT, Table, Text, Time, time_or},
 };
-use crate::model::{
-    name::{BackendName, ServiceName},
-    role::{Role, Roles},
-    weight::Weight,
+use crate::{
+    model::{
+        name::{BackendName, ServiceName},
+        role::{Role, Roles},
+        weight::Weight,
+    },
+    routing::policy::Policy,
 };
 
 /// `[services.NAME]` as written.
@@ -31,6 +38,11 @@ pub(super) struct RawService {
     backends: Option<RawBackends>,
     sticky: Option<Table<RawSticky>>,
     timeouts: Option<Table<RawTimeouts>>,
+    balance: Option<Table<RawBalance>>,
+    outlier_detection: Option<Table<RawOutlierDetection>>,
+    health_check: Option<Table<RawHealthCheck>>,
+    pool: Option<Table<RawPool>>,
+    resolve_interval: Option<Time>,
     rollout: Option<Table<RawRollout>>,
 }
 
@@ -47,7 +59,20 @@ pub(super) fn lower(raw: RawServices, report: &mut Report<'_>) -> Vec<Service> {
 }
 
 fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> Option<Service> {
-    let RawService { stable, canary, weight, backends, sticky, timeouts, rollout } = raw;
+    let RawService {
+        stable,
+        canary,
+        weight,
+        backends,
+        sticky,
+        timeouts,
+        balance,
+        outlier_detection,
+        health_check,
+        pool,
+        resolve_interval,
+        rollout,
+    } = raw;
     let place = written_name.span();
     let service = written_name.get_ref();
     let name = written::name::<ServiceName>(written_name, "service", report);
@@ -62,8 +87,31 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
     let backends = backend::lower(backends, report);
     let sticky = sticky.map(|raw| sticky::lower(raw.0, report));
     let timeouts: Timeouts = timeouts::lower(timeouts.unwrap_or_default().0, report);
+    let interval = resolve_interval.as_ref();
+    let policy = Policy {
+        balance: balance::lower(balance.unwrap_or_default().0, report),
+        outlier_detection: outlier_detection.map(|raw| outlier_detection::lower(raw.0, report)),
+        health_check: health_check.map(|raw| health_check::lower(raw.0, report)),
+        pool: pool::lower(pool.unwrap_or_default().0, report),
+        resolve_interval: time_or(
+            Policy::default().resolve_interval,
+            interval,
+            "resolve_interval",
+            TIMEOUT,
+            report,
+        ),
+    };
     let rollout: Option<Rollout> = rollout::lower(rollout.unwrap_or_default().0, place, report);
-    Some(Service { name: name?, roles: roles?, weight, backends, sticky, timeouts, rollout: rollout? })
+    Some(Service {
+        name: name?,
+        roles: roles?,
+        weight,
+        backends,
+        sticky,
+        timeouts,
+        policy,
+        rollout: rollout?,
+    })
 }
 
 /// The roles, and warnings about backends that have none.

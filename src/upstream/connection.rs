@@ -29,6 +29,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::allowance::Slot;
 use crate::net::socket::Socket;
 
 /// Bytes that one connection may hold of a response (its head included), and as many of a request.
@@ -58,6 +59,10 @@ pub struct Connection<B: Body + 'static> {
     watcher: Arc<Watcher>,
     /// Wakes the watcher.
     waker: Waker,
+    /// Counts among its backend's connections for as long as it is there.
+    _slot: Slot<B>,
+    opened: Instant,
+    requests: u32,
     /// When it was put back, while it is idle.
     pub(super) idle_since: Option<Instant>,
 }
@@ -72,14 +77,15 @@ where
     ///
     /// # Errors
     /// Never on a fresh connection; the signature is hyper's.
-    pub async fn new(stream: TcpStream) -> hyper::Result<Self> {
+    pub async fn new(stream: TcpStream, slot: Slot<B>, now: Instant) -> hyper::Result<Self> {
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(MAX_BUFFER)
             .handshake(TokioIo::new(Socket::new(stream)))
             .await?;
         let watcher = Arc::<Watcher>::default();
         let waker = Waker::from(Arc::clone(&watcher));
-        Ok(Self { sender, driver: Some(driver), watcher, waker, idle_since: None })
+        let driver = Some(driver);
+        Ok(Self { sender, driver, watcher, waker, _slot: slot, opened: now, requests: 0, idle_since: None })
     }
 
     /// Sends a request. The returned future moves only while [`Self::poll_drive`] is called.
@@ -87,6 +93,7 @@ where
         &mut self,
         request: http::Request<B>,
     ) -> impl Future<Output = Result<http::Response<Incoming>, TrySendError<http::Request<B>>>> + use<B> {
+        self.requests = self.requests.saturating_add(1);
         self.sender.try_send_request(request)
     }
 
@@ -116,6 +123,12 @@ where
     /// How long it has been idle; zero for one that was never put back.
     pub fn idle_for(&self, now: Instant) -> Duration {
         self.idle_since.map_or(Duration::ZERO, |since| now - since)
+    }
+
+    /// Whether it has had fewer than so many requests and is younger than that.
+    pub fn has_life(&self, requests: Option<u32>, age: Option<Duration>, now: Instant) -> bool {
+        requests.is_none_or(|most| self.requests < most)
+            && age.is_none_or(|most| now.saturating_duration_since(self.opened) < most)
     }
 
     /// Whether it could take a request now.
