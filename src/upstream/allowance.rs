@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Into how many leases a worker's share of requests is divided: what lies unused at other workers when
-/// the limit is reached is at most one of them each.
+/// the limit is reached is less than two of them each, and is given back within a second.
 const LEASES: u32 = 16;
 
 /// How much one worker may ask of a backend.
