@@ -8,10 +8,10 @@ use prometheus::{IntGaugeVec, Opts, Registry};
 use crate::{
     admin::{self, readiness::Readiness},
     config::Config,
-    controller::{Controller, Inputs, publish::Publisher},
+    controller::{Controller, Inputs, discovery, publish::Publisher},
     net::listen,
     proxy::client::Patience,
-    telemetry::{exposition::CellsCollector, ledger::Hub},
+    telemetry::{exposition::CellsCollector, health_exposition::HealthCollector, ledger::Hub},
     worker::{
         drain::Stage,
         handle::{Listening, Panicked, Workers},
@@ -75,6 +75,8 @@ pub async fn start(config: &Config, options: Options) -> anyhow::Result<Running>
 
     let hub = Arc::new(Hub::new(count));
     let publisher = Arc::new(Publisher::new(config));
+    // Before anybody asks for an endpoint.
+    discovery::start(config, &publisher, &hub).await;
     let registry = registry(&hub).context("cannot register the metrics")?;
     let workers =
         Workers::start(count, listening, publisher.snapshots(), &hub).context("cannot start the workers")?;
@@ -138,6 +140,7 @@ fn available_cpus() -> usize {
 fn registry(hub: &Arc<Hub>) -> prometheus::Result<Registry> {
     let registry = Registry::new();
     registry.register(Box::new(CellsCollector::new(Arc::clone(hub))))?;
+    registry.register(Box::new(HealthCollector::new(Arc::clone(hub))?))?;
     #[cfg(target_os = "linux")]
     registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
     let build = IntGaugeVec::new(

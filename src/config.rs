@@ -8,9 +8,13 @@ mod address;
 mod admin;
 mod analysis;
 mod backend;
+mod balance;
 mod document;
+mod health_check;
 mod host;
 mod listener;
+mod outlier_detection;
+mod pool;
 mod report;
 mod rollout;
 mod route;
@@ -38,7 +42,10 @@ use crate::{
         weight::Weight,
     },
     rollout::plan::Plan,
-    routing::snapshot::{Endpoint, Sticky, Timeouts},
+    routing::{
+        policy::Policy,
+        snapshot::{Endpoint, Sticky, Timeouts},
+    },
 };
 
 /// A whole configuration.
@@ -115,6 +122,8 @@ pub struct Service {
     pub timeouts: Timeouts,
     /// Protocols that a connection may be switched to, in lower case (default `websocket`).
     pub upgrades: Vec<String>,
+    /// How its backends are used.
+    pub policy: Policy,
     /// How a rollout of this service goes.
     pub rollout: Rollout,
 }

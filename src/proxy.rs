@@ -10,6 +10,7 @@ pub mod exchange;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod grpc;
+pub mod hash_key;
 pub mod headers;
 mod over_h2;
 pub mod reply;

@@ -2,9 +2,12 @@
 //!
 //! Every counter has one writer, the worker that owns it, so counting is a plain load and store:
 //! no lock, no read-modify-write, no cache line that two workers write. The control half reads the
-//! same memory whenever it likes and sums over the workers; a scrape never stops one.
+//! same memory whenever it likes and sums over the workers; a scrape never stops one. The exception is
+//! [`health`], which all write, but seldom.
 
 pub mod cells;
 pub mod exposition;
+pub mod health;
+pub mod health_exposition;
 pub mod ledger;
 pub mod reader;

@@ -8,18 +8,25 @@ use toml::Spanned;
 use super::{
     Rollout, Service, Timeouts,
     backend::{self, RawBackends},
+    balance::{self, RawBalance},
+    health_check::{self, RawHealthCheck},
+    outlier_detection::{self, RawOutlierDetection},
+    pool::{self, RawPool},
     report::Report,
     rollout::{self, RawRollout},
     sticky::{self, RawSticky},
     suggest::suggest,
     timeouts::{self, RawTimeouts},
     upgrades,
-    written::{self, Section, Table, Text},
+    written::{self, Section, TIMEOUT, Table, Text, Time, time_or},
 };
-use crate::model::{
-    name::{BackendName, ServiceName},
-    role::{Role, Roles},
-    weight::Weight,
+use crate::{
+    model::{
+        name::{BackendName, ServiceName},
+        role::{Role, Roles},
+        weight::Weight,
+    },
+    routing::policy::Policy,
 };
 
 /// `[services.NAME]` as written.
@@ -33,6 +40,11 @@ pub(super) struct RawService {
     sticky: Option<Table<RawSticky>>,
     timeouts: Option<Table<RawTimeouts>>,
     upgrades: Option<Vec<Text>>,
+    balance: Option<Table<RawBalance>>,
+    outlier_detection: Option<Table<RawOutlierDetection>>,
+    health_check: Option<Table<RawHealthCheck>>,
+    pool: Option<Table<RawPool>>,
+    resolve_interval: Option<Time>,
     rollout: Option<Table<RawRollout>>,
 }
 
@@ -49,7 +61,21 @@ pub(super) fn lower(raw: RawServices, report: &mut Report<'_>) -> Vec<Service> {
 }
 
 fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> Option<Service> {
-    let RawService { stable, canary, weight, backends, sticky, timeouts, upgrades, rollout } = raw;
+    let RawService {
+        stable,
+        canary,
+        weight,
+        backends,
+        sticky,
+        timeouts,
+        upgrades,
+        balance,
+        outlier_detection,
+        health_check,
+        pool,
+        resolve_interval,
+        rollout,
+    } = raw;
     let place = written_name.span();
     let service = written_name.get_ref();
     let name = written::name::<ServiceName>(written_name, "service", report);
@@ -65,9 +91,32 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
     let sticky = sticky.map(|raw| sticky::lower(raw.0, report));
     let timeouts: Timeouts = timeouts::lower(timeouts.unwrap_or_default().0, report);
     let upgrades = upgrades::lower(upgrades, report);
+    let interval = resolve_interval.as_ref();
+    let policy = Policy {
+        balance: balance::lower(balance.unwrap_or_default().0, report),
+        outlier_detection: outlier_detection.map(|raw| outlier_detection::lower(raw.0, report)),
+        health_check: health_check.map(|raw| health_check::lower(raw.0, report)),
+        pool: pool::lower(pool.unwrap_or_default().0, report),
+        resolve_interval: time_or(
+            Policy::default().resolve_interval,
+            interval,
+            "resolve_interval",
+            TIMEOUT,
+            report,
+        ),
+    };
     let rollout: Option<Rollout> = rollout::lower(rollout.unwrap_or_default().0, place, report);
-    let (name, roles, rollout) = (name?, roles?, rollout?);
-    Some(Service { name, roles, weight, backends, sticky, timeouts, upgrades, rollout })
+    Some(Service {
+        name: name?,
+        roles: roles?,
+        weight,
+        backends,
+        sticky,
+        timeouts,
+        upgrades,
+        policy,
+        rollout: rollout?,
+    })
 }
 
 /// The roles, and warnings about backends that have none.

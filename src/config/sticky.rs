@@ -38,15 +38,20 @@ pub(super) fn lower(raw: RawSticky, report: &mut Report<'_>) -> Sticky {
 
 fn lower_cookie(written: &Text, report: &mut Report<'_>) -> Option<String> {
     let name = written.get_ref();
-    // RFC 6265, section 4.1.1: a cookie's name is a token of RFC 2616.
-    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    if name.is_empty() || !name.bytes().all(token) {
+    if !is_cookie_name(name) {
         report
             .error(written.span(), format!("`{name}` cannot name a cookie"))
             .help("use letters, digits, `-` and `_`, such as `\"tidegate\"`");
         return None;
     }
     Some(name.clone())
+}
+
+/// Whether a text can name a cookie.
+pub(super) fn is_cookie_name(name: &str) -> bool {
+    // RFC 6265, section 4.1.1: a cookie's name is a token of RFC 2616.
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !name.is_empty() && name.bytes().all(token)
 }
 
 #[cfg(test)]

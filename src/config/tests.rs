@@ -15,10 +15,14 @@ use super::{
     admin::RawAdmin,
     analysis::RawAnalysis,
     backend::RawBackend,
+    balance::RawBalance,
     diagnostic::render,
     document::RawDocument,
+    health_check::RawHealthCheck,
     listener::RawListener,
     load::{load, parse},
+    outlier_detection::RawOutlierDetection,
+    pool::RawPool,
     rollout::{RawRollout, RawStep},
     route::RawRoute,
     service::RawService,
@@ -67,7 +71,7 @@ fn the_examples_mean_what_they_say() {
 }
 
 /// Keys of the reference that are there to be shown and have no default, or a default of "off".
-const WITHOUT_DEFAULT: [&str; 9] = [
+const WITHOUT_DEFAULT: [&str; 18] = [
     "workers",
     "hostnames",
     "address",
@@ -77,6 +81,15 @@ const WITHOUT_DEFAULT: [&str; 9] = [
     "grpc_max",
     "max_error_rate",
     "max_p99",
+    "algorithm",
+    "hash_on",
+    "slow_start",
+    "host",
+    "kind",
+    "max_connections",
+    "max_requests",
+    "max_requests_per_connection",
+    "max_connection_age",
 ];
 
 #[test]
@@ -97,7 +110,7 @@ fn the_reference_shows_the_defaults() {
 
 #[test]
 fn the_reference_mentions_every_key() {
-    let sections: [(&str, Vec<&str>); 12] = [
+    let sections: [(&str, Vec<&str>); 16] = [
         ("", keys::<RawDocument>()),
         (".shutdown", keys::<RawShutdown>()),
         (".listeners", keys::<RawListener>()),
@@ -107,6 +120,10 @@ fn the_reference_mentions_every_key() {
         (".services.NAME.backends.NAME", keys::<RawBackend>()),
         (".services.NAME.sticky", keys::<RawSticky>()),
         (".services.NAME.timeouts", keys::<RawTimeouts>()),
+        (".services.NAME.balance", keys::<RawBalance>()),
+        (".services.NAME.outlier_detection", keys::<RawOutlierDetection>()),
+        (".services.NAME.health_check", keys::<RawHealthCheck>()),
+        (".services.NAME.pool", keys::<RawPool>()),
         (".services.NAME.rollout", keys::<RawRollout>()),
         (".services.NAME.rollout.steps", keys::<RawStep>()),
         (".services.NAME.rollout.analysis", keys::<RawAnalysis>()),

@@ -116,6 +116,24 @@ pub(super) fn time_or(
     written.and_then(|written| time(written, key, allowed, report)).unwrap_or(default)
 }
 
+/// The whole number under `key`, which has to be in `allowed`; nothing, and a fault, if it is wrong.
+pub(super) fn count(
+    written: &Spanned<i64>,
+    key: &str,
+    allowed: RangeInclusive<u32>,
+    report: &mut Report<'_>,
+) -> Option<u32> {
+    let number = *written.get_ref();
+    let count = u32::try_from(number).ok().filter(|count| allowed.contains(count));
+    if count.is_none() {
+        let (least, most) = (allowed.start(), allowed.end());
+        report
+            .error(written.span(), format!("`{key}` cannot be {number}"))
+            .help(format!("write a whole number from {least} to {most}"));
+    }
+    count
+}
+
 /// A percentage; nothing, and a fault, if it is wrong.
 pub(super) fn weight(written: &Spanned<f64>, report: &mut Report<'_>) -> Option<Weight> {
     let percent = *written.get_ref();

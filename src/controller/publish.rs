@@ -1,6 +1,6 @@
 //! The only writer of the snapshot.
 
-use std::{collections::HashMap, hash::Hasher, sync::Arc};
+use std::{collections::HashMap, hash::Hasher, net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use siphasher::sip::SipHasher13;
@@ -13,7 +13,8 @@ use crate::{
         weight::Weight,
     },
     routing::{
-        snapshot::{Backend, BackendId, Service, ServiceId, Snapshot, Topology},
+        members::with_addresses,
+        snapshot::{Backend, BackendId, Endpoint, Service, ServiceId, Snapshot, Topology},
         split::Split,
         table::Rule,
     },
@@ -55,13 +56,19 @@ impl Publisher {
                 sticky,
                 timeouts,
                 upgrades,
+                policy,
                 roles: _,
                 weight: _,
                 backends: _,
                 rollout: _,
             } = service;
-            let (sticky, upgrades) = (sticky.clone(), upgrades.clone());
-            Service { name: name.clone(), sticky, timeouts: *timeouts, upgrades }
+            Service {
+                name: name.clone(),
+                sticky: sticky.clone(),
+                timeouts: *timeouts,
+                upgrades: upgrades.clone(),
+                policy: policy.clone(),
+            }
         };
         let topology =
             Topology::new(rules.collect(), config.services.iter().map(of_service).collect(), backends);
@@ -86,6 +93,27 @@ impl Publisher {
         let (id, backends) = &self.services[service];
         let split = split(backends, roles, weight, salt);
         self.snapshots.rcu(|snapshot| snapshot.with_split(*id, split.clone()));
+    }
+
+    /// The place of a backend in the topology.
+    pub fn backend(&self, service: &ServiceName, backend: &BackendName) -> Option<BackendId> {
+        self.services.get(service)?.1.get(backend).copied()
+    }
+
+    /// Gives an endpoint of a backend these addresses, each of which becomes one to choose among. Those
+    /// that it had before keep their connections and their health. Returns whether anything changed.
+    pub fn set_addresses(&self, backend: BackendId, endpoint: &Endpoint, addresses: &[SocketAddr]) -> bool {
+        let mut changed = false;
+        self.snapshots.rcu(|snapshot| {
+            let members = snapshot.members_of(backend);
+            let members = with_addresses(members, endpoint, addresses.iter().copied());
+            changed = members.is_some();
+            match members {
+                Some(members) => Arc::new(snapshot.with_members(backend, members)),
+                None => Arc::clone(snapshot),
+            }
+        });
+        changed
     }
 }
 

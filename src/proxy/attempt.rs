@@ -48,12 +48,30 @@ impl Attempt {
         self.endpoint.refuse();
     }
 
+    /// The response has begun.
+    pub(super) fn answered(&self) {
+        if self.endpoint.weighs_latency() {
+            let now = clock::monotonic();
+            self.endpoint.answered(now - self.started, now);
+        }
+    }
+
+    /// The attempt has come to nothing, through nobody's fault but ours: it is not counted.
+    pub(super) fn forget(&mut self) {
+        if !self.ended {
+            self.ended = true;
+            self.endpoint.leave();
+            self.cells.forget();
+        }
+    }
+
     /// The attempt is over; returns when. Later calls change nothing.
     pub(super) fn end(&mut self, outcome: Outcome) -> Instant {
         let now = clock::monotonic();
         if !self.ended {
             self.ended = true;
             self.endpoint.leave();
+            self.endpoint.judge(outcome, now);
             // How long a tunnel stood says nothing about how fast anything was.
             let answered = !matches!(
                 outcome,

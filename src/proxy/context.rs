@@ -15,7 +15,10 @@ use crate::{
     clock,
     model::role::Role,
     net::timers::Timers,
-    routing::snapshot::{BackendId, Endpoint as Address, Snapshot, Topology},
+    routing::{
+        members::Members,
+        snapshot::{BackendId, Snapshot, Topology},
+    },
     telemetry::{
         cells::Writer,
         ledger::{Hub, Key, Ledger, WorkerCells},
@@ -25,6 +28,9 @@ use crate::{
 
 /// This worker's view of an endpoint.
 pub(super) type Endpoint = upstream::endpoint::Endpoint<RequestBody>;
+
+/// This worker's view of a backend.
+pub(super) type Backend = upstream::backend::Backend<RequestBody>;
 
 /// What one worker has at hand for its requests. Lives and dies on its thread.
 #[derive(Debug)]
@@ -105,9 +111,7 @@ impl Context {
     /// up a new topology even where no request asks for it.
     pub fn sweep(&self) {
         let now = clock::monotonic();
-        for endpoint in self.view().endpoints.iter().flatten() {
-            endpoint.sweep(now);
-        }
+        self.view().backends.iter().for_each(|backend| backend.sweep(now));
     }
 }
 
@@ -116,29 +120,34 @@ impl Context {
 pub(super) struct View {
     pub(super) snapshot: Arc<Snapshot>,
     ledger: Arc<Ledger>,
-    endpoints: Rc<[Vec<Rc<Endpoint>>]>,
+    backends: Rc<[Rc<Backend>]>,
 }
 
 impl View {
-    fn new(snapshot: Arc<Snapshot>, hub: &Hub, worker: usize, before: Option<&Self>) -> Self {
+    fn new(snapshot: Arc<Snapshot>, hub: &Arc<Hub>, worker: usize, before: Option<&Self>) -> Self {
         let topology = snapshot.topology();
-        if let Some(before) = before
-            && Arc::ptr_eq(before.snapshot.topology(), topology)
+        let before_same = before.filter(|before| Arc::ptr_eq(before.snapshot.topology(), topology));
+        if let Some(before) = before_same
+            && Arc::ptr_eq(before.snapshot.members(), snapshot.members())
         {
-            let (ledger, endpoints) = (Arc::clone(&before.ledger), Rc::clone(&before.endpoints));
-            return Self { snapshot, ledger, endpoints };
+            let (ledger, backends) = (Arc::clone(&before.ledger), Rc::clone(&before.backends));
+            return Self { snapshot, ledger, backends };
         }
-        let ledger = hub.open_ledger(worker, keys(topology));
-        let endpoints = endpoints(topology, before);
-        Self { ledger, endpoints, snapshot }
+        let keys = keys(topology);
+        let backends = backends(&snapshot, &keys, hub, before);
+        let ledger = match before_same {
+            Some(before) => Arc::clone(&before.ledger),
+            None => hub.open_ledger(worker, keys),
+        };
+        Self { snapshot, ledger, backends }
     }
 
     pub(super) fn writer(&self, backend: BackendId, role: Role) -> Writer {
         self.ledger.writer(backend.0 as usize, role)
     }
 
-    pub(super) fn endpoints(&self, backend: BackendId) -> &[Rc<Endpoint>] {
-        &self.endpoints[backend.0 as usize]
+    pub(super) fn backend(&self, backend: BackendId) -> &Backend {
+        &self.backends[backend.0 as usize]
     }
 }
 
@@ -151,15 +160,18 @@ fn keys(topology: &Topology) -> Arc<[Key]> {
 }
 
 /// Each backend's endpoints; those that were there before keep their connections.
-fn endpoints(topology: &Topology, before: Option<&View>) -> Rc<[Vec<Rc<Endpoint>>]> {
-    let mut known: HashMap<Address, Rc<Endpoint>> = before
-        .into_iter()
-        .flat_map(|view| view.endpoints.iter().flatten())
-        .map(|endpoint| (endpoint.address().clone(), Rc::clone(endpoint)))
-        .collect();
-    let mut one = |address: &Address| {
-        let new = || Rc::new(Endpoint::new(address.clone()));
-        Rc::clone(known.entry(address.clone()).or_insert_with(new))
+fn backends(snapshot: &Snapshot, keys: &[Key], hub: &Arc<Hub>, before: Option<&View>) -> Rc<[Rc<Backend>]> {
+    let topology = snapshot.topology();
+    let now = clock::monotonic();
+    let mut known: HashMap<Key, Rc<Backend>> = HashMap::new();
+    if let Some(before) = before {
+        let keys = self::keys(before.snapshot.topology());
+        known.extend(keys.iter().cloned().zip(before.backends.iter().cloned()));
+    }
+    let one = |((backend, members), key): ((&crate::routing::snapshot::Backend, &Members), &Key)| {
+        let policy = &topology.service(backend.service).policy;
+        let before = known.get(key).map(|before| &**before);
+        Rc::new(Backend::new(hub, key, policy, members, before, now))
     };
-    topology.backends().iter().map(|b| b.endpoints.iter().map(&mut one).collect()).collect()
+    topology.backends().iter().zip(snapshot.members().iter()).zip(keys).map(one).collect()
 }

@@ -1,6 +1,10 @@
 //! Why a request cannot be forwarded, and who is to blame.
 
-use crate::{model::outcome::Outcome, telemetry::ledger::LocalReason, upstream::connect::ConnectError};
+use crate::{
+    model::outcome::Outcome,
+    telemetry::ledger::LocalReason,
+    upstream::{backend::Unavailable, connect::ConnectError},
+};
 
 /// Why a request cannot be forwarded, or its response not be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +23,13 @@ pub enum ProxyError {
     NoRoute,
     /// The backend has no endpoint.
     NoEndpoint,
-    /// The endpoint refused the connection, or its name has no address.
+    /// None of the backend's endpoints is healthy.
+    NoHealthyEndpoint,
+    /// The backend has all the requests that it may have, or too many wait for a connection already.
+    Overflow,
+    /// No connection became free in time.
+    PendingTimeout,
+    /// The endpoint refused the connection.
     ConnectFailure,
     /// The endpoint took no connection in time.
     ConnectTimeout,
@@ -41,6 +51,9 @@ impl ProxyError {
             Self::RequestTimeout => LocalReason::RequestTimeout,
             Self::NoRoute => LocalReason::NoRoute,
             Self::NoEndpoint => LocalReason::NoEndpoint,
+            Self::NoHealthyEndpoint => LocalReason::NoHealthyEndpoint,
+            Self::Overflow => LocalReason::UpstreamOverflow,
+            Self::PendingTimeout => LocalReason::PendingTimeout,
             Self::ConnectFailure => LocalReason::ConnectFailure,
             Self::ConnectTimeout => LocalReason::ConnectTimeout,
             Self::ResponseTimeout => LocalReason::ResponseTimeout,
@@ -55,6 +68,12 @@ impl ProxyError {
         matches!(self.reason(), LocalReason::BadRequest | LocalReason::RequestTimeout)
     }
 
+    /// Whether it is our own limits that kept the request from the backend: the attempt then says
+    /// nothing at all, not even that the client went away.
+    pub fn is_limit(self) -> bool {
+        matches!(self, Self::Overflow | Self::PendingTimeout)
+    }
+
     /// How the attempt at the backend ended, if it is the backend that is to blame.
     pub fn outcome(self) -> Option<Outcome> {
         match self {
@@ -64,7 +83,10 @@ impl ProxyError {
             | Self::BrokenBody
             | Self::RequestTimeout
             | Self::NoRoute
-            | Self::NoEndpoint => None,
+            | Self::NoEndpoint
+            | Self::NoHealthyEndpoint
+            | Self::Overflow
+            | Self::PendingTimeout => None,
             Self::ConnectFailure | Self::ConnectTimeout => Some(Outcome::ConnectFailure),
             Self::ResponseTimeout => Some(Outcome::Timeout),
             Self::Reset | Self::NoUpgrade => Some(Outcome::Reset),
@@ -72,10 +94,20 @@ impl ProxyError {
     }
 }
 
+impl From<Unavailable> for ProxyError {
+    fn from(why: Unavailable) -> Self {
+        match why {
+            Unavailable::NoEndpoint => Self::NoEndpoint,
+            Unavailable::NoneHealthy => Self::NoHealthyEndpoint,
+            Unavailable::Overflow => Self::Overflow,
+        }
+    }
+}
+
 impl From<&ConnectError> for ProxyError {
     fn from(error: &ConnectError) -> Self {
         match error {
-            ConnectError::Resolve { .. } | ConnectError::Tcp(_) => Self::ConnectFailure,
+            ConnectError::Tcp(_) => Self::ConnectFailure,
             ConnectError::TimedOut(_) => Self::ConnectTimeout,
         }
     }

@@ -19,7 +19,7 @@ use super::{
     context::{Context, View},
     error::ProxyError,
     grpc::{self, CallDeadline},
-    headers, over_h2, reply, sticky,
+    hash_key, headers, over_h2, reply, sticky,
     upgrade::{self, Offer, Opened},
 };
 use crate::{
@@ -30,7 +30,12 @@ use crate::{
         snapshot::{Protocol, ServiceId, Timeouts},
         split::Assignment,
     },
-    upstream::{connect::connect, connection::Connection, endpoint, pool},
+    upstream::{
+        allowance::{Slot, Turn},
+        connect::connect,
+        connection::Connection,
+        pool,
+    },
 };
 
 type Connected = Box<Connection<RequestBody>>;
@@ -114,21 +119,20 @@ fn route(
     let path = parts.uri.path();
     let service = topology.route(headers::authority(&parts)?, path).ok_or(ProxyError::NoRoute)?;
     let (assignment, cookie) = assign(context, &view, service, &parts);
-    let endpoints = view.endpoints(assignment.backend);
-    let endpoint = endpoint::choose(endpoints, |e| e.load(), context.random());
-    let endpoint = Rc::clone(endpoint.ok_or(ProxyError::NoEndpoint)?);
+    let key = hash_key::find(&topology.service(service).policy, client, &parts);
+    let endpoint = view.backend(assignment.backend).choose(key, started, || context.random())?;
+    let mut attempt = Attempt::begin(view.writer(assignment.backend, assignment.role), endpoint, started);
 
     let version = parts.version;
-    let upgrade = headers::prepare_request(&mut parts, client, endpoint.address());
+    let upgrade = headers::prepare_request(&mut parts, client, attempt.endpoint().address());
     let (body, progress) = RequestBody::new(body);
     let allowed = &topology.service(service).upgrades;
     let offer = if version == Version::HTTP_2 {
-        Offer::of_connect(&mut parts, allowed, context, client)?
+        Offer::of_connect(&mut parts, allowed, context, client).inspect_err(|_| attempt.forget())?
     } else {
         let fits = version == Version::HTTP_11 && progress.is_none();
         upgrade.filter(|_| fits).and_then(|offer| Offer::of_upgrade(&parts, offer, allowed, context, client))
     };
-    let mut attempt = Attempt::begin(view.writer(assignment.backend, assignment.role), endpoint, started);
     let timeouts = topology.service(service).timeouts;
     let call =
         is_call.then(|| CallDeadline::of(&parts.headers, started, timeouts.grpc_max, context.timers()));
@@ -150,11 +154,12 @@ fn relay(
         StatusCode::SWITCHING_PROTOCOLS => Err(ProxyError::Reset),
         _ => Ok((held, response)),
     });
-    let (held, response) = answered.inspect_err(|error| {
-        if let Some(outcome) = error.outcome() {
-            attempt.end(outcome);
-        }
+    let (held, response) = answered.inspect_err(|error| match error.outcome() {
+        Some(outcome) => _ = attempt.end(outcome),
+        None if error.is_limit() => attempt.forget(),
+        None => {}
     })?;
+    attempt.answered();
     let (mut head, body) = response.into_parts();
     headers::prepare_response(&mut head);
     if let Some(cookie) = cookie {
@@ -199,13 +204,23 @@ fn assign(
 /// if there is one, else on a new one.
 ///
 /// A connection that turns out to have been closed while it was idle is no failure: another one is
-/// taken. This ends, because idle connections do.
+/// taken. This ends, because idle connections do. Where the backend has all the connections that it may
+/// have, the request waits for one.
 pub(super) async fn send(routed: &mut Routed) -> Result<(Held, Response<Incoming>), ProxyError> {
     let Routed { request, attempt, wait, cookie: _, offer: _ } = routed;
     if attempt.endpoint().address().protocol == Protocol::Http2 {
         return Box::pin(over_h2::send(request, attempt, wait)).await;
     }
-    while let Some(mut connection) = attempt.endpoint().take_idle() {
+    let slot = loop {
+        let turn = match attempt.endpoint().turn() {
+            Some(turn) => turn,
+            // Seldom, so its size is not carried by every exchange.
+            None => Box::pin(queue(attempt, wait)).await?,
+        };
+        let mut connection = match turn {
+            Turn::Idle(connection) => connection,
+            Turn::Open(slot) => break slot,
+        };
         let spare = spare_copy(request, &connection);
         let response = pin!(connection.send(std::mem::take(request)));
         match respond(&mut connection, response, wait).await {
@@ -214,9 +229,8 @@ pub(super) async fn send(routed: &mut Routed) -> Result<(Held, Response<Incoming
             Err(Failure::Broken) => *request = *spare.ok_or(ProxyError::Reset)?,
             Err(Failure::Final(error)) => return Err(error),
         }
-    }
-    // Seldom, so its size is not carried by every exchange.
-    let mut connection = Box::pin(open(attempt, wait.timeouts.connect)).await?;
+    };
+    let mut connection = Box::pin(open(attempt, slot, wait.timeouts.connect)).await?;
     let response = pin!(connection.send(std::mem::take(request)));
     match respond(&mut connection, response, wait).await {
         Ok(response) => Ok((Held::Http1(connection), response)),
@@ -225,14 +239,30 @@ pub(super) async fn send(routed: &mut Routed) -> Result<(Held, Response<Incoming
     }
 }
 
-async fn open(attempt: &Attempt, timeout: Duration) -> Result<Connected, ProxyError> {
-    let connected = connect(attempt.endpoint().address(), timeout).await;
+/// Waits until a connection is free or may be opened.
+async fn queue(attempt: &Attempt, wait: &Wait) -> Result<Turn<RequestBody>, ProxyError> {
+    let (place, patience) = attempt.endpoint().queue().ok_or(ProxyError::Overflow)?;
+    wait.deadline.arm(patience);
+    poll_fn(|cx| match place.poll_turn(attempt.endpoint(), cx) {
+        Some(turn) => Poll::Ready(Ok(turn)),
+        None => wait.deadline.poll_expired(cx).map(|()| Err(ProxyError::PendingTimeout)),
+    })
+    .await
+}
+
+async fn open(
+    attempt: &Attempt,
+    slot: Slot<RequestBody>,
+    timeout: Duration,
+) -> Result<Connected, ProxyError> {
+    let connected = connect(attempt.endpoint().member().address, timeout).await;
     let stream = connected.map_err(|error| {
         attempt.connect_failed();
         tracing::debug!(endpoint = %attempt.endpoint().address(), ?error, "no connection");
         ProxyError::from(&error)
     })?;
-    Ok(Box::new(Connection::new(stream).await.map_err(|_| ProxyError::Reset)?))
+    let connection = Connection::new(stream, slot, clock::monotonic()).await;
+    Ok(Box::new(connection.map_err(|_| ProxyError::Reset)?))
 }
 
 /// A copy of a request that may be sent twice (safe methods without a body), where the connection

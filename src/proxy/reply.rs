@@ -18,6 +18,10 @@ pub(super) fn local(error: ProxyError, is_call: bool, busy: Busy) -> Response<Re
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(PROXY_STATUS, HeaderValue::from_static(proxy_status));
+    if error.is_limit() {
+        // It has room again as soon as one request ends.
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
     if is_call {
         // The text without its status and its end of line, which no field may have.
         grpc::dress(&mut response, text[STATUS_LENGTH..].trim_end());
@@ -65,6 +69,21 @@ fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
             StatusCode::SERVICE_UNAVAILABLE,
             "tidegate; error=destination_unavailable",
             "503: the backend has no endpoint\n",
+        ),
+        ProxyError::NoHealthyEndpoint => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "tidegate; error=destination_unavailable; details=\"unhealthy\"",
+            "503: no endpoint of the backend is healthy\n",
+        ),
+        ProxyError::Overflow => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "tidegate; error=connection_limit_reached",
+            "503: the backend has as many requests as it may have\n",
+        ),
+        ProxyError::PendingTimeout => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "tidegate; error=connection_limit_reached; details=\"timeout\"",
+            "503: no connection to the backend became free in time\n",
         ),
         ProxyError::ConnectFailure => (
             StatusCode::BAD_GATEWAY,

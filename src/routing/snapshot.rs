@@ -1,13 +1,15 @@
 //! The immutable state that the data plane reads: one pointer, swapped whole.
 //!
-//! A snapshot has two parts with different lives. The [`Topology`] (routes, services, backends,
-//! endpoints) changes with the configuration; the splits change with every weight. A weight change
-//! therefore copies a few words per service and shares the rest, and a worker that sees the same
-//! topology again need not look at its pools.
+//! A snapshot has three parts with different lives. The [`Topology`] (routes, services, backends)
+//! changes with the configuration; the members of backends also with DNS; the splits with every weight.
+//! A weight change therefore copies a few words per service and shares the rest, and a worker that sees
+//! the same topology and members again need not look at its pools.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
+    members::{Member, Members, literal},
+    policy::Policy,
     split::Split,
     table::{Rule, Table},
 };
@@ -96,6 +98,8 @@ pub struct Service {
     pub timeouts: Timeouts,
     /// Protocols that a connection may be switched to, in lower case (default `websocket`).
     pub upgrades: Vec<String>,
+    /// How its backends are used.
+    pub policy: Policy,
 }
 
 /// A backend as the data plane needs it.
@@ -155,14 +159,17 @@ impl Topology {
 #[derive(Debug)]
 pub struct Snapshot {
     topology: Arc<Topology>,
+    members: Arc<[Members]>,
     splits: Box<[Split]>,
 }
 
 impl Snapshot {
-    /// A snapshot of a topology and one split for each of its services, in their order.
+    /// A snapshot of a topology and one split for each of its services, in their order. Of the backends'
+    /// endpoints, those that are addresses are there from the start.
     pub fn new(topology: Arc<Topology>, splits: Vec<Split>) -> Self {
         debug_assert_eq!(topology.services.len(), splits.len(), "one split for each service");
-        Self { topology, splits: splits.into() }
+        let members = topology.backends.iter().map(|backend| literal(&backend.endpoints)).collect();
+        Self { topology, members, splits: splits.into() }
     }
 
     /// What changes only with the configuration.
@@ -180,7 +187,26 @@ impl Snapshot {
     pub fn with_split(&self, service: ServiceId, split: Split) -> Self {
         let mut splits = self.splits.clone();
         splits[service.0 as usize] = split;
-        Self { topology: Arc::clone(&self.topology), splits }
+        Self { topology: Arc::clone(&self.topology), members: Arc::clone(&self.members), splits }
+    }
+
+    /// The members of all backends; [`BackendId`] is the index. The same pointer means that nothing has
+    /// changed.
+    pub fn members(&self) -> &Arc<[Members]> {
+        &self.members
+    }
+
+    /// The addresses of one backend.
+    pub fn members_of(&self, backend: BackendId) -> &[Member] {
+        &self.members[backend.0 as usize]
+    }
+
+    /// The same with other addresses for one backend.
+    #[must_use]
+    pub fn with_members(&self, backend: BackendId, members: Members) -> Self {
+        let mut all = self.members.to_vec();
+        all[backend.0 as usize] = members;
+        Self { topology: Arc::clone(&self.topology), members: all.into(), splits: self.splits.clone() }
     }
 }
 

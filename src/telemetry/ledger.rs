@@ -2,14 +2,20 @@
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::cells::{Cells, Counter, Writer};
-use crate::model::{
-    name::{BackendName, ServiceName},
-    role::Role,
+use super::{
+    cells::{Cells, Counter, Writer},
+    health::Board,
+};
+use crate::{
+    clock,
+    model::{
+        name::{BackendName, ServiceName},
+        role::Role,
+    },
 };
 
 /// What a set of cells is about, but for the role.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     /// The service.
     pub service: ServiceName,
@@ -28,6 +34,12 @@ pub enum LocalReason {
     NoRoute,
     /// The backend has no endpoint.
     NoEndpoint,
+    /// None of the backend's endpoints is healthy.
+    NoHealthyEndpoint,
+    /// The backend has all the requests that it may have, or too many wait for a connection already.
+    UpstreamOverflow,
+    /// No connection became free in time.
+    PendingTimeout,
     /// No connection could be made.
     ConnectFailure,
     /// No connection could be made in time.
@@ -42,11 +54,14 @@ pub enum LocalReason {
 
 impl LocalReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::BadRequest,
         Self::RequestTimeout,
         Self::NoRoute,
         Self::NoEndpoint,
+        Self::NoHealthyEndpoint,
+        Self::UpstreamOverflow,
+        Self::PendingTimeout,
         Self::ConnectFailure,
         Self::ConnectTimeout,
         Self::ResponseTimeout,
@@ -61,6 +76,9 @@ impl LocalReason {
             Self::RequestTimeout => "request_timeout",
             Self::NoRoute => "no_route",
             Self::NoEndpoint => "no_endpoint",
+            Self::NoHealthyEndpoint => "no_healthy_endpoint",
+            Self::UpstreamOverflow => "upstream_overflow",
+            Self::PendingTimeout => "pending_timeout",
             Self::ConnectFailure => "connect_failure",
             Self::ConnectTimeout => "connect_timeout",
             Self::ResponseTimeout => "response_timeout",
@@ -143,6 +161,7 @@ impl Ledger {
 #[derive(Debug)]
 pub struct Hub {
     workers: Box<[Shelf]>,
+    health: Board,
 }
 
 #[derive(Debug)]
@@ -157,7 +176,18 @@ impl Hub {
     pub fn new(workers: usize) -> Self {
         let empty = || Ledger::new(Arc::new([]), None);
         let shelf = || Shelf { cells: Arc::default(), ledger: Mutex::new(Arc::new(empty())) };
-        Self { workers: (0..workers).map(|_| shelf()).collect() }
+        let health = Board::new(clock::monotonic());
+        Self { workers: (0..workers).map(|_| shelf()).collect(), health }
+    }
+
+    /// The health of all endpoints.
+    pub fn health(&self) -> &Board {
+        &self.health
+    }
+
+    /// How many workers there are.
+    pub fn worker_count(&self) -> usize {
+        self.workers.len()
     }
 
     /// Replaces a worker's ledger by one for these backends, keeping what has been counted.

@@ -24,7 +24,6 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 use bytes::Bytes;
-use http_body::Body;
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http1},
@@ -32,6 +31,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::{Payload, allowance::Slot};
 use crate::net::{socket::Socket, splice::Ends};
 
 /// Bytes that one connection may hold of a response (its head included), and as many of a request.
@@ -57,7 +57,7 @@ type Driver<B> = http1::Connection<TokioIo<Socket>, B>;
 
 /// A connection, and how it has been used.
 #[derive(Debug)]
-pub struct Connection<B: Body + 'static> {
+pub struct Connection<B: Payload> {
     sender: http1::SendRequest<B>,
     ends: Rc<Ends>,
     /// Gone once it is done, and what it still had to send is given back.
@@ -69,21 +69,20 @@ pub struct Connection<B: Body + 'static> {
     watcher: Arc<Watcher>,
     /// Wakes the watcher.
     waker: Waker,
+    /// Counts among its backend's connections for as long as it is there.
+    _slot: Slot<B>,
+    opened: Instant,
+    requests: u32,
     /// When it was put back, while it is idle.
     pub(super) idle_since: Option<Instant>,
 }
 
-impl<B> Connection<B>
-where
-    B: Body + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+impl<B: Payload> Connection<B> {
     /// Prepares a fresh TCP connection for HTTP/1.1; nothing is sent yet.
     ///
     /// # Errors
     /// Never on a fresh connection; the signature is hyper's.
-    pub async fn new(stream: TcpStream) -> hyper::Result<Self> {
+    pub async fn new(stream: TcpStream, slot: Slot<B>, now: Instant) -> hyper::Result<Self> {
         let ends = Rc::<Ends>::default();
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(MAX_BUFFER)
@@ -92,7 +91,19 @@ where
         let watcher = Arc::<Watcher>::default();
         let waker = Waker::from(Arc::clone(&watcher));
         let driver = Some(driver);
-        Ok(Self { sender, ends, driver, keeps: false, kept: None, watcher, waker, idle_since: None })
+        Ok(Self {
+            sender,
+            ends,
+            driver,
+            keeps: false,
+            kept: None,
+            watcher,
+            waker,
+            _slot: slot,
+            opened: now,
+            requests: 0,
+            idle_since: None,
+        })
     }
 
     /// Sends a request. The returned future moves only while [`Self::poll_drive`] is called.
@@ -100,6 +111,7 @@ where
         &mut self,
         request: http::Request<B>,
     ) -> impl Future<Output = Result<http::Response<Incoming>, TrySendError<http::Request<B>>>> + use<B> {
+        self.requests = self.requests.saturating_add(1);
         self.sender.try_send_request(request)
     }
 
@@ -147,6 +159,12 @@ where
     /// How long it has been idle; zero for one that was never put back.
     pub fn idle_for(&self, now: Instant) -> Duration {
         self.idle_since.map_or(Duration::ZERO, |since| now - since)
+    }
+
+    /// Whether it has had fewer than so many requests and is younger than that.
+    pub fn has_life(&self, requests: Option<u32>, age: Option<Duration>, now: Instant) -> bool {
+        requests.is_none_or(|most| self.requests < most)
+            && age.is_none_or(|most| now.saturating_duration_since(self.opened) < most)
     }
 
     /// Whether it could take a request now.

@@ -2,56 +2,94 @@
 
 use std::{
     cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use http_body::Body;
-
-use super::{connection::Connection, pool::h2};
-use crate::routing::snapshot::Endpoint as Address;
-
-/// Idle connections that one worker keeps to one endpoint.
-const MAX_IDLE: usize = 256;
-
-/// Longest time that an idle connection is kept. Shorter than what common servers allow (nginx: 75 s,
-/// Node.js: 5 s), so that it is seldom the server that closes first, just as a request is on its way.
-pub const MAX_IDLE_TIME: Duration = Duration::from_secs(4);
+use super::{
+    Payload,
+    allowance::{Allowance, Place, Turn},
+    balance::{ewma::PeakEwma, hash},
+    connection::Connection,
+    health::outlier,
+    pool::h2,
+};
+use crate::{
+    model::outcome::Outcome,
+    routing::{
+        members::Member,
+        policy::{Algorithm, OutlierDetection, Policy},
+        snapshot::Endpoint as Address,
+    },
+    telemetry::health::EndpointHealth,
+};
 
 /// One worker's view of an endpoint.
 #[derive(Debug)]
-pub struct Endpoint<B: Body + Unpin + 'static>
-where
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    address: Address,
+pub struct Endpoint<B: Payload> {
+    member: Member,
+    /// What it draws with for a key.
+    number: u64,
     /// The last one put back is the first one taken: the rest grow old and are closed.
     #[expect(clippy::vec_box, reason = "connections are large and go in and out with every request")]
     idle: RefCell<Vec<Box<Connection<B>>>>,
     shared: h2::Pool<B>,
     in_flight: Cell<u32>,
     refused: Cell<bool>,
+    allowance: Rc<Allowance<B>>,
+    health: Arc<EndpointHealth>,
+    /// How quick it has been, where that matters.
+    latency: Option<Cell<PeakEwma>>,
+    /// When it is ejected, if ever.
+    outliers: Option<OutlierDetection>,
 }
 
-impl<B> Endpoint<B>
-where
-    B: Body + Unpin + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+impl<B: Payload> Endpoint<B> {
+    /// Takes the idle connection that was put back last.
+    pub(super) fn take_newest_idle(&self) -> Option<Box<Connection<B>>> {
+        self.idle.borrow_mut().pop()
+    }
+
+    /// What is known of its health, by all workers.
+    pub(super) fn shared_health(&self) -> Arc<EndpointHealth> {
+        Arc::clone(&self.health)
+    }
+
+    /// Takes the one that will be closed next.
+    pub(super) fn take_oldest_idle(&self) -> Option<Box<Connection<B>>> {
+        let mut idle = self.idle.borrow_mut();
+        (!idle.is_empty()).then(|| idle.remove(0))
+    }
+}
+
+impl<B: Payload> Endpoint<B> {
     /// An endpoint without connections.
-    pub fn new(address: Address) -> Self {
+    pub(super) fn new(
+        member: Member,
+        policy: &Policy,
+        allowance: Rc<Allowance<B>>,
+        health: Arc<EndpointHealth>,
+        now: Instant,
+    ) -> Self {
+        let weighs_latency = policy.balance.algorithm == Algorithm::PeakEwma;
         Self {
-            address,
+            number: hash::number(member.address.to_string().as_bytes()),
+            member,
             idle: RefCell::default(),
             shared: h2::Pool::default(),
             in_flight: Cell::new(0),
             refused: Cell::new(false),
+            allowance,
+            health,
+            latency: weighs_latency.then(|| Cell::new(PeakEwma::new(now))),
+            outliers: policy.outlier_detection,
         }
     }
 
-    /// Where it is.
+    /// As it is written.
     pub fn address(&self) -> &Address {
-        &self.address
+        &self.member.endpoint
     }
 
     /// Its HTTP/2 connections.
@@ -59,37 +97,84 @@ where
         &self.shared
     }
 
-    /// Takes an idle connection, if there is one.
-    pub fn take_idle(&self) -> Option<Box<Connection<B>>> {
-        self.idle.borrow_mut().pop()
+    /// As it is written, and where it is.
+    pub fn member(&self) -> &Member {
+        &self.member
     }
 
-    /// Puts a connection back, unless it cannot take another request or there are enough.
+    pub(super) fn health(&self) -> &EndpointHealth {
+        &self.health
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The way to it: an idle connection if there is one, else the right to open another. Nothing if
+    /// one has to wait for either.
+    pub fn turn(&self) -> Option<Turn<B>> {
+        if self.allowance.has_queue() {
+            return None;
+        }
+        match self.take_newest_idle() {
+            Some(idle) => Some(Turn::Idle(idle)),
+            None => self.allowance.reserve().map(Turn::Open),
+        }
+    }
+
+    /// A place in the queue for its backend's connections, and how long one may wait; nothing if the
+    /// queue is full.
+    pub fn queue(&self) -> Option<(Place<B>, Duration)> {
+        Some((self.allowance.queue()?, self.allowance.pool.pending_timeout))
+    }
+
+    /// Puts a connection back, unless it cannot take another request, has taken enough, or there are
+    /// enough.
     pub fn put_idle(&self, mut connection: Box<Connection<B>>, now: Instant) {
+        let pool = &self.allowance.pool;
         let mut idle = self.idle.borrow_mut();
         // The end of a message may have been read without the connection noticing yet that it is free.
-        if idle.len() < MAX_IDLE && (connection.is_ready() || connection.is_alive()) {
+        if idle.len() < pool.max_idle as usize
+            && connection.has_life(pool.max_requests_per_connection, pool.max_connection_age, now)
+            && (connection.is_ready() || connection.is_alive())
+        {
             connection.unwatch();
             connection.idle_since = Some(now);
             idle.push(connection);
+            drop(idle);
+            self.allowance.notify();
         }
     }
 
     /// Closes idle connections that are too old, or that the other side has closed, and gives an
     /// endpoint that refused one another chance.
-    pub fn sweep(&self, now: Instant) {
+    pub(super) fn sweep(&self, now: Instant) {
         self.refused.set(false);
         self.shared.sweep(now);
+        let most = self.allowance.pool.idle_timeout;
         self.idle
             .borrow_mut()
-            .retain_mut(|connection| connection.idle_for(now) < MAX_IDLE_TIME && connection.is_alive());
+            .retain_mut(|connection| connection.idle_for(now) < most && connection.is_alive());
     }
 
     /// How little one would want to send it another request: the exchanges that this worker has with
     /// it now, or more than any if it has just refused a connection. One that refuses is always the
     /// least busy, and would otherwise get the most requests.
-    pub fn load(&self) -> u32 {
+    pub(super) fn load(&self) -> u32 {
         if self.refused.get() { u32::MAX } else { self.in_flight.get() }
+    }
+
+    /// The same by how quick it has been.
+    pub(super) fn cost(&self, now: Instant) -> f64 {
+        match &self.latency {
+            Some(latency) if !self.refused.get() => latency.get().load(self.in_flight.get(), now),
+            _ => f64::INFINITY,
+        }
+    }
+
+    /// Whether it has just refused a connection.
+    pub(super) fn has_refused(&self) -> bool {
+        self.refused.get()
     }
 
     /// It took no connection.
@@ -97,7 +182,7 @@ where
         self.refused.set(true);
     }
 
-    /// An exchange begins.
+    /// An exchange begins, which [`super::backend::Backend::choose`] has let in.
     pub fn enter(&self) {
         self.in_flight.set(self.in_flight.get() + 1);
     }
@@ -105,50 +190,35 @@ where
     /// An exchange ends.
     pub fn leave(&self) {
         self.in_flight.set(self.in_flight.get() - 1);
+        self.allowance.leave();
     }
-}
 
-/// Chooses among endpoints: of two drawn at random the one with fewer exchanges, which is nearly as
-/// even as asking all of them (Mitzenmacher 2001) and costs the same however many there are.
-///
-/// `uniform` is a random number; its halves draw the two. Nothing where there are no endpoints.
-pub fn choose<E>(endpoints: &[E], load: impl Fn(&E) -> u32, uniform: u64) -> Option<&E> {
-    match endpoints {
-        [] => None,
-        [only] => Some(only),
-        _ => {
-            let count = endpoints.len() as u64;
-            let first = ((uniform >> 32) * count) >> 32;
-            // Among the others, so that the two differ.
-            let second = (first + 1 + (((uniform & 0xffff_ffff) * (count - 1)) >> 32)) % count;
-            let (first, second) = (&endpoints[first as usize], &endpoints[second as usize]);
-            Some(if load(second) < load(first) { second } else { first })
+    /// Whether [`Self::answered`] should be told of each response.
+    pub fn weighs_latency(&self) -> bool {
+        self.latency.is_some()
+    }
+
+    /// It began to answer after so long.
+    pub fn answered(&self, after: Duration, now: Instant) {
+        if let Some(latency) = &self.latency {
+            latency.set(latency.get().observed(after, now));
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn nothing_is_chosen_from_nothing() {
-        assert_eq!(choose::<u32>(&[], |load| *load, 7), None);
-    }
-
-    proptest! {
-        #[test]
-        fn of_two_the_less_loaded_is_chosen(loads in prop::array::uniform2(0u32..5), uniform: u64) {
-            let chosen = *choose(&loads, |load| *load, uniform).unwrap();
-            prop_assert_eq!(chosen, *loads.iter().min().unwrap());
+    /// An exchange said this about it, which may get it ejected.
+    pub fn judge(&self, outcome: Outcome, now: Instant) {
+        let Some(settings) = &self.outliers else { return };
+        if !outcome.is_failure() {
+            if outcome.counts() {
+                self.health.succeeded();
+            }
+            return;
         }
-
-        #[test]
-        fn the_most_loaded_is_never_chosen(n in 2usize..10, uniform: u64) {
-            let loads: Vec<u32> = (0..n as u32).collect();
-            prop_assert!(*choose(&loads, |load| *load, uniform).unwrap() < n as u32 - 1);
+        let (backend, now) = (self.allowance.health(), self.allowance.millis(now));
+        let all = || self.allowance.healths();
+        if let Some(lasts) = outlier::failed(settings, backend, &self.health, all, now) {
+            let endpoint = self.address();
+            tracing::warn!(%endpoint, address = %self.member.address, ?lasts, "an endpoint is ejected");
         }
     }
 }

@@ -7,28 +7,18 @@ pub mod h2;
 
 use std::time::Instant;
 
-use http_body::Body;
-
-use super::{connection::Connection, endpoint::Endpoint};
+use super::{Payload, connection::Connection, endpoint::Endpoint};
 
 /// What an exchange holds of an endpoint's connections.
 #[derive(Debug)]
-pub enum Held<B: Body + Unpin + 'static>
-where
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+pub enum Held<B: Payload> {
     /// A connection, which moves only while its holder drives it.
     Http1(Box<Connection<B>>),
     /// A stream of a shared connection, which moves by itself.
     Http2(h2::Lease<B>),
 }
 
-impl<B> Held<B>
-where
-    B: Body + Unpin + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+impl<B: Payload> Held<B> {
     /// Gives it back once the response is complete.
     pub fn release(self, endpoint: &Endpoint<B>, now: Instant) {
         match self {

@@ -3,6 +3,7 @@
 //! | module | what is tested |
 //! | --- | --- |
 //! | `admin_api` | the admin API: every route, and every way to be told off by it |
+//! | `balance` | which endpoint of a backend gets a request |
 //! | `cli` | the program as people start it: words, exit codes, signals |
 //! | `combinations` | the same exchanges with HTTP/1.1 and HTTP/2 on either side |
 //! | `config` | what a user is told about each mistake in a configuration |
@@ -14,8 +15,12 @@
 //! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
 //! | `h2_backends` | connections to HTTP/2 backends: shared, limited, left |
 //! | `headers` | what changes in a head on its way through, and what is refused |
+//! | `health` | endpoints are asked whether they are well |
+//! | `limits` | how much a backend is given at a time |
 //! | `nginx` | the same with somebody else's servers behind it |
+//! | `outlier` | endpoints whose requests fail are passed over for a while |
 //! | `readme` | what README.md tells people to copy |
+//! | `resolve` | names of endpoints, and endpoints that come and go |
 //! | `rollout` | whole rollouts with real requests |
 //! | `routing` | which service a request gets to |
 //! | `splice` | large bodies, which take a short way through the kernel |
@@ -31,6 +36,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, helpers included")]
 
 mod admin_api;
+mod balance;
 mod cli;
 mod combinations;
 mod config;
@@ -42,8 +48,12 @@ mod h1;
 mod h2;
 mod h2_backends;
 mod headers;
+mod health;
+mod limits;
 mod nginx;
+mod outlier;
 mod readme;
+mod resolve;
 mod rollout;
 mod routing;
 mod splice;

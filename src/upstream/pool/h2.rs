@@ -16,7 +16,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http_body::Body;
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http2},
@@ -27,7 +26,7 @@ use tokio::{net::TcpStream, sync::Notify};
 use crate::{
     clock,
     net::{executor::LocalExecutor, socket::Socket},
-    upstream::connect::ConnectError,
+    upstream::{Payload, connect::ConnectError},
 };
 
 /// Streams that a connection has at most at a time, whatever the other side allows. One connection
@@ -55,10 +54,7 @@ type Driver<B> = http2::Connection<TokioIo<Socket>, B, LocalExecutor>;
 
 /// One connection.
 #[derive(Debug)]
-struct Shared<B: Body + Unpin + 'static>
-where
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+struct Shared<B: Payload> {
     sender: RefCell<http2::SendRequest<B>>,
     /// Run by its own task; asked here for what the other side allows. Gone once it is done, and what
     /// it still had to send is given back.
@@ -71,12 +67,7 @@ where
     settled: Cell<bool>,
 }
 
-impl<B> Shared<B>
-where
-    B: Body + Unpin + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+impl<B: Payload> Shared<B> {
     fn new(sender: http2::SendRequest<B>, driver: Driver<B>) -> Self {
         let driver = Rc::new(RefCell::new(Some(driver)));
         let driven = Rc::clone(&driver);
@@ -114,10 +105,7 @@ where
 
 /// One worker's connections to one endpoint.
 #[derive(Debug)]
-pub struct Pool<B: Body + Unpin + 'static>
-where
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+pub struct Pool<B: Payload> {
     connections: RefCell<Vec<Rc<Shared<B>>>>,
     connecting: Cell<bool>,
     /// Why the last connection could not be made, and how many could not.
@@ -125,10 +113,7 @@ where
     changed: Rc<Notify>,
 }
 
-impl<B: Body + Unpin + 'static> Default for Pool<B>
-where
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+impl<B: Payload> Default for Pool<B> {
     fn default() -> Self {
         Self {
             connections: RefCell::default(),
@@ -148,12 +133,7 @@ pub struct NoStream {
     pub tried: bool,
 }
 
-impl<B> Pool<B>
-where
-    B: Body + Unpin + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+impl<B: Payload> Pool<B> {
     /// A stream, if a connection has one left.
     pub fn take(&self) -> Option<Lease<B>> {
         let connections = self.connections.borrow();
@@ -235,12 +215,7 @@ where
     }
 }
 
-async fn handshake<B>(stream: TcpStream) -> io::Result<(http2::SendRequest<B>, Driver<B>)>
-where
-    B: Body + Unpin + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+async fn handshake<B: Payload>(stream: TcpStream) -> io::Result<(http2::SendRequest<B>, Driver<B>)> {
     let io = TokioIo::new(Socket::new(stream, Rc::default()));
     let made = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
@@ -258,10 +233,7 @@ where
 struct Connecting<'p>(&'p Cell<bool>, &'p Notify);
 
 impl<'p> Connecting<'p> {
-    fn begin<B: Body + Unpin + 'static>(pool: &'p Pool<B>) -> Self
-    where
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    fn begin<B: Payload>(pool: &'p Pool<B>) -> Self {
         pool.connecting.set(true);
         Self(&pool.connecting, &pool.changed)
     }
@@ -276,16 +248,9 @@ impl Drop for Connecting<'_> {
 
 /// A stream of a connection, free again when this is dropped.
 #[derive(Debug)]
-pub struct Lease<B: Body + Unpin + 'static>(Rc<Shared<B>>)
-where
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>;
+pub struct Lease<B: Payload>(Rc<Shared<B>>);
 
-impl<B> Lease<B>
-where
-    B: Body + Unpin + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+impl<B: Payload> Lease<B> {
     fn new(shared: &Rc<Shared<B>>) -> Self {
         shared.streams.set(shared.streams.get() + 1);
         Self(Rc::clone(shared))
@@ -324,10 +289,7 @@ where
     }
 }
 
-impl<B: Body + Unpin + 'static> Drop for Lease<B>
-where
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+impl<B: Payload> Drop for Lease<B> {
     fn drop(&mut self) {
         let streams = self.0.streams.get() - 1;
         self.0.streams.set(streams);

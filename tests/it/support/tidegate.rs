@@ -168,6 +168,19 @@ impl Web {
         Self { backends, ..web }
     }
 
+    /// With `v1` as its stable backend, at these endpoints.
+    pub fn of(endpoints: &[SocketAddr]) -> Self {
+        let urls: Vec<_> = endpoints.iter().map(|address| format!("http://{address}")).collect();
+        Self::at(&urls.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// The same as they are written.
+    pub fn at(urls: &[&str]) -> Self {
+        let shutdown = "deadline = '3s'\n".to_owned();
+        let web = Self { workers: 1, shutdown, ..Self::default() }.keys("stable = 'v1'");
+        web.table("backends.v1", &format!("endpoints = {urls:?}"))
+    }
+
     /// With `v2` as its canary.
     pub fn canary(self, canary: SocketAddr) -> Self {
         self.keys("canary = 'v2'").backend("v2", "http", canary)
@@ -198,6 +211,7 @@ impl Web {
         self
     }
 
+    /// More keys of the service.
     pub fn keys(mut self, keys: &str) -> Self {
         writeln!(self.service, "{keys}").unwrap();
         self

@@ -1,0 +1,92 @@
+//! Asking an address whether it is well.
+
+use std::{net::SocketAddr, pin::pin};
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use http::{HeaderValue, Request, header};
+use http_body_util::{BodyExt, Empty, Full, Limited};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+
+use super::grpc;
+use crate::routing::{policy::Probe, snapshot::Endpoint};
+
+const USER_AGENT: HeaderValue = HeaderValue::from_static("tidegate-health-check");
+/// Bytes of an answer that are looked at; the right one has seven.
+const MAX_ANSWER: usize = 1024;
+
+/// Asks once, on a connection of its own.
+///
+/// # Errors
+/// When the answer is not the right one, or there is none; what it says is for the log.
+pub(super) async fn ask(probe: &Probe, endpoint: &Endpoint, address: SocketAddr) -> anyhow::Result<()> {
+    let stream = TcpStream::connect(address).await.context("no connection")?;
+    match probe {
+        Probe::Tcp => Ok(()),
+        Probe::Http { path, host, expected_statuses } => {
+            let host = host.clone().unwrap_or_else(|| endpoint.to_string());
+            let status = http_status(stream, path, &host).await?;
+            if !expected_statuses.iter().any(|expected| expected.contains(&status)) {
+                bail!("status {status}");
+            }
+            Ok(())
+        }
+        Probe::Grpc { service } => grpc_serving(stream, service, endpoint).await,
+    }
+}
+
+async fn http_status(stream: TcpStream, path: &str, host: &str) -> anyhow::Result<u16> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::get(path)
+        .header(header::HOST, host)
+        .header(header::USER_AGENT, USER_AGENT)
+        .header(header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())?;
+    let exchange = async { Ok(sender.send_request(request).await?.status().as_u16()) };
+    driven(exchange, connection).await
+}
+
+async fn grpc_serving(stream: TcpStream, service: &str, endpoint: &Endpoint) -> anyhow::Result<()> {
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+    let request = Request::post(format!("http://{endpoint}/grpc.health.v1.Health/Check"))
+        .header(header::CONTENT_TYPE, "application/grpc")
+        .header(header::TE, "trailers")
+        .header(header::USER_AGENT, USER_AGENT)
+        .body(Full::new(Bytes::from(grpc::request(service))))?;
+    let exchange = async {
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        if head.status != http::StatusCode::OK {
+            bail!("status {}", head.status);
+        }
+        let body = Limited::new(body, MAX_ANSWER).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!(error)).context("no whole answer")?;
+        let status = body.trailers().unwrap_or(&head.headers).get("grpc-status");
+        match status.map(HeaderValue::as_bytes) {
+            Some(b"0") => {}
+            Some(other) => bail!("grpc-status {}", String::from_utf8_lossy(other)),
+            None => bail!("no grpc-status"),
+        }
+        match grpc::serving_status(&body.to_bytes()) {
+            Some(grpc::SERVING) => Ok(()),
+            Some(other) => bail!("serving status {other}"),
+            None => bail!("the answer is no HealthCheckResponse"),
+        }
+    };
+    driven(exchange, connection).await
+}
+
+/// Carries an exchange out on a connection that it drives meanwhile.
+async fn driven<T>(
+    exchange: impl Future<Output = anyhow::Result<T>>,
+    connection: impl Future<Output = hyper::Result<()>>,
+) -> anyhow::Result<T> {
+    let mut exchange = pin!(exchange);
+    tokio::select! {
+        biased;
+        done = &mut exchange => done,
+        // What had come before the end is still to be read.
+        _ended = connection => exchange.await,
+    }
+}

@@ -1,0 +1,3 @@
+//! When an endpoint is passed over.
+
+pub mod outlier;
