@@ -1,6 +1,7 @@
 //! One request's way through a worker: route, assign, forward, record. Begin with
 //! [`exchange::exchange`], which reads from top to bottom as a request goes.
 
+mod assign;
 pub mod attempt;
 pub mod body;
 pub mod client;
@@ -12,3 +13,4 @@ pub mod fuzzing;
 pub mod headers;
 pub mod reply;
 pub mod sticky;
+mod way;

@@ -3,6 +3,8 @@
 //! Pure; uses the model alone.
 
 pub mod condition;
+pub mod filter;
+pub mod force;
 pub mod path;
 pub mod pattern;
 pub mod snapshot;

@@ -2,12 +2,15 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
+use http::HeaderName;
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
     Rollout, Service, Timeouts,
     backend::{self, RawBackends},
+    condition, filter,
+    force::{self, RawForce, RawPreview},
     report::Report,
     rollout::{self, RawRollout},
     sticky::{self, RawSticky},
@@ -30,6 +33,9 @@ pub(super) struct RawService {
     weight: Option<Spanned<f64>>,
     backends: Option<RawBackends>,
     sticky: Option<Table<RawSticky>>,
+    force: Option<Vec<Spanned<Table<RawForce>>>>,
+    preview: Option<Spanned<Table<RawPreview>>>,
+    backend_header: Option<Text>,
     timeouts: Option<Table<RawTimeouts>>,
     rollout: Option<Table<RawRollout>>,
 }
@@ -47,7 +53,18 @@ pub(super) fn lower(raw: RawServices, report: &mut Report<'_>) -> Vec<Service> {
 }
 
 fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> Option<Service> {
-    let RawService { stable, canary, weight, backends, sticky, timeouts, rollout } = raw;
+    let RawService {
+        stable,
+        canary,
+        weight,
+        backends,
+        sticky,
+        force,
+        preview,
+        backend_header,
+        timeouts,
+        rollout,
+    } = raw;
     let place = written_name.span();
     let service = written_name.get_ref();
     let name = written::name::<ServiceName>(written_name, "service", report);
@@ -61,9 +78,12 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
     let weight = lower_weight(service, weight, canary.is_some(), report);
     let backends = backend::lower(backends, report);
     let sticky = sticky.map(|raw| sticky::lower(raw.0, report));
+    let overrides = force::lower(force.unwrap_or_default(), preview, report);
+    let backend_header = backend_header.and_then(|written| lower_backend_header(&written, report));
     let timeouts: Timeouts = timeouts::lower(timeouts.unwrap_or_default().0, report);
     let rollout: Option<Rollout> = rollout::lower(rollout.unwrap_or_default().0, place, report);
-    Some(Service { name: name?, roles: roles?, weight, backends, sticky, timeouts, rollout: rollout? })
+    let (name, roles, rollout) = (name?, roles?, rollout?);
+    Some(Service { name, roles, weight, backends, sticky, overrides, backend_header, timeouts, rollout })
 }
 
 /// The roles, and warnings about backends that have none.
@@ -132,6 +152,21 @@ fn lower_role(
         report.error(written.span(), problem).help(remedy);
     }
     None
+}
+
+/// The response field that names the backend.
+fn lower_backend_header(written: &Text, report: &mut Report<'_>) -> Option<HeaderName> {
+    let name = condition::field_name(written, report)?;
+    if filter::owned(&name).is_some() {
+        report
+            .error(
+                written.span(),
+                format!("the header `{name}` cannot name the backend: it means something else"),
+            )
+            .help("use a name of your own, such as `\"x-backend\"`");
+        return None;
+    }
+    Some(name)
 }
 
 fn warn_idle(name: &str, place: Range<usize>, has_canary: bool, report: &mut Report<'_>) {
@@ -203,6 +238,15 @@ mod tests {
         assert_eq!(wrong, ["100.5 is not a weight"]);
         let alone = errors_of(&service("stable = 'v1'\nweight = 10"));
         assert_eq!(alone, ["service `web` has a weight but no canary to give it to"]);
+    }
+
+    #[test]
+    fn the_backend_is_named_if_asked_for() {
+        let with = |name: &str| service(&format!("stable = 'v1'\ncanary = 'v2'\nbackend_header = '{name}'"));
+        assert_eq!(errors_of(&with("X-Backend")), [""; 0]);
+        assert_eq!(errors_of(&with("x backend")), ["`x backend` cannot name a header"]);
+        let taken = errors_of(&with("content-length"));
+        assert_eq!(taken, ["the header `content-length` cannot name the backend: it means something else"]);
     }
 
     #[test]

@@ -7,6 +7,8 @@ use crate::{model::outcome::Outcome, telemetry::ledger::LocalReason, upstream::c
 pub enum ProxyError {
     /// HTTP/1.1 wants exactly one `Host`, and it must be readable.
     BadHost,
+    /// A path that two readers could read in two ways.
+    BadPath,
     /// A transfer coding other than `chunked`.
     UnknownTransferCoding,
     /// CONNECT, which only a forward proxy answers.
@@ -17,6 +19,8 @@ pub enum ProxyError {
     RequestTimeout,
     /// No route matched.
     NoRoute,
+    /// The preview was asked for, and no backend is on trial.
+    NoCanary,
     /// The backend has no endpoint.
     NoEndpoint,
     /// The endpoint refused the connection, or its name has no address.
@@ -33,11 +37,14 @@ impl ProxyError {
     /// Under which reason the reply is counted.
     pub fn reason(self) -> LocalReason {
         match self {
-            Self::BadHost | Self::UnknownTransferCoding | Self::ConnectMethod | Self::BrokenBody => {
-                LocalReason::BadRequest
-            }
+            Self::BadHost
+            | Self::BadPath
+            | Self::UnknownTransferCoding
+            | Self::ConnectMethod
+            | Self::BrokenBody => LocalReason::BadRequest,
             Self::RequestTimeout => LocalReason::RequestTimeout,
             Self::NoRoute => LocalReason::NoRoute,
+            Self::NoCanary => LocalReason::NoCanary,
             Self::NoEndpoint => LocalReason::NoEndpoint,
             Self::ConnectFailure => LocalReason::ConnectFailure,
             Self::ConnectTimeout => LocalReason::ConnectTimeout,
@@ -56,11 +63,13 @@ impl ProxyError {
     pub fn outcome(self) -> Option<Outcome> {
         match self {
             Self::BadHost
+            | Self::BadPath
             | Self::UnknownTransferCoding
             | Self::ConnectMethod
             | Self::BrokenBody
             | Self::RequestTimeout
             | Self::NoRoute
+            | Self::NoCanary
             | Self::NoEndpoint => None,
             Self::ConnectFailure | Self::ConnectTimeout => Some(Outcome::ConnectFailure),
             Self::ResponseTimeout => Some(Outcome::Timeout),

@@ -9,25 +9,24 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response, StatusCode, Version, header, request};
+use http::{Request, Response, StatusCode, Version};
 use hyper::{body::Incoming, client::conn::TrySendError};
 
 use super::{
     attempt::Attempt,
     body::{Progress, Relay, RequestBody, ResponseBody, Upload},
     client::Client,
-    context::{Context, View},
+    context::Context,
     error::ProxyError,
-    headers, reply, sticky,
+    headers,
+    reply::Local,
+    way::Way,
 };
 use crate::{
     clock,
     model::outcome::Outcome,
     net::timers::Deadline,
-    routing::{
-        snapshot::{ServiceId, Timeouts},
-        split::Assignment,
-    },
+    routing::snapshot::Timeouts,
     upstream::{connect::connect, connection::Connection, endpoint},
 };
 
@@ -55,17 +54,19 @@ pub fn exchange(
     async move {
         let answered = match &mut routed {
             Ok(routed) => send(routed).await,
-            Err(error) => Err(*error),
+            // It is answered already, so this is not looked at.
+            Err(_) => Err(ProxyError::NoRoute),
         };
-        let answered = routed.and_then(|routed| relay(routed, answered));
+        let answered = routed.and_then(|routed| Ok(relay(routed, answered)?));
         let (mut response, last) = match answered {
             Ok((head, relay)) => {
                 let (parts, ()) = head.into_parts();
                 (Response::from_parts(parts, ResponseBody::relay(relay, busy)), false)
             }
-            Err(error) => {
-                context.cells().replied(error.reason());
-                (reply::local(error, busy), error.is_last())
+            Err(local) => {
+                context.cells().replied(local.reason());
+                let last = local.is_last();
+                (local.into_response(busy), last)
             }
         };
         if (last || context.is_draining()) && version != Version::HTTP_2 {
@@ -80,29 +81,25 @@ struct Routed {
     request: Request<RequestBody>,
     attempt: Attempt,
     wait: Wait,
-    cookie: Option<HeaderValue>,
+    way: Way,
 }
 
 /// Routes and assigns a request, and makes it ready to be sent.
-fn route(context: &Context, client: &Client, request: Request<Incoming>) -> Result<Routed, ProxyError> {
+fn route(context: &Context, client: &Client, request: Request<Incoming>) -> Result<Routed, Local> {
     let started = clock::monotonic();
     let (mut parts, body) = request.into_parts();
     headers::check(&parts)?;
-    let view = context.view();
-    let topology = view.snapshot.topology();
-    let path = parts.uri.path();
-    let service = topology.route(headers::authority(&parts)?, path).ok_or(ProxyError::NoRoute)?;
-    let (assignment, cookie) = assign(context, &view, service, &parts);
-    let endpoints = view.endpoints(assignment.backend);
+    let (way, assignment) = Way::find(context, client, &mut parts)?;
+    let endpoints = way.view().endpoints(assignment.backend);
     let endpoint = endpoint::choose(endpoints, |e| e.load(), context.random());
     let endpoint = Rc::clone(endpoint.ok_or(ProxyError::NoEndpoint)?);
 
     headers::prepare_request(&mut parts, client, endpoint.address());
+    way.change_request(&mut parts)?;
     let (body, progress) = RequestBody::new(body);
-    let attempt = Attempt::begin(view.writer(assignment.backend, assignment.role), endpoint, started);
-    let timeouts = topology.service(service).timeouts;
-    let wait = Wait { deadline: context.timers().deadline(), timeouts, progress };
-    Ok(Routed { request: Request::from_parts(parts, body), attempt, wait, cookie })
+    let attempt = Attempt::begin(way.view().writer(assignment.backend, assignment.role), endpoint, started);
+    let wait = Wait { deadline: context.timers().deadline(), timeouts: way.timeouts(), progress };
+    Ok(Routed { request: Request::from_parts(parts, body), attempt, wait, way })
 }
 
 /// What has been answered, or why nothing has, once the attempt knows.
@@ -110,7 +107,7 @@ fn relay(
     routed: Routed,
     answered: Result<(Upstream, Response<Incoming>), ProxyError>,
 ) -> Result<(Response<()>, Relay), ProxyError> {
-    let Routed { request: _, mut attempt, wait, cookie } = routed;
+    let Routed { request: _, mut attempt, wait, way } = routed;
     let answered = answered.and_then(|(connection, response)| match response.status() {
         // Nobody asked for it, since `Upgrade` does not pass.
         StatusCode::SWITCHING_PROTOCOLS => Err(ProxyError::Reset),
@@ -123,9 +120,7 @@ fn relay(
     })?;
     let (mut head, body) = response.into_parts();
     headers::prepare_response(&mut head);
-    if let Some(cookie) = cookie {
-        head.headers.append(header::SET_COOKIE, cookie);
-    }
+    way.change_response(&mut head.headers);
     let Wait { deadline, timeouts, progress } = wait;
     deadline.disarm();
     let upload = progress.map(Upload::new);
@@ -134,34 +129,13 @@ fn relay(
     Ok((Response::from_parts(head, ()), relay))
 }
 
-/// Chooses the backend: by the client's cookie where the service has one, else by chance. A client
-/// that should have a cookie and has none gets one.
-fn assign(
-    context: &Context,
-    view: &View,
-    service: ServiceId,
-    parts: &request::Parts,
-) -> (Assignment, Option<HeaderValue>) {
-    let split = view.snapshot.split(service);
-    let Some(sticky) = &view.snapshot.topology().service(service).sticky else {
-        return (split.by_chance(context.random()), None);
-    };
-    match sticky::find(&parts.headers, sticky) {
-        Some(key) => (split.by_key(key), None),
-        None => {
-            let key = sticky::key(context.random());
-            (split.by_key(&key), sticky::set_cookie(key, sticky))
-        }
-    }
-}
-
 /// Sends a request to an endpoint and waits for the response's head, on a connection that was idle
 /// if there is one, else on a new one.
 ///
 /// A connection that turns out to have been closed while it was idle is no failure: another one is
 /// taken. This ends, because idle connections do.
 async fn send(routed: &mut Routed) -> Result<(Upstream, Response<Incoming>), ProxyError> {
-    let Routed { request, attempt, wait, cookie: _ } = routed;
+    let Routed { request, attempt, wait, way: _ } = routed;
     while let Some(mut connection) = attempt.endpoint().take_idle() {
         let spare = spare_copy(request, &connection);
         let response = pin!(connection.send(std::mem::take(request)));

@@ -6,12 +6,65 @@
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 use super::{body::ResponseBody, client::Busy, error::ProxyError};
+use crate::telemetry::ledger::LocalReason;
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
-/// The reply to a request that cannot be forwarded.
-pub(super) fn local(error: ProxyError, busy: Busy) -> Response<ResponseBody> {
-    let (status, proxy_status, text) = wording(error);
+/// What Tidegate answers itself.
+#[derive(Debug)]
+pub(super) enum Local {
+    /// The request cannot be forwarded.
+    Error(ProxyError),
+    /// The client is to ask elsewhere.
+    Redirect(StatusCode, HeaderValue),
+}
+
+impl From<ProxyError> for Local {
+    fn from(error: ProxyError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl Local {
+    /// Under which reason it is counted.
+    pub(super) fn reason(&self) -> LocalReason {
+        match self {
+            Self::Error(error) => error.reason(),
+            Self::Redirect(..) => LocalReason::Redirect,
+        }
+    }
+
+    /// Whether the client's connection has to end after it.
+    pub(super) fn is_last(&self) -> bool {
+        match self {
+            Self::Error(error) => error.is_last(),
+            Self::Redirect(..) => false,
+        }
+    }
+
+    /// The reply.
+    pub(super) fn into_response(self, busy: Busy) -> Response<ResponseBody> {
+        match self {
+            Self::Error(error) => {
+                let (status, proxy_status, text) = wording(error);
+                plain(status, proxy_status, text, busy)
+            }
+            Self::Redirect(status, location) => {
+                let text = "this is at the address in Location\n";
+                let mut response = plain(status, "tidegate; details=\"redirect\"", text, busy);
+                response.headers_mut().insert(header::LOCATION, location);
+                response
+            }
+        }
+    }
+}
+
+fn plain(
+    status: StatusCode,
+    proxy_status: &'static str,
+    text: &'static str,
+    busy: Busy,
+) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::local(text, busy));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -27,6 +80,11 @@ fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
             StatusCode::BAD_REQUEST,
             "tidegate; error=http_request_error; details=\"host\"",
             "400: the request needs exactly one valid Host\n",
+        ),
+        ProxyError::BadPath => (
+            StatusCode::BAD_REQUEST,
+            "tidegate; error=http_request_error; details=\"path\"",
+            "400: the path can be read in more than one way\n",
         ),
         ProxyError::UnknownTransferCoding => (
             StatusCode::NOT_IMPLEMENTED,
@@ -51,7 +109,12 @@ fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
         ProxyError::NoRoute => (
             StatusCode::NOT_FOUND,
             "tidegate; error=destination_not_found",
-            "404: no route for this host and path\n",
+            "404: no route for this request\n",
+        ),
+        ProxyError::NoCanary => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "tidegate; error=destination_unavailable; details=\"no canary\"",
+            "503: there is no canary to be previewed\n",
         ),
         ProxyError::NoEndpoint => (
             StatusCode::SERVICE_UNAVAILABLE,

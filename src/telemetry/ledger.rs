@@ -26,6 +26,10 @@ pub enum LocalReason {
     RequestTimeout,
     /// No route matched.
     NoRoute,
+    /// The route sends clients elsewhere.
+    Redirect,
+    /// The preview was asked for, and there is no canary.
+    NoCanary,
     /// The backend has no endpoint.
     NoEndpoint,
     /// No connection could be made.
@@ -40,10 +44,12 @@ pub enum LocalReason {
 
 impl LocalReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::BadRequest,
         Self::RequestTimeout,
         Self::NoRoute,
+        Self::Redirect,
+        Self::NoCanary,
         Self::NoEndpoint,
         Self::ConnectFailure,
         Self::ConnectTimeout,
@@ -57,6 +63,8 @@ impl LocalReason {
             Self::BadRequest => "bad_request",
             Self::RequestTimeout => "request_timeout",
             Self::NoRoute => "no_route",
+            Self::Redirect => "redirect",
+            Self::NoCanary => "no_canary",
             Self::NoEndpoint => "no_endpoint",
             Self::ConnectFailure => "connect_failure",
             Self::ConnectTimeout => "connect_timeout",

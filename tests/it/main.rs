@@ -3,11 +3,13 @@
 //! | module | what is tested |
 //! | --- | --- |
 //! | `admin_api` | the admin API: every route, and every way to be told off by it |
+//! | `assignment` | who decides which version a request gets, before any weight does |
 //! | `cli` | the program as people start it: words, exit codes, signals |
 //! | `config` | what a user is told about each mistake in a configuration |
 //! | `demo` | the demo, as somebody sees it who tries the program first |
 //! | `drain` | how it ends: nobody who behaves is cut off |
 //! | `failures` | what happens when a connection breaks, and who is blamed for it |
+//! | `filters` | what a route changes on the way, and where it sends clients |
 //! | `h1` | HTTP/1.1 and 1.0 on both sides: framing, reuse, streaming |
 //! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
 //! | `headers` | what changes in a head on its way through, and what is refused |
@@ -26,11 +28,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, helpers included")]
 
 mod admin_api;
+mod assignment;
 mod cli;
 mod config;
 mod demo;
 mod drain;
 mod failures;
+mod filters;
 mod h1;
 mod h2;
 mod headers;
