@@ -121,19 +121,18 @@ fn lower_lead(
     if let Some(timeouts) = raw.timeouts {
         filters.timeouts = filter::timeouts(timeouts, report);
     }
-    let rewrite_place = raw.url_rewrite.as_ref().map(Spanned::span);
     if let Some(rewrite) = raw.url_rewrite {
         (filters.hostname, filters.path) = filter::rewrite(rewrite, path, report);
     }
     let Some(redirect) = raw.request_redirect else {
         return (lower_service(raw.service, header, services, report).map(Lead::Service), filters);
     };
-    if let Some(place) = rewrite_place {
-        report
-            .error(place, "this route redirects, so nothing is left to be rewritten")
-            .help("say in `[routes.request_redirect]` where clients are sent to");
-    }
     let redirect_place = redirect.span();
+    if filters != Filters::default() {
+        report
+            .error(redirect_place.clone(), "this route redirects, so there is nothing left for it to change")
+            .help("keep the redirect alone, or remove it");
+    }
     let redirect = filter::redirect(redirect, path, report).map(Lead::Redirect);
     if raw.service.is_some() {
         report

@@ -113,9 +113,14 @@ fn a_redirect_takes_the_place_of_a_service() {
     ] {
         assert_eq!(errors(&route(&format!("[routes.request_redirect]\n{bad}"))).len(), 1, "{bad}");
     }
-    let pointless =
-        route("[routes.request_redirect]\nscheme = 'https'\n[routes.url_rewrite]\nhostname = 'a'");
-    assert_eq!(errors(&pointless), ["this route redirects, so nothing is left to be rewritten"]);
+    for pointless in [
+        "url_rewrite = { hostname = 'a' }",
+        "timeouts = { idle = '1s' }",
+        "response_header_modifier = { remove = ['a'] }",
+    ] {
+        let said = errors(&route(&format!("request_redirect = {{ scheme = 'https' }}\n{pointless}")));
+        assert_eq!(said, ["this route redirects, so there is nothing left for it to change"], "{pointless}");
+    }
 }
 
 #[test]
