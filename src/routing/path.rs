@@ -104,17 +104,16 @@ impl PathRules {
 }
 
 /// Whether a path is in normal form for sure: no escape, no backslash, no empty segment and none that
-/// begins with a dot. One pass, and nearly every path ends here.
+/// begins with a dot. Nearly every path ends here, so it is looked at without a branch for each byte,
+/// which compiles to a few vector instructions.
 #[inline]
 fn is_plain(path: &str) -> bool {
-    let mut before = 0;
-    for byte in path.bytes() {
-        if byte == b'%' || byte == b'\\' || (before == b'/' && (byte == b'/' || byte == b'.')) {
-            return false;
-        }
-        before = byte;
-    }
-    true
+    let bytes = path.as_bytes();
+    let after = bytes.get(1..).unwrap_or_default();
+    let escapes = bytes.iter().fold(false, |found, b| found | (*b == b'%') | (*b == b'\\'));
+    let begins_oddly = |a: u8, b: u8| (a == b'/') & ((b == b'/') | (b == b'.'));
+    let odd = bytes.iter().zip(after).fold(false, |found, (a, b)| found | begins_oddly(*a, *b));
+    !(escapes | odd)
 }
 
 /// Length of the backslash, or of the escape of a slash or a backslash, that `bytes` begin with.
