@@ -6,6 +6,7 @@
 
 use std::{hint::black_box, sync::Arc, time::Duration};
 
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tidegate::{
     analysis::{Analysis, ArmTick, Tick, settings::Settings},
     model::{
@@ -15,9 +16,13 @@ use tidegate::{
         weight::Weight,
     },
     routing::{
+        condition::{Conditions, Head, HeaderTest, PairTest, Test},
+        force::{By, Force, Networks, Overrides},
+        path::PathRules,
+        pattern::Pattern,
         snapshot::{BackendId, ServiceId},
         split::Split,
-        table::{Rule, Table},
+        table::{PathMatch, Rule, Table, Target},
     },
     telemetry::{
         ledger::{Hub, Key},
@@ -41,12 +46,21 @@ pub(crate) struct Case {
 
 /// Every case, in the order of a request's way and then of a tick's.
 pub(crate) const ALL: &[Case] = &[
-    each("route/10/host", || route(10, by_host)),
-    each("route/10/prefix", || route(10, by_prefix)),
-    each("route/10/miss", || route(10, by_nothing)),
-    each("route/10000/host", || route(10_000, by_host)),
-    each("route/10000/prefix", || route(10_000, by_prefix)),
-    each("route/10000/miss", || route(10_000, by_nothing)),
+    each("route/10/host", || route(10, &[HOSTS, PREFIXES], by_host)),
+    each("route/10/prefix", || route(10, &[HOSTS, PREFIXES], by_prefix)),
+    each("route/10/miss", || route(10, &[HOSTS, PREFIXES], by_nothing)),
+    each("route/10000/host", || route(10_000, &[HOSTS, PREFIXES], by_host)),
+    each("route/10000/prefix", || route(10_000, &[HOSTS, PREFIXES], by_prefix)),
+    each("route/10000/miss", || route(10_000, &[HOSTS, PREFIXES], by_nothing)),
+    each("route/10/exact", || route(10, &[HOSTS, PREFIXES, WILDCARDS, EXACT], by_exact)),
+    each("route/10000/exact", || route(10_000, &[HOSTS, PREFIXES, WILDCARDS, EXACT], by_exact)),
+    each("route/10/wildcard", || route(10, &[HOSTS, PREFIXES, WILDCARDS, EXACT], by_wildcard)),
+    each("route/10000/wildcard", || route(10_000, &[HOSTS, PREFIXES, WILDCARDS, EXACT], by_wildcard)),
+    each("route/conditions", route_by_conditions),
+    each("route/regex", route_by_regex),
+    each("path/plain", || path(|i| format!("/api/v2/tenants/{i}/orders/17/lines"))),
+    each("path/odd", || path(|i| format!("/api/./v2/%74enants/{i}//orders/17/lines"))),
+    each("assign/force", assign_by_force),
     each("assign/chance", assign_by_chance),
     each("assign/key", assign_by_key),
     each("telemetry/record", record),
@@ -87,22 +101,111 @@ fn mixed(n: u64) -> u64 {
 
 // ── a request ───────────────────────────────────────────────────────────────────────────────
 
-/// Half of `routes` by host, half by a path of four segments; a request asks for one of them.
-fn route(routes: u64, request: fn(u64) -> (String, String)) -> Run {
-    let half = routes / 2;
-    let hosts = (0..half).map(|i| (Some(host(i)), "/".to_owned()));
-    let prefixes = (0..half).map(|i| (None, prefix(i)));
-    let rules = hosts.chain(prefixes).zip(0..).map(|((host, path_prefix), service)| Rule {
-        host,
-        path_prefix,
-        service: ServiceId(service),
-    });
+/// What a request says beside host and path.
+struct Sent {
+    method: Method,
+    headers: HeaderMap,
+}
+
+impl Sent {
+    /// As a browser sends it: a dozen fields.
+    fn new() -> Self {
+        let names = ["accept", "accept-language", "accept-encoding", "user-agent", "referer", "origin"];
+        let mut headers: HeaderMap = names
+            .map(|name| (HeaderName::from_static(name), HeaderValue::from_static("some value")))
+            .into_iter()
+            .collect();
+        headers.insert(header::COOKIE, HeaderValue::from_static("a=b; session=0123456789; side=canary"));
+        headers.insert("x-version", HeaderValue::from_static("17"));
+        Self { method: Method::GET, headers }
+    }
+
+    fn head<'a>(&'a self, authority: &'a str, path: &'a str) -> Head<'a> {
+        Head { authority, path, query: Some("page=3&lang=en"), method: &self.method, headers: &self.headers }
+    }
+}
+
+fn rule(host: Option<String>, path: PathMatch, conditions: Conditions, service: u32) -> Rule {
+    Rule { host, path, conditions, target: Target::Service(ServiceId(service)) }
+}
+
+/// What routes of each kind match on.
+type Kind = fn(u64) -> (Option<String>, PathMatch);
+
+const HOSTS: Kind = |i| (Some(host(i)), PathMatch::Prefix("/".to_owned()));
+const PREFIXES: Kind = |i| (None, PathMatch::Prefix(prefix(i)));
+const WILDCARDS: Kind = |i| (Some(format!("*.{}", host(i))), PathMatch::Prefix("/".to_owned()));
+const EXACT: Kind = |i| (None, PathMatch::Exact(format!("{}/about", prefix(i))));
+
+/// `routes` of these kinds in equal parts; a request asks for one of them.
+fn route(routes: u64, kinds: &[Kind], request: fn(u64) -> (String, String)) -> Run {
+    let of_each = routes.div_ceil(kinds.len() as u64);
+    let matches = kinds.iter().flat_map(|kind| (0..of_each).map(kind));
+    let rules = matches.zip(0..);
+    let rules = rules.map(|((host, path), service)| rule(host, path, Conditions::default(), service));
     let table = black_box(Table::new(rules));
-    let requests = inputs(|n| request(mixed(n) % half));
+    let requests = inputs(|n| request(mixed(n) % of_each));
+    let sent = black_box(Sent::new());
     repeat(move |i| {
         let (authority, path) = &requests[i];
-        table.find(authority, path)
+        table.find(&sent.head(authority, path))
     })
+}
+
+fn by_exact(i: u64) -> (String, String) {
+    ("www.shop.example".to_owned(), format!("{}/about", prefix(i)))
+}
+
+fn by_wildcard(i: u64) -> (String, String) {
+    (format!("www.{}:8443", host(i)), "/cart/items/17".to_owned())
+}
+
+/// Four routes of one path, of which the last one holds: a method, two headers, a query parameter.
+fn route_by_conditions() -> Run {
+    let header = |name, test| HeaderTest { name: HeaderName::from_static(name), test };
+    let version = |value: &str| header("x-version", Test::Exact(value.into()));
+    let conditions = |methods: &[Method], headers: Vec<HeaderTest>, query: Vec<PairTest>| Conditions {
+        methods: methods.into(),
+        headers: headers.into(),
+        query: query.into(),
+    };
+    let english = PairTest { name: "lang".into(), test: Test::Exact("en".into()) };
+    let root = || PathMatch::Prefix("/".to_owned());
+    let table = Table::new([
+        rule(None, root(), conditions(&[Method::POST], vec![], vec![]), 0),
+        rule(None, root(), conditions(&[], vec![version("18"), header("accept", Test::Present)], vec![]), 1),
+        rule(None, root(), conditions(&[], vec![version("18")], vec![]), 2),
+        rule(None, root(), conditions(&[], vec![], vec![english]), 3),
+    ]);
+    let (table, sent) = (black_box(table), black_box(Sent::new()));
+    repeat(move |_| table.find(&sent.head("www.shop.example", "/cart/items/17")))
+}
+
+/// One expression over a path of 38 characters.
+fn route_by_regex() -> Run {
+    let pattern = Pattern::new("/api/v[0-9]+/tenants/[0-9]+/orders(/.*)?").expect("this is an expression");
+    let table = black_box(Table::new([rule(None, PathMatch::Regex(pattern), Conditions::default(), 0)]));
+    let paths = inputs(|n| format!("/api/v2/tenants/{:05}/orders/17/lines/1", mixed(n) % 100_000));
+    let sent = black_box(Sent::new());
+    repeat(move |i| table.find(&sent.head("www.shop.example", &paths[i])))
+}
+
+fn path(make: fn(u64) -> String) -> Run {
+    let (rules, paths) = (black_box(PathRules::default()), inputs(|n| make(mixed(n) % 100_000)));
+    repeat(move |i| rules.apply(&paths[i]).is_ok())
+}
+
+/// Three rules, of which the last one holds.
+fn assign_by_force() -> Run {
+    let test = |value: &str| Test::Exact(value.into());
+    let side = |value: &str| PairTest { name: "side".into(), test: test(value) };
+    let force = |by| Force { role: Role::Canary, by, from: Networks::default() };
+    let header = HeaderTest { name: HeaderName::from_static("x-version"), test: test("18") };
+    let rules =
+        vec![force(By::Header(header)), force(By::Cookie(side("stable"))), force(By::Cookie(side("canary")))];
+    let (overrides, sent) = (black_box(Overrides::new(None, rules)), black_box(Sent::new()));
+    let client = std::net::IpAddr::from([192, 0, 2, 1]);
+    repeat(move |_| overrides.decide(&sent.head("www.shop.example", "/"), client))
 }
 
 fn host(i: u64) -> String {

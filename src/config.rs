@@ -9,11 +9,16 @@ mod admin;
 mod analysis;
 mod backend;
 mod balance;
+mod condition;
 mod document;
+mod filter;
+mod force;
 mod health_check;
 mod host;
 mod listener;
+mod matching;
 mod outlier_detection;
+mod paths;
 mod pool;
 mod report;
 mod rollout;
@@ -34,6 +39,8 @@ mod tests;
 
 use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
 
+use http::{HeaderName, HeaderValue};
+
 use crate::{
     analysis::settings::Settings,
     model::{
@@ -43,8 +50,13 @@ use crate::{
     },
     rollout::plan::Plan,
     routing::{
+        condition::Conditions,
+        filter::{HeaderModifier, PathRewrite, Redirect, RouteTimeouts},
+        force::Overrides,
+        path::PathRules,
         policy::Policy,
         snapshot::{Endpoint, Sticky, Timeouts},
+        table::PathMatch,
     },
 };
 
@@ -59,6 +71,8 @@ pub struct Config {
     pub admin: Option<Admin>,
     /// How the process ends.
     pub shutdown: Shutdown,
+    /// What is done to paths before a route is looked for.
+    pub paths: PathRules,
     /// Which requests lead to which service; at least one.
     pub routes: Vec<Route>,
     /// The services, by name.
@@ -96,13 +110,41 @@ pub struct Shutdown {
 /// Which requests lead to a service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route {
-    /// Exact host names, lower case, without port; empty means any host.
+    /// Host names, lower case, without port, with `*.` before those that stand for all below them;
+    /// empty means any host.
     pub hostnames: Vec<String>,
-    /// Path prefix by whole segments (`/api` matches `/api` and `/api/x`, not `/apis`); begins with
-    /// `/` and ends without one unless it is `/`.
-    pub path_prefix: String,
-    /// The service.
-    pub service: ServiceName,
+    /// What the path must be; the prefix `/` is any path.
+    pub path: PathMatch,
+    /// What the request must have beside these.
+    pub conditions: Conditions,
+    /// Where it leads.
+    pub lead: Lead,
+    /// What it changes.
+    pub filters: Filters,
+}
+
+/// Where a route leads.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Lead {
+    /// To a service.
+    Service(ServiceName),
+    /// Back to the client, which is to ask elsewhere.
+    Redirect(Redirect),
+}
+
+/// What a route changes in requests and responses.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Filters {
+    /// In the request's fields.
+    pub request: HeaderModifier,
+    /// In the response's fields.
+    pub response: HeaderModifier,
+    /// The `Host` that the backend gets.
+    pub hostname: Option<HeaderValue>,
+    /// The path that the backend gets.
+    pub path: Option<PathRewrite>,
+    /// Times that take the place of the service's.
+    pub timeouts: RouteTimeouts,
 }
 
 /// The backends of one application, their weights and their roles.
@@ -118,6 +160,10 @@ pub struct Service {
     pub backends: Vec<Backend>,
     /// Keeps a user on the side that they were first given.
     pub sticky: Option<Sticky>,
+    /// Gives some requests a role whatever the weight.
+    pub overrides: Option<Overrides>,
+    /// The response field that names the backend, if one does.
+    pub backend_header: Option<HeaderName>,
     /// How long a backend may take.
     pub timeouts: Timeouts,
     /// Protocols that a connection may be switched to, in lower case (default `websocket`).

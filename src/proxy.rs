@@ -1,6 +1,7 @@
 //! One request's way through a worker: route, assign, forward, record. Begin with
 //! [`exchange::exchange`], which reads from top to bottom as a request goes.
 
+mod assign;
 pub mod attempt;
 pub mod body;
 pub mod client;
@@ -17,4 +18,5 @@ pub mod reply;
 pub mod sticky;
 mod tunnel;
 pub mod upgrade;
+mod way;
 mod websocket;

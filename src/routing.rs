@@ -1,7 +1,13 @@
-//! Who gets this request: the compiled routes, the split of a service between its backends, and
-//! the immutable snapshot that the data plane reads. Pure; uses the model alone.
+//! Who gets this request: its path's normal form, the compiled routes and what they change, the
+//! split of a service between its backends, and the immutable snapshot that the data plane reads.
+//! Pure; uses the model alone.
 
+pub mod condition;
+pub mod filter;
+pub mod force;
 pub mod members;
+pub mod path;
+pub mod pattern;
 pub mod policy;
 pub mod snapshot;
 pub mod split;

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, header::COOKIE};
 use libfuzzer_sys::fuzz_target;
-use tidegate::{proxy::fuzzing, routing::snapshot::Sticky};
+use tidegate::{proxy::fuzzing, routing::snapshot::StickyCookie};
 
 fuzz_target!(|data: &[u8]| {
-    let sticky = Sticky { cookie: "tidegate".to_owned(), max_age: Duration::from_secs(60) };
+    let sticky = StickyCookie { name: "tidegate".to_owned(), max_age: Duration::from_secs(60) };
     let sent = || data.split(|b| *b == b'\n').filter_map(|line| HeaderValue::from_bytes(line).ok());
     let headers: HeaderMap = sent().map(|value| (COOKIE, value)).collect();
     if let Some(key) = fuzzing::find_key(&headers, &sticky) {

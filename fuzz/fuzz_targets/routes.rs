@@ -1,41 +1,73 @@
-//! The route table against a plain search: lines of `HOST PREFIX` (`*` is any host), the last one
-//! being the authority and the path that are asked for.
+//! The route table against a plain search: lines of `HOST PATH` (`*` is any host, `*.` before one all
+//! below it; `=` before a path makes it exact, `~` a regular expression), the last one being the
+//! authority and the path that are asked for.
 
 #![no_main]
 
+use http::{HeaderMap, Method};
 use libfuzzer_sys::fuzz_target;
 use tidegate::routing::{
+    condition::{Conditions, Head},
+    pattern::Pattern,
     snapshot::ServiceId,
-    table::{Rule, Table},
+    table::{PathMatch, Rule, Table, Target},
 };
 
 fuzz_target!(|text: &str| {
     let mut lines: Vec<_> = text.lines().filter_map(|line| line.split_once(' ')).collect();
     let Some((authority, path)) = lines.pop() else { return };
-    let rules: Vec<Rule> = lines
-        .into_iter()
-        .zip(0..)
-        .map(|((host, prefix), service)| Rule {
+    let rules = lines.into_iter().zip(0..).filter_map(|((host, path), service)| {
+        Some(Rule {
             host: (host != "*").then(|| host.to_ascii_lowercase()),
-            path_prefix: prefix.to_owned(),
-            service: ServiceId(service),
+            path: path_match(path)?,
+            conditions: Conditions::default(),
+            target: Target::Service(ServiceId(service)),
         })
-        .collect();
+    });
+    let rules: Vec<Rule> = rules.collect();
     let host = bare(authority);
-    let expected = search(&rules, Some(&host), path).or_else(|| search(&rules, None, path));
-    assert_eq!(Table::new(rules).find(authority, path), expected);
+    let matching =
+        rules.iter().filter_map(|rule| Some(((host_rank(rule, &host)?, path_rank(rule, path)?), rule)));
+    // Of several equals `max_by` takes the last.
+    let matching: Vec<_> = matching.collect();
+    let expected = matching.iter().rev().max_by(|(a, _), (b, _)| a.cmp(b)).map(|(_, rule)| rule.target);
+    let head = Head { authority, path, query: None, method: &Method::GET, headers: &HeaderMap::new() };
+    assert_eq!(Table::new(rules.clone()).find(&head), expected);
 });
 
-/// The longest prefix of `path` under `host`, and the first rule that has it.
-fn search(rules: &[Rule], host: Option<&str>, path: &str) -> Option<ServiceId> {
-    let prefix = |rule: &Rule| rule.path_prefix.trim_end_matches('/').len();
-    let matches = |rule: &&Rule| {
-        let rest = path.strip_prefix(&rule.path_prefix[..prefix(rule)]);
-        rest.is_some_and(|rest| prefix(rule) == 0 || rest.is_empty() || rest.starts_with('/'))
-    };
-    let of_host = rules.iter().filter(|rule| rule.host.as_deref() == host);
-    // Of several equals `max_by_key` takes the last.
-    of_host.filter(matches).rev().max_by_key(|rule| prefix(rule)).map(|rule| rule.service)
+fn path_match(path: &str) -> Option<PathMatch> {
+    Some(match path.split_at_checked(1) {
+        Some(("=", path)) => PathMatch::Exact(path.to_owned()),
+        Some(("~", pattern)) => PathMatch::Regex(Pattern::new(pattern).ok()?),
+        _ => PathMatch::Prefix(path.to_owned()),
+    })
+}
+
+/// How specific a rule's host is, if it is the one that is asked for.
+fn host_rank(rule: &Rule, host: &str) -> Option<(u8, usize)> {
+    let Some(wanted) = &rule.host else { return Some((0, 0)) };
+    match wanted.strip_prefix("*.") {
+        Some(parent) => {
+            let below = host.strip_suffix(parent).is_some_and(|label| label.ends_with('.'));
+            below.then_some((1, parent.len()))
+        }
+        None => (wanted == host).then_some((2, 0)),
+    }
+}
+
+/// How specific a rule's path is, if it matches.
+fn path_rank(rule: &Rule, path: &str) -> Option<(u8, usize)> {
+    match &rule.path {
+        PathMatch::Exact(wanted) => (wanted == path).then_some((3, 0)),
+        PathMatch::Regex(pattern) => pattern.matches(path.bytes()).then_some((1, 0)),
+        PathMatch::Prefix(prefix) => match prefix.trim_end_matches('/') {
+            "" => Some((0, 0)),
+            prefix => {
+                let rest = path.strip_prefix(prefix)?;
+                (rest.is_empty() || rest.starts_with('/')).then_some((2, prefix.len()))
+            }
+        },
+    }
 }
 
 fn bare(authority: &str) -> String {

@@ -9,6 +9,7 @@ use super::{
     Config,
     admin::{self, RawAdmin},
     listener::{self, RawListener},
+    paths::{self, RawPaths},
     report::Report,
     route::{self, RawRoute},
     service::{self, RawServices},
@@ -27,13 +28,14 @@ pub(super) struct RawDocument {
     shutdown: Option<Table<RawShutdown>>,
     listeners: Option<Vec<Spanned<Table<RawListener>>>>,
     admin: Option<Spanned<Table<RawAdmin>>>,
+    paths: Option<Table<RawPaths>>,
     routes: Option<Vec<Spanned<Table<RawRoute>>>>,
     services: Option<RawServices>,
 }
 
 /// What a document means; only to be used if the report has no errors.
 pub(super) fn lower(raw: RawDocument, report: &mut Report<'_>) -> Config {
-    let RawDocument { workers, shutdown, listeners, admin, routes, services } = raw;
+    let RawDocument { workers, shutdown, listeners, admin, paths, routes, services } = raw;
     let (routes, services) = (routes.unwrap_or_default(), services.unwrap_or_default());
     warn_unrouted(&routes, &services, report);
     let listeners = listener::lower(listeners.unwrap_or_default(), report);
@@ -44,6 +46,7 @@ pub(super) fn lower(raw: RawDocument, report: &mut Report<'_>) -> Config {
         listeners: listeners.into_iter().map(Spanned::into_inner).collect(),
         admin,
         shutdown: shutdown::lower(shutdown.unwrap_or_default().0, report),
+        paths: paths::lower(paths.unwrap_or_default().0, report),
         routes: route::lower(routes, &names, report),
         services: service::lower(services, report),
     }
@@ -64,7 +67,8 @@ fn lower_workers(written: &Spanned<i64>, report: &mut Report<'_>) -> Option<NonZ
 /// Warns of services that get no request, unless a route leads nowhere: then it was probably meant
 /// to lead to one of them, and that is the fault to report.
 fn warn_unrouted(routes: &[Spanned<Table<RawRoute>>], services: &RawServices, report: &mut Report<'_>) {
-    let led_to: Vec<_> = routes.iter().map(|route| route.get_ref().0.service()).collect();
+    let to_services = routes.iter().filter(|route| !route.get_ref().0.is_redirect());
+    let led_to: Vec<_> = to_services.map(|route| route.get_ref().0.service()).collect();
     let leads_nowhere = |service: &Option<&str>| service.is_none_or(|name| !services.contains_key(name));
     if led_to.iter().any(leads_nowhere) {
         return;

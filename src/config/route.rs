@@ -6,12 +6,18 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    Route, host,
+    Filters, Lead, Route,
+    condition::WrittenTest,
+    filter::{self, RawModifier, RawRedirect, RawRewrite, RawRouteTimeouts},
+    host, matching,
     report::Report,
     suggest::suggest,
     written::{Section, Table, Text, name},
 };
-use crate::model::name::ServiceName;
+use crate::{
+    model::name::ServiceName,
+    routing::{condition::Conditions, table::PathMatch},
+};
 
 /// `[[routes]]` as written.
 #[derive(Debug, Deserialize)]
@@ -19,7 +25,17 @@ use crate::model::name::ServiceName;
 pub(super) struct RawRoute {
     hostnames: Option<Spanned<Vec<Text>>>,
     path_prefix: Option<Text>,
+    path: Option<Text>,
+    path_regex: Option<Text>,
+    methods: Option<Spanned<Vec<Text>>>,
+    headers: Option<Vec<WrittenTest>>,
+    query: Option<Vec<WrittenTest>>,
     service: Option<Text>,
+    request_header_modifier: Option<Table<RawModifier>>,
+    response_header_modifier: Option<Table<RawModifier>>,
+    url_rewrite: Option<Spanned<Table<RawRewrite>>>,
+    request_redirect: Option<Spanned<Table<RawRedirect>>>,
+    timeouts: Option<Table<RawRouteTimeouts>>,
 }
 
 impl Section for RawRoute {
@@ -31,9 +47,15 @@ impl RawRoute {
     pub(super) fn service(&self) -> Option<&str> {
         self.service.as_ref().map(|service| service.get_ref().as_str())
     }
+
+    /// Whether it sends clients elsewhere, and so needs no service.
+    pub(super) fn is_redirect(&self) -> bool {
+        self.request_redirect.is_some() && self.service.is_none()
+    }
 }
 
-/// What routes match on, and the line that says so. The host is nothing where any will do.
+/// What routes match on, and the line that says so: the host, which is nothing where any will do, and
+/// the rest in words.
 type Taken = BTreeMap<(Option<String>, String), usize>;
 
 /// The routes; `services` are the names of all services as they are written.
@@ -59,26 +81,75 @@ fn lower_one(
     report: &mut Report<'_>,
 ) -> Option<Route> {
     let header = raw.span();
-    let RawRoute { hostnames, path_prefix, service } = raw.into_inner().0;
-    let any_host = hostnames.is_none();
-    let hostnames = lower_hostnames(hostnames, report);
-    let prefix_place = path_prefix.as_ref().map(Spanned::span);
-    let path_prefix = match path_prefix {
-        None => Some("/".to_owned()),
-        Some(written) => lower_prefix(&written, report),
-    };
-    let service = lower_service(service, header.clone(), services, report);
+    let mut raw = raw.into_inner().0;
+    let any_host = raw.hostnames.is_none();
+    let hostnames = lower_hostnames(raw.hostnames.take(), report);
+    let path = matching::path(raw.path_prefix.take(), raw.path.take(), raw.path_regex.take(), report);
+    let conditions = matching::conditions(raw.methods.take(), raw.headers.take(), raw.query.take(), report);
+    let matched = path.as_ref().ok().and_then(|path| path.as_ref().map(Spanned::get_ref));
+    let (lead, filters) = lower_lead(raw, header.clone(), matched, services, report);
 
-    let path_prefix = path_prefix?;
+    let (path, conditions) = (path.ok()?, conditions?);
+    let place = path.as_ref().map_or(header, Spanned::span);
+    let path = path.map_or_else(|| PathMatch::Prefix("/".to_owned()), Spanned::into_inner);
+    let rest = in_words(&path, &conditions);
     if any_host {
-        let place = prefix_place.unwrap_or(header);
-        claim(None, &path_prefix, place, taken, report);
+        claim(None, &rest, place, taken, report);
     }
     for (hostname, place) in &hostnames {
-        claim(Some(hostname), &path_prefix, place.clone(), taken, report);
+        claim(Some(hostname), &rest, place.clone(), taken, report);
     }
     let hostnames = hostnames.into_iter().map(|(hostname, _)| hostname).collect();
-    Some(Route { hostnames, path_prefix, service: service? })
+    Some(Route { hostnames, path, conditions, lead: lead?, filters })
+}
+
+/// Where a route leads, and what it changes.
+fn lower_lead(
+    raw: RawRoute,
+    header: Range<usize>,
+    path: Option<&PathMatch>,
+    services: &[&str],
+    report: &mut Report<'_>,
+) -> (Option<Lead>, Filters) {
+    let mut filters = Filters::default();
+    if let Some(modifier) = raw.request_header_modifier {
+        filters.request = filter::modifier(modifier, report);
+    }
+    if let Some(modifier) = raw.response_header_modifier {
+        filters.response = filter::modifier(modifier, report);
+    }
+    if let Some(timeouts) = raw.timeouts {
+        filters.timeouts = filter::timeouts(timeouts, report);
+    }
+    if let Some(rewrite) = raw.url_rewrite {
+        (filters.hostname, filters.path) = filter::rewrite(rewrite, path, report);
+    }
+    let Some(redirect) = raw.request_redirect else {
+        return (lower_service(raw.service, header, services, report).map(Lead::Service), filters);
+    };
+    let redirect_place = redirect.span();
+    if filters != Filters::default() {
+        report
+            .error(redirect_place.clone(), "this route redirects, so there is nothing left for it to change")
+            .help("keep the redirect alone, or remove it");
+    }
+    let redirect = filter::redirect(redirect, path, report).map(Lead::Redirect);
+    if raw.service.is_some() {
+        report
+            .error(redirect_place, "this route leads to a service and redirects")
+            .help("remove `service`, or the redirect");
+    }
+    (redirect, filters)
+}
+
+/// What a route matches on beside the host.
+fn in_words(path: &PathMatch, conditions: &Conditions) -> String {
+    let path = match path {
+        PathMatch::Exact(path) => format!("path `{path}`"),
+        PathMatch::Prefix(prefix) => format!("path prefix `{prefix}`"),
+        PathMatch::Regex(pattern) => format!("path regex `{}`", pattern.as_str()),
+    };
+    if conditions.is_empty() { path } else { format!("{path} and {conditions:?}") }
 }
 
 fn lower_service(
@@ -122,6 +193,13 @@ fn lower_hostnames(
 
 fn lower_hostname(written: &Text, report: &mut Report<'_>) -> Option<String> {
     let text = written.get_ref();
+    if let Some(parent) = text.strip_prefix("*.")
+        && let Ok(parent) = host::parse(parent)
+        && parent.parse::<std::net::Ipv4Addr>().is_err()
+        && !parent.starts_with('[')
+    {
+        return Some(format!("*.{parent}"));
+    }
     let fault = match host::parse(text) {
         Ok(host) => return Some(host),
         Err(fault) => fault,
@@ -129,8 +207,8 @@ fn lower_hostname(written: &Text, report: &mut Report<'_>) -> Option<String> {
     let problem = format!("`{text}` is not a host name");
     let (problem, remedy) = if text.contains('*') {
         (
-            format!("`{text}` has a wildcard, which is not supported yet"),
-            "list the host names, or leave `hostnames` out to match any host".to_owned(),
+            format!("`{text}` has a wildcard that stands for no whole domain"),
+            "write it as the first label of a name, such as `\"*.app.example\"`".to_owned(),
         )
     } else if let Some((_, rest)) = text.split_once("://") {
         let end = rest.find(['/', ':']).unwrap_or(rest.len());
@@ -152,52 +230,29 @@ fn lower_hostname(written: &Text, report: &mut Report<'_>) -> Option<String> {
     None
 }
 
-fn lower_prefix(written: &Text, report: &mut Report<'_>) -> Option<String> {
-    let text = written.get_ref();
-    if !text.starts_with('/') {
-        report
-            .error(written.span(), format!("the path prefix `{text}` does not begin with `/`"))
-            .help(format!("write `\"/{text}\"`"));
-        return None;
-    }
-    // What RFC 3986 lets stand in a path; anything else never arrives unescaped.
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:@".contains(&b);
-    let trimmed = text.strip_suffix('/').unwrap_or(text);
-    let odd_segment = |s: &str| matches!(s, "" | "." | "..");
-    let (problem, remedy) = if let Some(at) = text.find(['?', '#']) {
-        ("a path prefix ends before any `?` or `#`", format!("write `\"{}\"`", &text[..at]))
-    } else if text.contains('*') {
-        ("a path prefix has no wildcard", "it matches every path below it by itself".to_owned())
-    } else if !text.bytes().all(allowed) {
-        ("this character cannot stand in a path", "write it percent-encoded, as clients send it".to_owned())
-    } else if trimmed.split('/').skip(1).any(odd_segment) {
-        ("a path prefix has no empty, `.` or `..` segment", "write the path without it".to_owned())
-    } else {
-        return Some(if trimmed.is_empty() { "/".to_owned() } else { trimmed.to_owned() });
-    };
-    let problem = format!("the path prefix `{text}` can match no request: {problem}");
-    report.error(written.span(), problem).help(remedy);
-    None
-}
-
 /// Notes that a route matches on this, unless another one does so already.
-fn claim(host: Option<&str>, prefix: &str, place: Range<usize>, taken: &mut Taken, report: &mut Report<'_>) {
+fn claim(host: Option<&str>, rest: &str, place: Range<usize>, taken: &mut Taken, report: &mut Report<'_>) {
     let line = report.line_number(&place);
-    let key = (host.map(str::to_owned), prefix.to_owned());
+    let key = (host.map(str::to_owned), rest.to_owned());
     let Some(earlier) = taken.get(&key) else {
         taken.insert(key, line);
         return;
     };
     let host = host.map_or_else(|| "any host".to_owned(), |host| format!("host `{host}`"));
-    let problem = format!("{host} with path prefix `{prefix}` is already matched on line {earlier}");
+    // Conditions were compared by what they mean, which need not be how they are written.
+    let rest = match rest.split_once(" and ") {
+        Some((path, _)) => format!("{path} and the same conditions"),
+        None => rest.to_owned(),
+    };
     report
-        .error(place, problem)
-        .help("one route cannot lead to two services: remove one, or let them differ in host or path");
+        .error(place, format!("{host} with {rest} is already matched on line {earlier}"))
+        .help("one request cannot go two ways: remove one, or let them differ in host, path or conditions");
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{errors, parsed};
+    use crate::routing::table::PathMatch;
 
     fn route(settings: &str) -> String {
         format!("[[routes]]\nservice = 'web'\n{settings}")
@@ -205,9 +260,14 @@ mod tests {
 
     #[test]
     fn hosts_are_lowered_and_prefixes_lose_their_last_slash() {
-        let route = parsed(&route("hostnames = ['Web.Example']\npath_prefix = '/api/'")).routes.remove(1);
-        assert_eq!((route.hostnames[0].as_str(), route.path_prefix.as_str()), ("web.example", "/api"));
-        assert_eq!(parsed("").routes[0].path_prefix, "/");
+        let prefix = |prefix: &str| PathMatch::Prefix(prefix.to_owned());
+        let route = parsed(&route("hostnames = ['Web.Example', '*.Web.Example']\npath_prefix = '/api/'"));
+        let route = &route.routes[1];
+        assert_eq!(
+            (&route.hostnames[..], &route.path),
+            (&["web.example".to_owned(), "*.web.example".to_owned()][..], &prefix("/api"))
+        );
+        assert_eq!(parsed("").routes[0].path, prefix("/"));
     }
 
     #[test]
@@ -221,15 +281,40 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_that_match_nothing_are_faults() {
-        for bad in ["api", "/a?b", "/a b", "/a//b", "/a/../b", "/api/*", "//"] {
-            assert_eq!(errors(&route(&format!("path_prefix = '{bad}'"))).len(), 1, "{bad}");
-        }
+    fn routes_may_differ_in_their_conditions_alone() {
+        let first = route(
+            "methods = ['GET', 'HEAD']\nquery = [{ name = 'a', value = '1' }, { name = 'b', present = true }]",
+        );
+        let other = route("methods = ['GET']");
+        assert_eq!(errors(&format!("{first}\n{other}")), [""; 0]);
+        let same = route(
+            "query = [{ name = 'b', present = true }, { name = 'a', value = '1' }]\nmethods = ['HEAD', 'GET']",
+        );
+        let said = errors(&format!("{first}\n{same}"));
+        assert_eq!(
+            said,
+            ["any host with path prefix `/` and the same conditions is already matched on line 9"]
+        );
+        let exact = route("path = '/a'");
+        assert_eq!(errors(&format!("{exact}\n{}", route("path_prefix = '/a'"))), [""; 0]);
+        assert_eq!(
+            errors(&format!("{exact}\n{exact}")),
+            ["any host with path `/a` is already matched on line 11"]
+        );
     }
 
     #[test]
     fn hostnames_that_match_nothing_are_faults() {
-        for bad in ["*.example", "a.example:80", "http://a.example/x", "a.example/x", ""] {
+        for bad in [
+            "*",
+            "a.*.example",
+            "*a.example",
+            "*.127.0.0.1",
+            "a.example:80",
+            "http://a.example/x",
+            "a.example/x",
+            "",
+        ] {
             assert_eq!(errors(&route(&format!("hostnames = ['{bad}']"))).len(), 1, "{bad}");
         }
         assert_eq!(errors(&route("hostnames = []")).len(), 1);

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
+use http::HeaderName;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -9,6 +10,8 @@ use super::{
     Rollout, Service, Timeouts,
     backend::{self, RawBackends},
     balance::{self, RawBalance},
+    condition, filter,
+    force::{self, RawForce, RawPreview},
     health_check::{self, RawHealthCheck},
     outlier_detection::{self, RawOutlierDetection},
     pool::{self, RawPool},
@@ -38,6 +41,9 @@ pub(super) struct RawService {
     weight: Option<Spanned<f64>>,
     backends: Option<RawBackends>,
     sticky: Option<Table<RawSticky>>,
+    force: Option<Vec<Spanned<Table<RawForce>>>>,
+    preview: Option<Spanned<Table<RawPreview>>>,
+    backend_header: Option<Text>,
     timeouts: Option<Table<RawTimeouts>>,
     upgrades: Option<Vec<Text>>,
     balance: Option<Table<RawBalance>>,
@@ -67,6 +73,9 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
         weight,
         backends,
         sticky,
+        force,
+        preview,
+        backend_header,
         timeouts,
         upgrades,
         balance,
@@ -89,6 +98,8 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
     let weight = lower_weight(service, weight, canary.is_some(), report);
     let backends = backend::lower(backends, report);
     let sticky = sticky.map(|raw| sticky::lower(raw.0, report));
+    let overrides = force::lower(force.unwrap_or_default(), preview, report);
+    let backend_header = backend_header.and_then(|written| lower_backend_header(&written, report));
     let timeouts: Timeouts = timeouts::lower(timeouts.unwrap_or_default().0, report);
     let upgrades = upgrades::lower(upgrades, report);
     let interval = resolve_interval.as_ref();
@@ -112,6 +123,8 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
         weight,
         backends,
         sticky,
+        overrides,
+        backend_header,
         timeouts,
         upgrades,
         policy,
@@ -187,6 +200,21 @@ fn lower_role(
     None
 }
 
+/// The response field that names the backend.
+fn lower_backend_header(written: &Text, report: &mut Report<'_>) -> Option<HeaderName> {
+    let name = condition::field_name(written, report)?;
+    if filter::owned(&name).is_some() {
+        report
+            .error(
+                written.span(),
+                format!("the header `{name}` cannot name the backend: it means something else"),
+            )
+            .help("use a name of your own, such as `\"x-backend\"`");
+        return None;
+    }
+    Some(name)
+}
+
 fn warn_idle(name: &str, place: Range<usize>, has_canary: bool, report: &mut Report<'_>) {
     let remedy = if has_canary {
         "remove it, or make it `stable` or `canary`".to_owned()
@@ -256,6 +284,15 @@ mod tests {
         assert_eq!(wrong, ["100.5 is not a weight"]);
         let alone = errors_of(&service("stable = 'v1'\nweight = 10"));
         assert_eq!(alone, ["service `web` has a weight but no canary to give it to"]);
+    }
+
+    #[test]
+    fn the_backend_is_named_if_asked_for() {
+        let with = |name: &str| service(&format!("stable = 'v1'\ncanary = 'v2'\nbackend_header = '{name}'"));
+        assert_eq!(errors_of(&with("X-Backend")), [""; 0]);
+        assert_eq!(errors_of(&with("x backend")), ["`x backend` cannot name a header"]);
+        let taken = errors_of(&with("content-length"));
+        assert_eq!(taken, ["the header `content-length` cannot name the backend: it means something else"]);
     }
 
     #[test]

@@ -1,14 +1,17 @@
-//! `[services.NAME.sticky]`: keeps a user on the side that they were first given.
+//! `[services.NAME.sticky]`: keeps a user on the side that they were first given, and says by what
+//! they are recognised.
 
 use std::{ops::RangeInclusive, time::Duration};
 
 use serde::Deserialize;
+use toml::Spanned;
 
 use super::{
-    Sticky,
+    Sticky, condition,
     report::Report,
     written::{Section, Text, Time, time_or},
 };
+use crate::routing::snapshot::StickyCookie;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -22,18 +25,39 @@ const MAX_AGE: RangeInclusive<Duration> = Duration::from_secs(1)..=DAY.saturatin
 pub(super) struct RawSticky {
     cookie: Option<Text>,
     max_age: Option<Time>,
+    header: Option<Text>,
+    client_address: Option<Spanned<bool>>,
 }
 
 impl Section for RawSticky {
     const HEADER: &'static str = "[services.NAME.sticky]";
 }
 
-/// Stickiness of one service.
+/// Stickiness of one service: by cookie, unless something else is written.
 pub(super) fn lower(raw: RawSticky, report: &mut Report<'_>) -> Sticky {
-    let RawSticky { cookie, max_age } = raw;
-    let cookie = cookie.and_then(|written| lower_cookie(&written, report));
-    let cookie = cookie.unwrap_or_else(|| "tidegate".to_owned());
-    Sticky { cookie, max_age: time_or(DAY, max_age.as_ref(), "max_age", MAX_AGE, report) }
+    let RawSticky { cookie, max_age, header, client_address } = raw;
+    let by_address = client_address.as_ref().filter(|written| *written.get_ref()).map(Spanned::span);
+    let of_cookie = [cookie.as_ref().map(Spanned::span), max_age.as_ref().map(Spanned::span)];
+    let of_cookie = of_cookie.into_iter().flatten().next();
+    let places = [of_cookie, header.as_ref().map(Spanned::span), by_address.clone()];
+    let mut places = places.into_iter().flatten();
+    if let (Some(_), Some(second)) = (places.next(), places.next()) {
+        report
+            .error(
+                second,
+                "a user is recognised by a cookie, by a header or by the address, not by two of them",
+            )
+            .help("keep the keys of one: `cookie` and `max_age`, `header`, or `client_address`");
+    }
+    if let Some(name) = header.and_then(|written| condition::field_name(&written, report)) {
+        return Sticky::Header(name);
+    }
+    if by_address.is_some() {
+        return Sticky::ClientAddress;
+    }
+    let name = cookie.and_then(|written| lower_cookie(&written, report));
+    let name = name.unwrap_or_else(|| "tidegate".to_owned());
+    Sticky::Cookie(StickyCookie { name, max_age: time_or(DAY, max_age.as_ref(), "max_age", MAX_AGE, report) })
 }
 
 fn lower_cookie(written: &Text, report: &mut Report<'_>) -> Option<String> {
@@ -56,13 +80,34 @@ pub(super) fn is_cookie_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{errors, parsed};
+    use http::HeaderName;
+
+    use super::{
+        super::testing::{errors, parsed},
+        *,
+    };
 
     #[test]
     fn stickiness_is_off_unless_asked_for() {
         assert_eq!(parsed("").services[0].sticky, None);
-        let sticky = parsed("[services.web.sticky]").services.remove(0).sticky.unwrap();
-        assert_eq!((sticky.cookie.as_str(), sticky.max_age), ("tidegate", super::DAY));
+        let sticky = |keys: &str| parsed(&format!("[services.web.sticky]\n{keys}")).services.remove(0).sticky;
+        let cookie = StickyCookie { name: "tidegate".to_owned(), max_age: DAY };
+        assert_eq!(sticky(""), Some(Sticky::Cookie(cookie.clone())));
+        assert_eq!(sticky("client_address = false"), Some(Sticky::Cookie(cookie)));
+        assert_eq!(sticky("client_address = true"), Some(Sticky::ClientAddress));
+        let header = HeaderName::from_static("x-user-id");
+        assert_eq!(sticky("header = 'X-User-Id'"), Some(Sticky::Header(header)));
+    }
+
+    #[test]
+    fn users_are_recognised_by_one_thing() {
+        for two in [
+            "cookie = 'a'\nheader = 'b'",
+            "max_age = '1h'\nclient_address = true",
+            "header = 'b'\nclient_address = true",
+        ] {
+            assert_eq!(errors(&format!("[services.web.sticky]\n{two}")).len(), 1, "{two}");
+        }
     }
 
     #[test]

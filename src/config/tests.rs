@@ -16,12 +16,16 @@ use super::{
     analysis::RawAnalysis,
     backend::RawBackend,
     balance::RawBalance,
+    condition::RawTest,
     diagnostic::render,
     document::RawDocument,
+    filter::{RawField, RawModifier, RawRedirect, RawRewrite, RawRouteTimeouts},
+    force::{RawForce, RawPreview},
     health_check::RawHealthCheck,
     listener::RawListener,
     load::{load, parse},
     outlier_detection::RawOutlierDetection,
+    paths::RawPaths,
     pool::RawPool,
     rollout::{RawRollout, RawStep},
     route::RawRoute,
@@ -71,7 +75,7 @@ fn the_examples_mean_what_they_say() {
 }
 
 /// Keys of the reference that are there to be shown and have no default, or a default of "off".
-const WITHOUT_DEFAULT: [&str; 18] = [
+const WITHOUT_DEFAULT: [&str; 38] = [
     "workers",
     "hostnames",
     "address",
@@ -90,6 +94,26 @@ const WITHOUT_DEFAULT: [&str; 18] = [
     "max_requests",
     "max_requests_per_connection",
     "max_connection_age",
+    "path_prefix",
+    "path",
+    "path_regex",
+    "methods",
+    "headers",
+    "header",
+    "query",
+    "from",
+    "role",
+    "set",
+    "add",
+    "remove",
+    "hostname",
+    "port",
+    "scheme",
+    "replace_prefix_match",
+    "replace_full_path",
+    "backend_header",
+    "timeouts",
+    "cookie",
 ];
 
 #[test]
@@ -110,15 +134,28 @@ fn the_reference_shows_the_defaults() {
 
 #[test]
 fn the_reference_mentions_every_key() {
-    let sections: [(&str, Vec<&str>); 16] = [
+    let sections: [(&str, Vec<&str>); 29] = [
         ("", keys::<RawDocument>()),
         (".shutdown", keys::<RawShutdown>()),
         (".listeners", keys::<RawListener>()),
         (".admin", keys::<RawAdmin>()),
+        (".paths", keys::<RawPaths>()),
         (".routes", keys::<RawRoute>()),
+        ("TEST", keys::<RawTest>()),
+        (".routes.request_header_modifier", keys::<RawModifier>()),
+        (".routes.request_header_modifier.set", keys::<RawField>()),
+        (".routes.request_header_modifier.add", keys::<RawField>()),
+        (".routes.response_header_modifier", keys::<RawModifier>()),
+        (".routes.response_header_modifier.set", keys::<RawField>()),
+        (".routes.response_header_modifier.add", keys::<RawField>()),
+        (".routes.url_rewrite", keys::<RawRewrite>()),
+        (".routes.request_redirect", keys::<RawRedirect>()),
+        (".routes.timeouts", keys::<RawRouteTimeouts>()),
         (".services.NAME", keys::<RawService>()),
         (".services.NAME.backends.NAME", keys::<RawBackend>()),
         (".services.NAME.sticky", keys::<RawSticky>()),
+        (".services.NAME.force", keys::<RawForce>()),
+        (".services.NAME.preview", keys::<RawPreview>()),
         (".services.NAME.timeouts", keys::<RawTimeouts>()),
         (".services.NAME.balance", keys::<RawBalance>()),
         (".services.NAME.outlier_detection", keys::<RawOutlierDetection>()),
@@ -139,8 +176,13 @@ fn the_reference_mentions_every_key() {
     assert_eq!(written, known);
 }
 
+/// Where a test of one value stands. It is the same everywhere, so it need be shown whole only once.
+const TESTS: [&str; 6] =
+    [".routes.headers", ".routes.query", ".force.header", ".force.cookie", ".force.query", ".preview.header"];
+
 /// Every key below a value, by its path; names that the user chooses are `NAME`.
 fn collect(path: &str, value: &Value, found: &mut Vec<String>) {
+    let path = if TESTS.iter().any(|test| path.ends_with(test)) { "TEST" } else { path };
     let is_map = path.ends_with("services") || path.ends_with("backends");
     match value {
         Value::Table(table) if is_map => {

@@ -6,17 +6,18 @@ use arc_swap::ArcSwap;
 use siphasher::sip::SipHasher13;
 
 use crate::{
-    config::{self, Config},
+    config::{self, Config, Filters, Lead},
     model::{
         name::{BackendName, ServiceName},
         role::Roles,
         weight::Weight,
     },
     routing::{
+        filter::{self, End},
         members::with_addresses,
-        snapshot::{Backend, BackendId, Endpoint, Service, ServiceId, Snapshot, Topology},
+        snapshot::{Backend, BackendId, Endpoint, RouteId, Service, ServiceId, Snapshot, Topology},
         split::Split,
-        table::Rule,
+        table::{Rule, Target},
     },
 };
 
@@ -41,37 +42,9 @@ impl Publisher {
             }
             services.insert(service.name.clone(), (ServiceId(id), ids));
         }
-        let rules = config.routes.iter().flat_map(|route| {
-            let service = services[&route.service].0;
-            let rule = move |host| Rule { host, path_prefix: route.path_prefix.clone(), service };
-            let hosts: Vec<Option<String>> = match route.hostnames.is_empty() {
-                true => vec![None],
-                false => route.hostnames.iter().cloned().map(Some).collect(),
-            };
-            hosts.into_iter().map(rule)
-        });
-        let of_service = |service: &config::Service| {
-            let config::Service {
-                name,
-                sticky,
-                timeouts,
-                upgrades,
-                policy,
-                roles: _,
-                weight: _,
-                backends: _,
-                rollout: _,
-            } = service;
-            Service {
-                name: name.clone(),
-                sticky: sticky.clone(),
-                timeouts: *timeouts,
-                upgrades: upgrades.clone(),
-                policy: policy.clone(),
-            }
-        };
-        let topology =
-            Topology::new(rules.collect(), config.services.iter().map(of_service).collect(), backends);
+        let routes = compile(&config.routes, |name| services[name].0);
+        let services_of_topology = config.services.iter().map(of_service).collect();
+        let topology = Topology::new(config.paths, routes, services_of_topology, backends);
         let splits = config.services.iter().map(|service| {
             let (_, ids) = &services[&service.name];
             split(ids, &service.roles, service.weight, salt(&service.name, 0))
@@ -114,6 +87,63 @@ impl Publisher {
             }
         });
         changed
+    }
+}
+
+/// Routes as rules, one for each host, and those of them that have filters.
+fn compile(
+    routes: &[config::Route],
+    id: impl Fn(&ServiceName) -> ServiceId,
+) -> (Vec<Rule>, Vec<filter::Route>) {
+    let (mut rules, mut filtered) = (Vec::new(), Vec::new());
+    for config::Route { hostnames, path, conditions, lead, filters } in routes {
+        let target = match lead {
+            Lead::Service(service) if *filters == Filters::default() => Target::Service(id(service)),
+            lead => {
+                let end = match lead {
+                    Lead::Service(service) => End::Service(id(service)),
+                    Lead::Redirect(redirect) => End::Redirect(redirect.clone()),
+                };
+                filtered.push(with_filters(end, filters));
+                Target::Route(RouteId(filtered.len() as u32 - 1))
+            }
+        };
+        let rule = |host| Rule { host, path: path.clone(), conditions: conditions.clone(), target };
+        match hostnames.is_empty() {
+            true => rules.push(rule(None)),
+            false => rules.extend(hostnames.iter().cloned().map(Some).map(rule)),
+        }
+    }
+    (rules, filtered)
+}
+
+fn with_filters(end: End, filters: &Filters) -> filter::Route {
+    let Filters { request, response, hostname, path, timeouts } = filters.clone();
+    filter::Route { end, request, response, hostname, path, timeouts }
+}
+
+fn of_service(service: &config::Service) -> Service {
+    let config::Service {
+        name,
+        sticky,
+        overrides,
+        backend_header,
+        timeouts,
+        upgrades,
+        policy,
+        roles: _,
+        weight: _,
+        backends: _,
+        rollout: _,
+    } = service;
+    Service {
+        name: name.clone(),
+        sticky: sticky.clone(),
+        overrides: overrides.clone().map(Box::new),
+        backend_header: backend_header.clone(),
+        timeouts: *timeouts,
+        upgrades: upgrades.clone(),
+        policy: policy.clone(),
     }
 }
 

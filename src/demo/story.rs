@@ -182,8 +182,9 @@ mod tests {
     use super::*;
     use crate::{
         analysis::{Analysis, ArmTick, Tick, verdict::Decision},
-        config::{Config, diagnostic::render, load},
+        config::{Config, Lead, diagnostic::render, load},
         model::histogram::Histogram,
+        routing::table::PathMatch,
     };
 
     fn config() -> Config {
@@ -203,8 +204,12 @@ mod tests {
         let config = config();
         for story in STORIES {
             assert!(config.services.iter().any(|service| service.name.as_str() == story.service));
-            let route = config.routes.iter().find(|route| story.path.starts_with(&route.path_prefix));
-            assert_eq!(route.unwrap().service.as_str(), story.service);
+            let leads = |route: &&crate::config::Route| match &route.path {
+                PathMatch::Prefix(prefix) => story.path.starts_with(prefix),
+                _ => false,
+            };
+            let route = config.routes.iter().find(leads).unwrap();
+            assert_eq!(route.lead, Lead::Service(story.service.parse().unwrap()));
             assert!(story.what.len() <= 76, "{}", story.what);
         }
     }

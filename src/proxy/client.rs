@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     task::{Context, Poll, Waker},
     time::Duration,
@@ -43,6 +43,8 @@ enum Flush {
 pub struct Client {
     /// Its address as `X-Forwarded-For` says it; made once for all requests of the connection.
     pub(super) forwarded_for: HeaderValue,
+    /// The same as an address.
+    pub(super) address: IpAddr,
     patience: Patience,
     deadline: Deadline,
     exchanges: Cell<u32>,
@@ -67,9 +69,11 @@ impl Client {
     pub fn new(address: SocketAddr, patience: Patience, deadline: Deadline, pulse: Rc<Cell<u64>>) -> Self {
         deadline.arm(patience.header);
         // An IPv4 client of a dual-stack listener is an IPv4 client.
-        let text = address.ip().to_canonical().to_string();
+        let address = address.ip().to_canonical();
+        let text = address.to_string();
         Self {
             forwarded_for: HeaderValue::try_from(text).expect("an address is visible ASCII"),
+            address,
             patience,
             deadline,
             exchanges: Cell::new(0),

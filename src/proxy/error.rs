@@ -11,6 +11,8 @@ use crate::{
 pub enum ProxyError {
     /// HTTP/1.1 wants exactly one `Host`, and it must be readable.
     BadHost,
+    /// A path that two readers could read in two ways.
+    BadPath,
     /// A transfer coding other than `chunked`.
     UnknownTransferCoding,
     /// CONNECT, which only a forward proxy answers.
@@ -21,6 +23,8 @@ pub enum ProxyError {
     RequestTimeout,
     /// No route matched.
     NoRoute,
+    /// The preview was asked for, and no backend is on trial.
+    NoCanary,
     /// The backend has no endpoint.
     NoEndpoint,
     /// None of the backend's endpoints is healthy.
@@ -45,11 +49,14 @@ impl ProxyError {
     /// Under which reason the reply is counted.
     pub fn reason(self) -> LocalReason {
         match self {
-            Self::BadHost | Self::UnknownTransferCoding | Self::ConnectMethod | Self::BrokenBody => {
-                LocalReason::BadRequest
-            }
+            Self::BadHost
+            | Self::BadPath
+            | Self::UnknownTransferCoding
+            | Self::ConnectMethod
+            | Self::BrokenBody => LocalReason::BadRequest,
             Self::RequestTimeout => LocalReason::RequestTimeout,
             Self::NoRoute => LocalReason::NoRoute,
+            Self::NoCanary => LocalReason::NoCanary,
             Self::NoEndpoint => LocalReason::NoEndpoint,
             Self::NoHealthyEndpoint => LocalReason::NoHealthyEndpoint,
             Self::Overflow => LocalReason::UpstreamOverflow,
@@ -78,11 +85,13 @@ impl ProxyError {
     pub fn outcome(self) -> Option<Outcome> {
         match self {
             Self::BadHost
+            | Self::BadPath
             | Self::UnknownTransferCoding
             | Self::ConnectMethod
             | Self::BrokenBody
             | Self::RequestTimeout
             | Self::NoRoute
+            | Self::NoCanary
             | Self::NoEndpoint
             | Self::NoHealthyEndpoint
             | Self::Overflow

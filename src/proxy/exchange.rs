@@ -9,27 +9,26 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response, StatusCode, Version, header, request};
+use http::{Request, Response, StatusCode, Version};
 use hyper::{body::Incoming, client::conn::TrySendError};
 
 use super::{
     attempt::Attempt,
     body::{Progress, Relay, RequestBody, ResponseBody, Upload},
     client::Client,
-    context::{Context, View},
+    context::Context,
     error::ProxyError,
     grpc::{self, CallDeadline},
-    hash_key, headers, over_h2, reply, sticky,
+    hash_key, headers, over_h2,
+    reply::Local,
     upgrade::{self, Offer, Opened},
+    way::Way,
 };
 use crate::{
     clock,
     model::outcome::Outcome,
     net::timers::Deadline,
-    routing::{
-        snapshot::{Protocol, ServiceId, Timeouts},
-        split::Assignment,
-    },
+    routing::snapshot::{Protocol, Timeouts},
     upstream::{
         allowance::{Slot, Turn},
         connect::connect,
@@ -74,17 +73,19 @@ pub fn exchange(
                 Err(error) => Err(error),
             },
             Ok(routed) => send(routed).await,
-            Err(error) => Err(*error),
+            // It is answered already, so this is not looked at.
+            Err(_) => Err(ProxyError::NoRoute),
         };
-        let answered = routed.and_then(|routed| relay(routed, answered));
+        let answered = routed.and_then(|routed| Ok(relay(routed, answered)?));
         let (mut response, last) = match answered {
             Ok((head, relay)) => {
                 let (parts, ()) = head.into_parts();
                 (Response::from_parts(parts, ResponseBody::relay(relay, busy)), false)
             }
-            Err(error) => {
-                context.cells().replied(error.reason());
-                (reply::local(error, is_call, busy), error.is_last())
+            Err(local) => {
+                context.cells().replied(local.reason());
+                let last = local.is_last();
+                (local.into_response(is_call, busy), last)
             }
         };
         if (last || context.is_draining()) && version != Version::HTTP_2 {
@@ -99,7 +100,7 @@ pub(super) struct Routed {
     pub(super) request: Request<RequestBody>,
     pub(super) attempt: Attempt,
     pub(super) wait: Wait,
-    pub(super) cookie: Option<HeaderValue>,
+    pub(super) way: Way,
     /// What its connection may be switched to.
     pub(super) offer: Option<Box<Offer>>,
 }
@@ -110,37 +111,36 @@ fn route(
     client: &Rc<Client>,
     request: Request<Incoming>,
     is_call: bool,
-) -> Result<Routed, ProxyError> {
+) -> Result<Routed, Local> {
     let started = clock::monotonic();
     let (mut parts, body) = request.into_parts();
     headers::check(&parts)?;
-    let view = context.view();
-    let topology = view.snapshot.topology();
-    let path = parts.uri.path();
-    let service = topology.route(headers::authority(&parts)?, path).ok_or(ProxyError::NoRoute)?;
-    let (assignment, cookie) = assign(context, &view, service, &parts);
-    let key = hash_key::find(&topology.service(service).policy, client, &parts);
-    let endpoint = view.backend(assignment.backend).choose(key, started, || context.random())?;
+    let (way, assignment) = Way::find(context, client, &mut parts)?;
+    let view = way.view();
+    let key = hash_key::find(&way.service().policy, client, &parts);
+    let endpoint = view.backend(assignment.backend).choose(key, started, || context.random());
+    let endpoint = endpoint.map_err(ProxyError::from)?;
     let mut attempt = Attempt::begin(view.writer(assignment.backend, assignment.role), endpoint, started);
 
     let version = parts.version;
     let upgrade = headers::prepare_request(&mut parts, client, attempt.endpoint().address());
+    way.change_request(&mut parts).inspect_err(|_| attempt.forget())?;
     let (body, progress) = RequestBody::new(body);
-    let allowed = &topology.service(service).upgrades;
+    let allowed = &way.service().upgrades;
     let offer = if version == Version::HTTP_2 {
         Offer::of_connect(&mut parts, allowed, context, client).inspect_err(|_| attempt.forget())?
     } else {
         let fits = version == Version::HTTP_11 && progress.is_none();
         upgrade.filter(|_| fits).and_then(|offer| Offer::of_upgrade(&parts, offer, allowed, context, client))
     };
-    let timeouts = topology.service(service).timeouts;
+    let timeouts = way.timeouts();
     let call =
         is_call.then(|| CallDeadline::of(&parts.headers, started, timeouts.grpc_max, context.timers()));
     let call = call.flatten().map(Box::new);
     attempt.keep_from(call.as_deref().map(CallDeadline::kept_from));
     let (deadline, switches) = (context.timers().deadline(), offer.is_some());
     let wait = Wait { deadline, timeouts, progress, switches, is_call, call };
-    Ok(Routed { request: Request::from_parts(parts, body), attempt, wait, cookie, offer })
+    Ok(Routed { request: Request::from_parts(parts, body), attempt, wait, way, offer })
 }
 
 /// What has been answered, or why nothing has, once the attempt knows.
@@ -148,7 +148,7 @@ fn relay(
     routed: Routed,
     answered: Result<(Held, Response<Incoming>), ProxyError>,
 ) -> Result<(Response<()>, Relay), ProxyError> {
-    let Routed { request: _, mut attempt, wait, cookie, offer: _ } = routed;
+    let Routed { request: _, mut attempt, wait, mut way, offer: _ } = routed;
     let answered = answered.and_then(|(held, response)| match response.status() {
         // Nobody asked for it.
         StatusCode::SWITCHING_PROTOCOLS => Err(ProxyError::Reset),
@@ -162,9 +162,7 @@ fn relay(
     attempt.answered();
     let (mut head, body) = response.into_parts();
     headers::prepare_response(&mut head);
-    if let Some(cookie) = cookie {
-        head.headers.append(header::SET_COOKIE, cookie);
-    }
+    way.change_response(&mut head.headers);
     let Wait { deadline, timeouts, progress, switches: _, is_call, call } = wait;
     deadline.disarm();
     let upload = progress.map(Upload::new);
@@ -179,27 +177,6 @@ fn relay(
     Ok((Response::from_parts(head, ()), relay))
 }
 
-/// Chooses the backend: by the client's cookie where the service has one, else by chance. A client
-/// that should have a cookie and has none gets one.
-fn assign(
-    context: &Context,
-    view: &View,
-    service: ServiceId,
-    parts: &request::Parts,
-) -> (Assignment, Option<HeaderValue>) {
-    let split = view.snapshot.split(service);
-    let Some(sticky) = &view.snapshot.topology().service(service).sticky else {
-        return (split.by_chance(context.random()), None);
-    };
-    match sticky::find(&parts.headers, sticky) {
-        Some(key) => (split.by_key(key), None),
-        None => {
-            let key = sticky::key(context.random());
-            (split.by_key(&key), sticky::set_cookie(key, sticky))
-        }
-    }
-}
-
 /// Sends a request to an endpoint and waits for the response's head, on a connection that was idle
 /// if there is one, else on a new one.
 ///
@@ -207,7 +184,7 @@ fn assign(
 /// taken. This ends, because idle connections do. Where the backend has all the connections that it may
 /// have, the request waits for one.
 pub(super) async fn send(routed: &mut Routed) -> Result<(Held, Response<Incoming>), ProxyError> {
-    let Routed { request, attempt, wait, cookie: _, offer: _ } = routed;
+    let Routed { request, attempt, wait, way: _, offer: _ } = routed;
     if attempt.endpoint().address().protocol == Protocol::Http2 {
         return Box::pin(over_h2::send(request, attempt, wait)).await;
     }

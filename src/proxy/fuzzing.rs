@@ -4,7 +4,7 @@
 use http::{HeaderMap, HeaderValue, request, response};
 
 use super::{client::Client, error::ProxyError, headers, sticky};
-use crate::routing::snapshot::{Endpoint, Sticky};
+use crate::routing::snapshot::{Endpoint, StickyCookie};
 
 /// What an exchange asks of a request's head before it is routed: the authority to route by.
 ///
@@ -26,11 +26,11 @@ pub fn prepare_response(head: &mut response::Parts) {
 }
 
 /// The number that the client's cookie holds.
-pub fn find_key<'h>(headers: &'h HeaderMap, sticky: &Sticky) -> Option<&'h [u8]> {
+pub fn find_key<'h>(headers: &'h HeaderMap, sticky: &StickyCookie) -> Option<&'h [u8]> {
     sticky::find(headers, sticky)
 }
 
 /// The `Set-Cookie` for a number.
-pub fn set_cookie(random: u64, sticky: &Sticky) -> Option<HeaderValue> {
+pub fn set_cookie(random: u64, sticky: &StickyCookie) -> Option<HeaderValue> {
     sticky::set_cookie(sticky::key(random), sticky)
 }

@@ -6,26 +6,81 @@
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 use super::{body::ResponseBody, client::Busy, error::ProxyError, grpc};
+use crate::telemetry::ledger::LocalReason;
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
-/// The reply to a request that cannot be forwarded, in gRPC's form if the request was a call.
-pub(super) fn local(error: ProxyError, is_call: bool, busy: Busy) -> Response<ResponseBody> {
+/// What Tidegate answers itself.
+#[derive(Debug)]
+pub(super) enum Local {
+    /// The request cannot be forwarded.
+    Error(ProxyError),
+    /// The client is to ask elsewhere.
+    Redirect(StatusCode, HeaderValue),
+}
+
+impl From<ProxyError> for Local {
+    fn from(error: ProxyError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl Local {
+    /// Under which reason it is counted.
+    pub(super) fn reason(&self) -> LocalReason {
+        match self {
+            Self::Error(error) => error.reason(),
+            Self::Redirect(..) => LocalReason::Redirect,
+        }
+    }
+
+    /// Whether the client's connection has to end after it.
+    pub(super) fn is_last(&self) -> bool {
+        match self {
+            Self::Error(error) => error.is_last(),
+            Self::Redirect(..) => false,
+        }
+    }
+
+    /// The reply, in gRPC's form if an error answers a call.
+    pub(super) fn into_response(self, is_call: bool, busy: Busy) -> Response<ResponseBody> {
+        match self {
+            Self::Error(error) => refusal(error, is_call, busy),
+            Self::Redirect(status, location) => {
+                let text = "this is at the address in Location\n";
+                let mut response = plain(status, "tidegate; details=\"redirect\"", text, busy);
+                response.headers_mut().insert(header::LOCATION, location);
+                response
+            }
+        }
+    }
+}
+
+fn refusal(error: ProxyError, is_call: bool, busy: Busy) -> Response<ResponseBody> {
     let (status, proxy_status, text) = wording(error);
-    let body = if is_call { "" } else { text };
-    let mut response = Response::new(ResponseBody::local(body, busy));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert(PROXY_STATUS, HeaderValue::from_static(proxy_status));
+    let mut response = plain(status, proxy_status, if is_call { "" } else { text }, busy);
     if error.is_limit() {
         // It has room again as soon as one request ends.
-        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     if is_call {
         // The text without its status and its end of line, which no field may have.
         grpc::dress(&mut response, text[STATUS_LENGTH..].trim_end());
     }
+    response
+}
+
+fn plain(
+    status: StatusCode,
+    proxy_status: &'static str,
+    text: &'static str,
+    busy: Busy,
+) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::local(text, busy));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(PROXY_STATUS, HeaderValue::from_static(proxy_status));
     response
 }
 
@@ -39,6 +94,11 @@ fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
             StatusCode::BAD_REQUEST,
             "tidegate; error=http_request_error; details=\"host\"",
             "400: the request needs exactly one valid Host\n",
+        ),
+        ProxyError::BadPath => (
+            StatusCode::BAD_REQUEST,
+            "tidegate; error=http_request_error; details=\"path\"",
+            "400: the path can be read in more than one way\n",
         ),
         ProxyError::UnknownTransferCoding => (
             StatusCode::NOT_IMPLEMENTED,
@@ -63,7 +123,12 @@ fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
         ProxyError::NoRoute => (
             StatusCode::NOT_FOUND,
             "tidegate; error=destination_not_found",
-            "404: no route for this host and path\n",
+            "404: no route for this request\n",
+        ),
+        ProxyError::NoCanary => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "tidegate; error=destination_unavailable; details=\"no canary\"",
+            "503: there is no canary to be previewed\n",
         ),
         ProxyError::NoEndpoint => (
             StatusCode::SERVICE_UNAVAILABLE,

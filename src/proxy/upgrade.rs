@@ -150,9 +150,7 @@ pub(super) async fn open(routed: &mut Routed) -> Result<Opened, ProxyError> {
         }
     };
     headers::prepare_response(&mut head);
-    if let Some(cookie) = routed.cookie.take() {
-        head.headers.append(header::SET_COOKIE, cookie);
-    }
+    routed.way.change_response(&mut head.headers);
     let context = Rc::clone(&offer.context);
     let tunnel = Tunnel::new(upstream, routed.attempt.hand_over(), context, routed.wait.timeouts.tunnel);
     answer(*offer, &mut head, client_key, tunnel);

@@ -7,11 +7,17 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use http::{HeaderName, HeaderValue};
+
 use super::{
+    condition::Head,
+    filter::{End, Route},
+    force::Overrides,
     members::{Member, Members, literal},
+    path::PathRules,
     policy::Policy,
     split::Split,
-    table::{Rule, Table},
+    table::{Rule, Table, Target},
 };
 use crate::model::name::{BackendName, ServiceName};
 
@@ -32,6 +38,9 @@ pub enum Protocol {
     /// HTTP/2 without TLS, known to be spoken beforehand (`h2c`).
     Http2,
 }
+/// The place of a route with filters among those of its topology.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouteId(pub u32);
 
 /// One address that serves requests.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -78,12 +87,23 @@ impl Default for Timeouts {
     }
 }
 
-/// Keeps a user on the side that they were first given, by a cookie.
+/// Keeps a user on the side that they were first given: by what they are recognised.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sticky {
-    /// The cookie's name.
-    pub cookie: String,
-    /// How long the cookie lasts (default 24 h).
+pub enum Sticky {
+    /// A cookie that we give them.
+    Cookie(StickyCookie),
+    /// A header field that they bring, such as a user's id. Whoever has none is not recognised.
+    Header(HeaderName),
+    /// Their address; of an IPv6 address the network of 64 bits, because devices change the rest.
+    ClientAddress,
+}
+
+/// A cookie that a user is recognised by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StickyCookie {
+    /// Its name.
+    pub name: String,
+    /// How long it lasts (default 24 h).
     pub max_age: Duration,
 }
 
@@ -94,6 +114,10 @@ pub struct Service {
     pub name: ServiceName,
     /// How clients are recognised, if they are.
     pub sticky: Option<Sticky>,
+    /// What decides the role of some requests, if anything does.
+    pub overrides: Option<Box<Overrides>>,
+    /// The response field that names the backend, if one does.
+    pub backend_header: Option<HeaderName>,
     /// How long its backends may take.
     pub timeouts: Timeouts,
     /// Protocols that a connection may be switched to, in lower case (default `websocket`).
@@ -117,21 +141,56 @@ pub struct Backend {
 #[derive(Debug)]
 pub struct Topology {
     table: Table,
+    paths: PathRules,
+    routes: Box<[Route]>,
     services: Box<[Service]>,
     backends: Box<[Backend]>,
+    /// The backends' names as values of a field.
+    labels: Box<[HeaderValue]>,
 }
 
 impl Topology {
-    /// Compiles the routes over services and backends, whose ids are their places in the lists.
-    pub fn new(rules: Vec<Rule>, services: Vec<Service>, backends: Vec<Backend>) -> Self {
-        let known = |rule: &Rule| (rule.service.0 as usize) < services.len();
-        debug_assert!(rules.iter().all(known), "a route leads to a service that is not there");
-        Self { table: Table::new(rules), services: services.into(), backends: backends.into() }
+    /// Compiles the routes over services and backends, whose ids are their places in the lists; so are
+    /// those of routes with filters.
+    pub fn new(
+        paths: PathRules,
+        (rules, routes): (Vec<Rule>, Vec<Route>),
+        services: Vec<Service>,
+        backends: Vec<Backend>,
+    ) -> Self {
+        let known = |service: ServiceId| (service.0 as usize) < services.len();
+        let leads_somewhere = |rule: &Rule| match rule.target {
+            Target::Service(service) => known(service),
+            Target::Route(route) => routes.get(route.0 as usize).is_some_and(|route| match route.end {
+                End::Service(service) => known(service),
+                End::Redirect(_) => true,
+            }),
+        };
+        debug_assert!(rules.iter().all(leads_somewhere), "a route leads to something that is not there");
+        let label = |backend: &Backend| HeaderValue::from_str(backend.name.as_str()).ok();
+        let labels = backends.iter().map(|backend| label(backend).expect("a name is ASCII")).collect();
+        let (routes, services, backends) = (routes.into(), services.into(), backends.into());
+        Self { table: Table::new(rules), paths, routes, services, backends, labels }
     }
 
-    /// The service for a request, by its authority and its path.
-    pub fn route(&self, authority: &str, path: &str) -> Option<ServiceId> {
-        self.table.find(authority, path)
+    /// What is done to a path before a route is looked for.
+    pub fn paths(&self) -> PathRules {
+        self.paths
+    }
+
+    /// Where a request goes.
+    pub fn find(&self, head: &Head<'_>) -> Option<Target> {
+        self.table.find(head)
+    }
+
+    /// The route with filters with this id.
+    pub fn route(&self, id: RouteId) -> &Route {
+        &self.routes[id.0 as usize]
+    }
+
+    /// A backend's name as the value of a field.
+    pub fn label(&self, id: BackendId) -> &HeaderValue {
+        &self.labels[id.0 as usize]
     }
 
     /// The services; [`ServiceId`] is the index.

@@ -27,6 +27,14 @@ pub enum Reason {
     Weight,
     /// By the weight and a key that the client brought: the same key goes the same way again.
     Sticky,
+    /// A rule on a header.
+    Header,
+    /// A rule on a cookie.
+    Cookie,
+    /// A rule on a query parameter.
+    Query,
+    /// It asked for the preview.
+    Preview,
 }
 
 /// The choice of a backend for one request.
@@ -57,6 +65,15 @@ impl Split {
         self.assign(hasher.finish(), Reason::Sticky)
     }
 
+    /// Assigns a request to a role, whatever the weight. Nothing, if no backend holds the role.
+    pub fn by_role(&self, role: Role, reason: Reason) -> Option<Assignment> {
+        let backend = match role {
+            Role::Stable => self.stable,
+            Role::Canary => self.canary?,
+        };
+        Some(Assignment { backend, role, reason })
+    }
+
     fn assign(&self, uniform: u64, reason: Reason) -> Assignment {
         match self.canary {
             Some(backend) if self.weight.admits(uniform) => {
@@ -82,6 +99,15 @@ mod tests {
     fn a_service_without_canary_is_all_stable() {
         let split = Split { canary: None, ..split(100.0, 0) };
         assert_eq!(split.by_chance(0).backend, BackendId(0));
+    }
+
+    #[test]
+    fn a_forced_role_needs_no_weight_and_a_backend() {
+        let forced = |split: &Split, role| split.by_role(role, Reason::Header).map(|a| (a.backend, a.role));
+        let split = split(0.0, 0);
+        assert_eq!(forced(&split, Role::Canary), Some((BackendId(1), Role::Canary)));
+        assert_eq!(forced(&split, Role::Stable), Some((BackendId(0), Role::Stable)));
+        assert_eq!(forced(&Split { canary: None, ..split }, Role::Canary), None);
     }
 
     #[test]

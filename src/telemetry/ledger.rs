@@ -32,6 +32,10 @@ pub enum LocalReason {
     RequestTimeout,
     /// No route matched.
     NoRoute,
+    /// The route sends clients elsewhere.
+    Redirect,
+    /// The preview was asked for, and there is no canary.
+    NoCanary,
     /// The backend has no endpoint.
     NoEndpoint,
     /// None of the backend's endpoints is healthy.
@@ -54,10 +58,12 @@ pub enum LocalReason {
 
 impl LocalReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::BadRequest,
         Self::RequestTimeout,
         Self::NoRoute,
+        Self::Redirect,
+        Self::NoCanary,
         Self::NoEndpoint,
         Self::NoHealthyEndpoint,
         Self::UpstreamOverflow,
@@ -75,6 +81,8 @@ impl LocalReason {
             Self::BadRequest => "bad_request",
             Self::RequestTimeout => "request_timeout",
             Self::NoRoute => "no_route",
+            Self::Redirect => "redirect",
+            Self::NoCanary => "no_canary",
             Self::NoEndpoint => "no_endpoint",
             Self::NoHealthyEndpoint => "no_healthy_endpoint",
             Self::UpstreamOverflow => "upstream_overflow",

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `admin_api` | the admin API: every route, and every way to be told off by it |
 //! | `balance` | which endpoint of a backend gets a request |
+//! | `assignment` | who decides which version a request gets, before any weight does |
 //! | `cli` | the program as people start it: words, exit codes, signals |
 //! | `combinations` | the same exchanges with HTTP/1.1 and HTTP/2 on either side |
 //! | `config` | what a user is told about each mistake in a configuration |
@@ -11,6 +12,7 @@
 //! | `drain` | how it ends: nobody who behaves is cut off |
 //! | `failures` | what happens when a connection breaks, and who is blamed for it |
 //! | `grpc` | gRPC calls, and what becomes of those that fail |
+//! | `filters` | what a route changes on the way, and where it sends clients |
 //! | `h1` | HTTP/1.1 and 1.0 on both sides: framing, reuse, streaming |
 //! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
 //! | `h2_backends` | connections to HTTP/2 backends: shared, limited, left |
@@ -36,6 +38,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, helpers included")]
 
 mod admin_api;
+mod assignment;
 mod balance;
 mod cli;
 mod combinations;
@@ -43,6 +46,7 @@ mod config;
 mod demo;
 mod drain;
 mod failures;
+mod filters;
 mod grpc;
 mod h1;
 mod h2;

@@ -82,3 +82,37 @@ fn a_service_without_stickiness_sets_no_cookie() {
     let tidegate = Tidegate::start(Web::new(backend.address));
     assert_eq!(tidegate.client().get("/").fields("set-cookie").len(), 0);
 }
+
+#[test]
+fn users_may_be_recognised_by_a_header_of_their_own() {
+    let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
+    let toml = Web::new(stable.address).canary(canary.address).weight(50.0).workers(2);
+    let tidegate = Tidegate::start(toml.table("sticky", "header = 'x-user-id'"));
+    let ask = |user: &str| {
+        let mut client = tidegate.client();
+        client.send(format!("GET / HTTP/1.1\r\nHost: x\r\nX-User-Id: {user}\r\n\r\n"));
+        client.response()
+    };
+    let first: Vec<_> = (0..40).map(|user| ask(&user.to_string()).text()).collect();
+    for (user, first) in first.iter().enumerate() {
+        let again = ask(&user.to_string());
+        assert_eq!((&again.text(), again.fields("set-cookie").len()), (first, 0));
+    }
+    // Which side a number is on follows from the service's name, so this is the same in every run.
+    assert!(first.iter().any(|side| side == "v1") && first.iter().any(|side| side == "v2"));
+    tidegate.set_weight(100.0);
+    assert!((0..40).all(|user| ask(&user.to_string()).text() == "v2"));
+    tidegate.set_weight(0.0);
+    assert!((0..40).all(|user| ask(&user.to_string()).text() == "v1"), "weight 0 evicts everybody");
+}
+
+#[test]
+fn users_may_be_recognised_by_their_address() {
+    let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
+    let toml = Web::new(stable.address).canary(canary.address).weight(50.0).workers(2);
+    let tidegate = Tidegate::start(toml.table("sticky", "client_address = true"));
+    let first = tidegate.client().get("/").text();
+    for _ in 0..40 {
+        assert_eq!(tidegate.client().get("/").text(), first);
+    }
+}

@@ -1,0 +1,153 @@
+//! A request's way from its head to a backend: the normal form of its path, its route, its backend,
+//! and what the route changes in it and in its response.
+
+use std::rc::Rc;
+
+use http::{HeaderMap, HeaderValue, Uri, header, request, uri::PathAndQuery};
+
+use super::{
+    assign::assign,
+    client::Client,
+    context::{Context, View},
+    error::ProxyError,
+    headers,
+    reply::Local,
+};
+use crate::routing::{
+    condition::Head,
+    filter::{End, Redirect, Route},
+    path::{Normalized, PathRules},
+    snapshot::{RouteId, Service, ServiceId, Timeouts},
+    split::Assignment,
+    table::Target,
+};
+
+/// Where a request goes, and what changes for it on the way.
+#[derive(Debug)]
+pub(super) struct Way {
+    view: Rc<View>,
+    service: ServiceId,
+    assignment: Assignment,
+    /// The route, if it has filters.
+    route: Option<RouteId>,
+    /// What the client is to remember.
+    cookie: Option<HeaderValue>,
+}
+
+impl Way {
+    /// Finds a request's way. Its path is in normal form afterwards.
+    ///
+    /// # Errors
+    /// When it leads to no backend: the reply instead.
+    pub(super) fn find(
+        context: &Context,
+        client: &Client,
+        parts: &mut request::Parts,
+    ) -> Result<(Self, Assignment), Local> {
+        let view = context.view();
+        let topology = view.snapshot.topology();
+        normalize(&mut parts.uri, topology.paths())?;
+        let (uri, method) = (&parts.uri, &parts.method);
+        let head = Head {
+            authority: headers::authority(parts)?,
+            path: uri.path(),
+            query: uri.query(),
+            method,
+            headers: &parts.headers,
+        };
+        let (service, route) = match topology.find(&head).ok_or(ProxyError::NoRoute)? {
+            Target::Service(service) => (service, None),
+            Target::Route(id) => match &topology.route(id).end {
+                End::Service(service) => (*service, Some(id)),
+                End::Redirect(redirect) => return Err(send_elsewhere(redirect, &head)),
+            },
+        };
+        let (assignment, cookie) = assign(context, client, &view, service, &head)?;
+        Ok((Self { view, service, assignment, route, cookie }, assignment))
+    }
+
+    /// The snapshot by which it was found, and what the worker has for it.
+    pub(super) fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The service that it leads to.
+    pub(super) fn service(&self) -> &Service {
+        self.view.snapshot.topology().service(self.service)
+    }
+
+    fn route(&self) -> Option<&Route> {
+        self.route.map(|id| self.view.snapshot.topology().route(id))
+    }
+
+    /// How long the backend may take.
+    pub(super) fn timeouts(&self) -> Timeouts {
+        let timeouts = self.service().timeouts;
+        self.route().map_or(timeouts, |route| route.timeouts.over(timeouts))
+    }
+
+    /// Makes the route's changes to a request that is ready to be sent otherwise.
+    ///
+    /// # Errors
+    /// When what comes out is no target; the configuration does not let that happen.
+    pub(super) fn change_request(&self, parts: &mut request::Parts) -> Result<(), ProxyError> {
+        let Some(route) = self.route() else { return Ok(()) };
+        if let Some(rewrite) = &route.path {
+            let target = rewrite.apply(parts.uri.path(), parts.uri.query());
+            set_target(&mut parts.uri, target)?;
+        }
+        // `X-Forwarded-Host` keeps the one that the client asked for.
+        if let Some(hostname) = &route.hostname {
+            parts.headers.insert(header::HOST, hostname.clone());
+        }
+        route.request.apply(&mut parts.headers);
+        Ok(())
+    }
+
+    /// Makes the route's changes to a response, and adds what the service adds.
+    pub(super) fn change_response(&mut self, headers: &mut HeaderMap) {
+        if let Some(route) = self.route() {
+            route.response.apply(headers);
+        }
+        let topology = self.view.snapshot.topology();
+        if let Some(name) = &self.service().backend_header {
+            headers.insert(name, topology.label(self.assignment.backend).clone());
+        }
+        if let Some(cookie) = self.cookie.take() {
+            headers.append(header::SET_COOKIE, cookie);
+        }
+    }
+}
+
+/// Brings the path into its normal form.
+fn normalize(uri: &mut Uri, rules: PathRules) -> Result<(), Local> {
+    let (path, redirected) = match rules.apply(uri.path()).map_err(|_| ProxyError::BadPath)? {
+        Normalized::Forward(std::borrow::Cow::Borrowed(_)) => return Ok(()),
+        Normalized::Forward(std::borrow::Cow::Owned(path)) => (path, false),
+        Normalized::Redirect(path) => (path, true),
+    };
+    if redirected {
+        let location = Redirect::NOWHERE_ELSE.location("", &path, uri.query());
+        let location = location.ok_or(ProxyError::BadPath)?;
+        return Err(Local::Redirect(Redirect::NOWHERE_ELSE.status, location));
+    }
+    let target = match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path,
+    };
+    Ok(set_target(uri, target)?)
+}
+
+fn set_target(uri: &mut Uri, target: String) -> Result<(), ProxyError> {
+    let mut parts = std::mem::take(uri).into_parts();
+    parts.path_and_query = Some(PathAndQuery::try_from(target).map_err(|_| ProxyError::BadPath)?);
+    *uri = Uri::from_parts(parts).map_err(|_| ProxyError::BadPath)?;
+    Ok(())
+}
+
+fn send_elsewhere(redirect: &Redirect, head: &Head<'_>) -> Local {
+    match redirect.location(head.authority, head.path, head.query) {
+        Some(location) => Local::Redirect(redirect.status, location),
+        None => ProxyError::BadHost.into(),
+    }
+}
