@@ -8,9 +8,12 @@ mod address;
 mod admin;
 mod analysis;
 mod backend;
+mod backend_tls;
 mod document;
+mod files;
 mod host;
 mod listener;
+mod proxy_protocol;
 mod report;
 mod rollout;
 mod route;
@@ -20,6 +23,7 @@ mod sticky;
 mod structure;
 mod suggest;
 mod timeouts;
+mod tls;
 mod written;
 
 #[cfg(test)]
@@ -27,7 +31,13 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
+use std::{
+    net::SocketAddr,
+    num::{NonZeroU16, NonZeroUsize},
+    time::Duration,
+};
+
+use ipnet::IpNet;
 
 use crate::{
     analysis::settings::Settings,
@@ -38,6 +48,7 @@ use crate::{
     },
     rollout::plan::Plan,
     routing::snapshot::{Endpoint, Sticky, Timeouts},
+    tls::{client, server},
 };
 
 /// A whole configuration.
@@ -66,6 +77,30 @@ pub struct Listener {
     pub header_timeout: Duration,
     /// Longest time that a connection may be idle between requests (default 75 s).
     pub idle_timeout: Duration,
+    /// How it speaks TLS, if it does.
+    pub tls: Option<ListenerTls>,
+    /// Who says whose connections it passes on, if anybody does.
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// If it only sends clients to HTTPS: the port that they are sent to.
+    pub redirect_to_https: Option<NonZeroU16>,
+}
+
+/// How a listener speaks TLS.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ListenerTls {
+    /// Certificates, versions, and what clients have to show.
+    pub settings: server::Settings,
+    /// Longest time that a handshake may take (default 10 s).
+    pub handshake_timeout: Duration,
+}
+
+/// Who says, in the PROXY protocol, whose connections it passes on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProxyProtocol {
+    /// Those who must say it; nobody else may.
+    pub from: Vec<IpNet>,
+    /// Longest time that they may take over it (default 5 s).
+    pub timeout: Duration,
 }
 
 /// Where people, pipelines and Prometheus come in.
@@ -123,6 +158,8 @@ pub struct Backend {
     pub name: BackendName,
     /// Its endpoints; at least one.
     pub endpoints: Vec<Endpoint>,
+    /// How they speak TLS, if they do.
+    pub tls: Option<client::Settings>,
 }
 
 /// How a rollout goes.

@@ -4,3 +4,4 @@ pub mod listen;
 pub mod proxy_protocol;
 pub mod socket;
 pub mod timers;
+pub mod tls;

@@ -10,5 +10,6 @@ pub mod exchange;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod headers;
+pub mod redirect;
 pub mod reply;
 pub mod sticky;

@@ -17,6 +17,7 @@ use crate::{
         split::Split,
         table::Rule,
     },
+    tls::{client::CannotConnect, reload::Keeper},
 };
 
 /// Publishes snapshots to the workers.
@@ -28,15 +29,19 @@ pub struct Publisher {
 
 impl Publisher {
     /// Compiles a configuration into the first snapshot.
-    pub fn new(config: &Config) -> Self {
+    ///
+    /// # Errors
+    /// When it is not possible to speak TLS to a backend as it should be.
+    pub fn new(config: &Config, keeper: &mut Keeper) -> Result<Self, CannotConnect> {
         let mut backends = Vec::new();
         let mut services = HashMap::new();
         for (service, id) in config.services.iter().zip(0..) {
             let mut ids = HashMap::new();
-            for config::Backend { name, endpoints } in &service.backends {
+            for config::Backend { name, endpoints, tls } in &service.backends {
                 ids.insert(name.clone(), BackendId(backends.len() as u32));
                 let endpoints = endpoints.clone();
-                backends.push(Backend { service: ServiceId(id), name: name.clone(), endpoints });
+                let tls = tls.as_ref().map(|settings| keeper.connector(settings)).transpose()?;
+                backends.push(Backend { service: ServiceId(id), name: name.clone(), endpoints, tls });
             }
             services.insert(service.name.clone(), (ServiceId(id), ids));
         }
@@ -61,7 +66,7 @@ impl Publisher {
             split(ids, &service.roles, service.weight, salt(&service.name, 0))
         });
         let snapshot = Snapshot::new(Arc::new(topology), splits.collect());
-        Self { snapshots: Arc::new(ArcSwap::from_pointee(snapshot)), services }
+        Ok(Self { snapshots: Arc::new(ArcSwap::from_pointee(snapshot)), services })
     }
 
     /// Where workers read.

@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     rc::Rc,
     task::{Context, Poll, Waker},
     time::Duration,
@@ -41,7 +41,8 @@ enum Flush {
 #[derive(Debug)]
 pub struct Client {
     /// Its address as `X-Forwarded-For` says it; made once for all requests of the connection.
-    pub(super) forwarded_for: HeaderValue,
+    forwarded_for: RefCell<HeaderValue>,
+    secure: Cell<bool>,
     patience: Patience,
     deadline: Deadline,
     exchanges: Cell<u32>,
@@ -62,10 +63,9 @@ impl Client {
     /// `pulse` is counted up whenever it gets something done.
     pub fn new(address: SocketAddr, patience: Patience, deadline: Deadline, pulse: Rc<Cell<u64>>) -> Self {
         deadline.arm(patience.header);
-        // An IPv4 client of a dual-stack listener is an IPv4 client.
-        let text = address.ip().to_canonical().to_string();
         Self {
-            forwarded_for: HeaderValue::try_from(text).expect("an address is visible ASCII"),
+            forwarded_for: RefCell::new(forwarded_for(address.ip())),
+            secure: Cell::new(false),
             patience,
             deadline,
             exchanges: Cell::new(0),
@@ -78,6 +78,36 @@ impl Client {
             pulse,
             waker: RefCell::new(None),
         }
+    }
+
+    /// Somebody in front has said what its address is.
+    pub fn set_address(&self, address: IpAddr) {
+        self.forwarded_for.replace(forwarded_for(address));
+    }
+
+    /// Its address as `X-Forwarded-For` says it.
+    pub(super) fn forwarded_for(&self) -> HeaderValue {
+        self.forwarded_for.borrow().clone()
+    }
+
+    /// The connection speaks TLS.
+    pub fn set_secure(&self) {
+        self.secure.set(true);
+    }
+
+    /// Whether the connection speaks TLS.
+    pub fn is_secure(&self) -> bool {
+        self.secure.get()
+    }
+
+    /// Gives it this long for what stands before its first request.
+    pub fn allow(&self, time: Duration) {
+        self.deadline.arm(if self.is_closing() { time.min(LAST_CALL) } else { time });
+    }
+
+    /// What stands before its first request is over: that request's head is awaited.
+    pub fn expect_head(&self) {
+        self.allow(self.patience.header);
     }
 
     /// The connection speaks HTTP/2, where bytes may come that belong to no request.
@@ -203,6 +233,11 @@ impl Client {
     pub fn is_closing(&self) -> bool {
         self.closing.get()
     }
+}
+
+fn forwarded_for(address: IpAddr) -> HeaderValue {
+    // An IPv4 client of a dual-stack listener is an IPv4 client.
+    HeaderValue::try_from(address.to_canonical().to_string()).expect("an address is visible ASCII")
 }
 
 /// An exchange is on while this lives.

@@ -20,6 +20,7 @@ use crate::{
         cells::Writer,
         ledger::{Hub, Key, Ledger, WorkerCells},
     },
+    tls::client::Connector,
     upstream,
 };
 
@@ -150,16 +151,21 @@ fn keys(topology: &Topology) -> Arc<[Key]> {
     topology.backends().iter().map(key).collect()
 }
 
-/// Each backend's endpoints; those that were there before keep their connections.
+/// Each backend's endpoints; those that were there before keep their connections. Whose certificate is
+/// verified in another way is another endpoint.
 fn endpoints(topology: &Topology, before: Option<&View>) -> Rc<[Vec<Rc<Endpoint>>]> {
-    let mut known: HashMap<Address, Rc<Endpoint>> = before
+    let way = |address: &Address, tls: Option<&Arc<Connector>>| {
+        (address.clone(), tls.map(|connector| connector.settings().clone()))
+    };
+    let mut known: HashMap<_, Rc<Endpoint>> = before
         .into_iter()
         .flat_map(|view| view.endpoints.iter().flatten())
-        .map(|endpoint| (endpoint.address().clone(), Rc::clone(endpoint)))
+        .map(|endpoint| (way(endpoint.address(), endpoint.tls()), Rc::clone(endpoint)))
         .collect();
-    let mut one = |address: &Address| {
-        let new = || Rc::new(Endpoint::new(address.clone()));
-        Rc::clone(known.entry(address.clone()).or_insert_with(new))
+    let mut one = |address: &Address, tls: &Option<Arc<Connector>>| {
+        let new = || Rc::new(Endpoint::new(address.clone(), tls.clone()));
+        Rc::clone(known.entry(way(address, tls.as_ref())).or_insert_with(new))
     };
-    topology.backends().iter().map(|b| b.endpoints.iter().map(&mut one).collect()).collect()
+    let backends = topology.backends().iter();
+    backends.map(|b| b.endpoints.iter().map(|address| one(address, &b.tls)).collect()).collect()
 }

@@ -27,6 +27,10 @@ pub enum ProxyError {
     ResponseTimeout,
     /// The connection broke before the response began, or what came was not HTTP.
     Reset,
+    /// The endpoint speaks no TLS that we do.
+    TlsProtocol,
+    /// The endpoint's certificate is not to be believed.
+    TlsCertificate,
 }
 
 impl ProxyError {
@@ -43,6 +47,8 @@ impl ProxyError {
             Self::ConnectTimeout => LocalReason::ConnectTimeout,
             Self::ResponseTimeout => LocalReason::ResponseTimeout,
             Self::Reset => LocalReason::Reset,
+            Self::TlsProtocol => LocalReason::TlsProtocolError,
+            Self::TlsCertificate => LocalReason::TlsCertificateError,
         }
     }
 
@@ -62,7 +68,9 @@ impl ProxyError {
             | Self::RequestTimeout
             | Self::NoRoute
             | Self::NoEndpoint => None,
-            Self::ConnectFailure | Self::ConnectTimeout => Some(Outcome::ConnectFailure),
+            Self::ConnectFailure | Self::ConnectTimeout | Self::TlsProtocol | Self::TlsCertificate => {
+                Some(Outcome::ConnectFailure)
+            }
             Self::ResponseTimeout => Some(Outcome::Timeout),
             Self::Reset => Some(Outcome::Reset),
         }
@@ -74,6 +82,8 @@ impl From<&ConnectError> for ProxyError {
         match error {
             ConnectError::Resolve { .. } | ConnectError::Tcp(_) => Self::ConnectFailure,
             ConnectError::TimedOut(_) => Self::ConnectTimeout,
+            ConnectError::Tls(_) => Self::TlsProtocol,
+            ConnectError::Certificate(_) => Self::TlsCertificate,
         }
     }
 }

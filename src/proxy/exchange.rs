@@ -183,7 +183,8 @@ async fn send(routed: &mut Routed) -> Result<(Upstream, Response<Incoming>), Pro
 }
 
 async fn open(attempt: &Attempt, timeout: Duration) -> Result<Upstream, ProxyError> {
-    let connected = connect(attempt.endpoint().address(), timeout).await;
+    let endpoint = attempt.endpoint();
+    let connected = connect(endpoint.address(), endpoint.tls().map(|tls| &**tls), timeout).await;
     let stream = connected.map_err(|error| {
         attempt.connect_failed();
         tracing::debug!(endpoint = %attempt.endpoint().address(), ?error, "no connection");

@@ -19,6 +19,7 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const VIA_1_1: HeaderValue = HeaderValue::from_static("1.1 tidegate");
 const VIA_2: HeaderValue = HeaderValue::from_static("2 tidegate");
 const HTTP: HeaderValue = HeaderValue::from_static("http");
+const HTTPS: HeaderValue = HeaderValue::from_static("https");
 
 /// The host (with port, if given) that a request is for: the target's own, else the one `Host`.
 ///
@@ -84,8 +85,8 @@ pub(super) fn prepare_request(parts: &mut request::Parts, client: &Client, endpo
     }
     let headers = &mut parts.headers;
     strip(headers, OURS.len());
-    headers.insert(X_FORWARDED_FOR, client.forwarded_for.clone());
-    headers.insert(X_FORWARDED_PROTO, HTTP);
+    headers.insert(X_FORWARDED_FOR, client.forwarded_for());
+    headers.insert(X_FORWARDED_PROTO, if client.is_secure() { HTTPS } else { HTTP });
     if let Some(host) = headers.get(header::HOST).cloned() {
         headers.insert(X_FORWARDED_HOST, host);
     }

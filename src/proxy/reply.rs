@@ -78,5 +78,15 @@ fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
             "tidegate; error=connection_terminated",
             "502: the backend broke the connection\n",
         ),
+        ProxyError::TlsProtocol => (
+            StatusCode::BAD_GATEWAY,
+            "tidegate; error=tls_protocol_error",
+            "502: the backend speaks no TLS that is understood\n",
+        ),
+        ProxyError::TlsCertificate => (
+            StatusCode::BAD_GATEWAY,
+            "tidegate; error=tls_certificate_error",
+            "502: the backend's certificate is not valid\n",
+        ),
     }
 }

@@ -11,7 +11,10 @@ use super::{
     split::Split,
     table::{Rule, Table},
 };
-use crate::model::name::{BackendName, ServiceName};
+use crate::{
+    model::name::{BackendName, ServiceName},
+    tls::client::Connector,
+};
 
 /// A service's place in its topology.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,6 +90,8 @@ pub struct Backend {
     pub name: BackendName,
     /// Where it can be reached.
     pub endpoints: Vec<Endpoint>,
+    /// How it speaks TLS, if it does: a handle that is only passed on here.
+    pub tls: Option<Arc<Connector>>,
 }
 
 /// What changes only with the configuration.

@@ -1,10 +1,16 @@
-//! Making a connection to an endpoint.
+//! Making a connection to an endpoint, with TLS where it wants that.
 
 use std::{io, net::IpAddr, time::Duration};
 
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
-use crate::routing::snapshot::Endpoint;
+use crate::{
+    net::{socket::Socket, tls::Transport},
+    routing::snapshot::Endpoint,
+    tls::client::Connector,
+};
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -24,17 +30,51 @@ pub enum ConnectError {
     /// Nobody took it in time.
     #[error("no connection within {}", crate::model::units::format_duration(*.0))]
     TimedOut(Duration),
+    /// It speaks no TLS that we do.
+    #[error("no TLS")]
+    Tls(#[source] io::Error),
+    /// Its certificate is not to be believed.
+    #[error("the certificate is not valid")]
+    Certificate(#[source] io::Error),
 }
 
-/// Connects to an endpoint; a name is resolved anew each time.
+/// Connects to an endpoint, with TLS if there is a connector for it; a name is resolved anew each time.
 ///
 /// # Errors
-/// When the name has no address, nobody takes the connection, or not within `timeout`.
-pub async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<TcpStream, ConnectError> {
-    let stream = tokio::time::timeout(timeout, dial(endpoint)).await;
-    let stream = stream.unwrap_or(Err(ConnectError::TimedOut(timeout)))?;
-    stream.set_nodelay(true).map_err(ConnectError::Tcp)?;
-    Ok(stream)
+/// When the name has no address, nobody takes the connection, the handshake fails, or all of it
+/// takes longer than `timeout`.
+pub async fn connect(
+    endpoint: &Endpoint,
+    tls: Option<&Connector>,
+    timeout: Duration,
+) -> Result<Transport, ConnectError> {
+    let connected = tokio::time::timeout(timeout, async {
+        let stream = dial(endpoint).await?;
+        stream.set_nodelay(true).map_err(ConnectError::Tcp)?;
+        let socket = Socket::new(stream);
+        match tls {
+            None => Ok(Transport::Plain(socket)),
+            Some(connector) => shake_hands(connector, endpoint, socket).await,
+        }
+    });
+    connected.await.unwrap_or(Err(ConnectError::TimedOut(timeout)))
+}
+
+async fn shake_hands(
+    connector: &Connector,
+    endpoint: &Endpoint,
+    socket: Socket,
+) -> Result<Transport, ConnectError> {
+    let name: Option<ServerName<'static>> = connector.server_name(&endpoint.host);
+    let name = name.ok_or_else(|| ConnectError::Tls(io::ErrorKind::InvalidInput.into()))?;
+    let handshake = TlsConnector::from(connector.config()).connect(name, socket);
+    match handshake.await {
+        Ok(stream) => Ok(Transport::tls(stream)),
+        Err(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::InvalidCertificate(_)) => Err(ConnectError::Certificate(error)),
+            _ => Err(ConnectError::Tls(error)),
+        },
+    }
 }
 
 async fn dial(endpoint: &Endpoint) -> Result<TcpStream, ConnectError> {

@@ -27,9 +27,8 @@ use hyper::{
     client::conn::{TrySendError, http1},
 };
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
-use crate::net::socket::Socket;
+use crate::net::tls::Transport;
 
 /// Bytes that one connection may hold of a response (its head included), and as many of a request.
 /// More would not make large responses cheaper: from 32 to 400 KiB, a megabyte costs the same within
@@ -54,7 +53,7 @@ impl Wake for Watcher {
 #[derive(Debug)]
 pub struct Connection<B: Body + 'static> {
     sender: http1::SendRequest<B>,
-    driver: Option<http1::Connection<TokioIo<Socket>, B>>,
+    driver: Option<http1::Connection<TokioIo<Transport>, B>>,
     watcher: Arc<Watcher>,
     /// Wakes the watcher.
     waker: Waker,
@@ -68,15 +67,13 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// Prepares a fresh TCP connection for HTTP/1.1; nothing is sent yet.
+    /// Prepares a fresh connection for HTTP/1.1; nothing is sent yet.
     ///
     /// # Errors
     /// Never on a fresh connection; the signature is hyper's.
-    pub async fn new(stream: TcpStream) -> hyper::Result<Self> {
-        let (sender, driver) = http1::Builder::new()
-            .max_buf_size(MAX_BUFFER)
-            .handshake(TokioIo::new(Socket::new(stream)))
-            .await?;
+    pub async fn new(transport: Transport) -> hyper::Result<Self> {
+        let (sender, driver) =
+            http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(TokioIo::new(transport)).await?;
         let watcher = Arc::<Watcher>::default();
         let waker = Waker::from(Arc::clone(&watcher));
         Ok(Self { sender, driver: Some(driver), watcher, waker, idle_since: None })

@@ -2,13 +2,14 @@
 
 use std::{
     cell::{Cell, RefCell},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use http_body::Body;
 
 use super::connection::Connection;
-use crate::routing::snapshot::Endpoint as Address;
+use crate::{routing::snapshot::Endpoint as Address, tls::client::Connector};
 
 /// Idle connections that one worker keeps to one endpoint.
 const MAX_IDLE: usize = 256;
@@ -21,6 +22,7 @@ pub const MAX_IDLE_TIME: Duration = Duration::from_secs(4);
 #[derive(Debug)]
 pub struct Endpoint<B: Body + 'static> {
     address: Address,
+    tls: Option<Arc<Connector>>,
     /// The last one put back is the first one taken: the rest grow old and are closed.
     #[expect(clippy::vec_box, reason = "connections are large and go in and out with every request")]
     idle: RefCell<Vec<Box<Connection<B>>>>,
@@ -34,14 +36,19 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// An endpoint without connections.
-    pub fn new(address: Address) -> Self {
-        Self { address, idle: RefCell::default(), in_flight: Cell::new(0), refused: Cell::new(false) }
+    /// An endpoint without connections. They will speak TLS if there is a connector.
+    pub fn new(address: Address, tls: Option<Arc<Connector>>) -> Self {
+        Self { address, tls, idle: RefCell::default(), in_flight: Cell::new(0), refused: Cell::new(false) }
     }
 
     /// Where it is.
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// How it speaks TLS, if it does.
+    pub fn tls(&self) -> Option<&Arc<Connector>> {
+        self.tls.as_ref()
     }
 
     /// Takes an idle connection, if there is one.

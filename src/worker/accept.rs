@@ -11,6 +11,7 @@ use super::{
     connection::serve,
     drain::{Registry, Stage},
     flush::Flusher,
+    handshake::{self, Accepted, Entrance},
     stream::Stream,
 };
 use crate::{
@@ -32,6 +33,7 @@ pub(super) async fn accept(
     flusher: Rc<Flusher>,
     listener: TcpListener,
     patience: Patience,
+    entrance: Rc<Entrance>,
     mut stage: watch::Receiver<Stage>,
 ) {
     let admit = |socket, address| {
@@ -39,8 +41,14 @@ pub(super) async fn accept(
         let client = Rc::new(Client::new(address, patience, context.timers().deadline(), pulse));
         // Here and not in the task, so that a worker never looks empty with connections yet to start.
         let registered = registry.enter(&client, &context);
-        let stream = Stream::new(socket, Rc::clone(&client), Rc::clone(&flusher));
-        tokio::task::spawn_local(serve(Rc::clone(&context), client, registered, stream));
+        let (context, flusher) = (Rc::clone(&context), Rc::clone(&flusher));
+        if entrance.is_open() {
+            let stream = Stream::new(socket, Rc::clone(&client), flusher);
+            tokio::task::spawn_local(serve(None, context, client, registered, stream));
+        } else {
+            let accepted = Accepted { socket, address, client, registered };
+            tokio::task::spawn_local(handshake::serve(Rc::clone(&entrance), context, flusher, accepted));
+        }
     };
     let mut failing = false;
     loop {

@@ -1,16 +1,20 @@
 //! Serving one client connection, HTTP/1.1 or HTTP/2, to its end.
 
 use std::{
+    convert::Infallible,
     future::poll_fn,
+    num::NonZeroU16,
     pin::{Pin, pin},
     rc::Rc,
     task::Poll,
 };
 
+use http::{Request, Response};
 use hyper::{
+    body::Incoming,
     rt::Executor,
     server::conn::{http1, http2},
-    service::service_fn,
+    service::{Service, service_fn},
 };
 use hyper_util::rt::TokioIo;
 
@@ -18,7 +22,7 @@ use super::{
     drain::Registered,
     stream::{Protocol, Stream},
 };
-use crate::proxy::{client::Client, context::Context, exchange::exchange};
+use crate::proxy::{body::ResponseBody, client::Client, context::Context, exchange::exchange, redirect};
 
 /// Bytes that one HTTP/1.1 connection may hold of a request (its head included), and as many of a
 /// response.
@@ -35,17 +39,50 @@ const MAX_SEND_BUFFER: usize = 64 * 1024;
 const MAX_HEADER_LIST: u32 = 32 * 1024;
 
 /// Serves a connection until it ends: closed by the client, idle for too long, or drained.
+/// `known` is what the client speaks, if it has been agreed on already.
 pub(super) async fn serve(
+    known: Option<Protocol>,
     context: Rc<Context>,
     client: Rc<Client>,
     _registered: Registered,
     mut stream: Stream,
 ) {
-    let Some(protocol) = stream.detect().await else { return };
+    let protocol = match known {
+        Some(protocol) => protocol,
+        None => match stream.detect().await {
+            Some(protocol) => protocol,
+            None => return,
+        },
+    };
     let service = {
         let client = Rc::clone(&client);
         service_fn(move |request| exchange(Rc::clone(&context), &client, request))
     };
+    run(protocol, stream, service, &client).await;
+}
+
+/// Serves a connection whose client is only sent to HTTPS, on this port.
+pub(super) async fn redirect(
+    context: Rc<Context>,
+    client: Rc<Client>,
+    _registered: Registered,
+    mut stream: Stream,
+    port: NonZeroU16,
+) {
+    let Some(protocol) = stream.detect().await else { return };
+    let service = {
+        let client = Rc::clone(&client);
+        service_fn(move |request| redirect::redirect(&context, &client, request, port))
+    };
+    run(protocol, stream, service, &client).await;
+}
+
+/// Lets hyper call a service for each request of a connection.
+async fn run<S>(protocol: Protocol, stream: Stream, service: S, client: &Client)
+where
+    S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
+    S::Future: 'static,
+{
     let io = TokioIo::new(stream);
     match protocol {
         Protocol::Http1 => {
@@ -54,7 +91,7 @@ pub(super) async fn serve(
                 .header_read_timeout(None)
                 .max_buf_size(MAX_BUFFER)
                 .serve_connection(io, service);
-            drive(pin!(connection), |connection| connection.graceful_shutdown(), &client).await;
+            drive(pin!(connection), |connection| connection.graceful_shutdown(), client).await;
         }
         Protocol::Http2 => {
             client.set_multiplexed();
@@ -65,7 +102,7 @@ pub(super) async fn serve(
                 .max_send_buf_size(MAX_SEND_BUFFER)
                 .max_header_list_size(MAX_HEADER_LIST)
                 .serve_connection(io, service);
-            drive(pin!(connection), |connection| connection.graceful_shutdown(), &client).await;
+            drive(pin!(connection), |connection| connection.graceful_shutdown(), client).await;
         }
     }
 }

@@ -19,6 +19,7 @@ use super::{
     accept::accept,
     drain::{Registry, Stage},
     flush::Flusher,
+    handshake::Entrance,
 };
 use crate::{
     proxy::{client::Patience, context::Context},
@@ -36,6 +37,8 @@ pub struct Listening {
     pub sockets: Vec<TcpListener>,
     /// How long its clients may take.
     pub patience: Patience,
+    /// What they meet before their first request.
+    pub entrance: Entrance,
 }
 
 /// Running workers.
@@ -67,11 +70,12 @@ impl Workers {
     ) -> io::Result<Self> {
         let (stage, _) = watch::channel(Stage::Serving);
         let (sign_off, ended) = mpsc::channel(count.max(1));
-        let mut by_worker: Vec<Vec<(TcpListener, Patience)>> = (0..count).map(|_| Vec::new()).collect();
-        for Listening { sockets, patience } in listening {
+        let mut by_worker: Vec<Vec<(TcpListener, Patience, Entrance)>> =
+            (0..count).map(|_| Vec::new()).collect();
+        for Listening { sockets, patience, entrance } in listening {
             assert!(sockets.len() >= count, "one socket for each worker");
             for (worker, socket) in by_worker.iter_mut().zip(sockets) {
-                worker.push((socket, patience));
+                worker.push((socket, patience, entrance.clone()));
             }
         }
         let mut threads = Vec::new();
@@ -152,7 +156,7 @@ fn seed() -> u64 {
 /// A worker's life.
 async fn run(
     context: Rc<Context>,
-    listeners: Vec<(TcpListener, Patience)>,
+    listeners: Vec<(TcpListener, Patience, Entrance)>,
     mut stage: watch::Receiver<Stage>,
 ) {
     let timers = Rc::clone(context.timers());
@@ -163,7 +167,7 @@ async fn run(
     let flushing = Rc::clone(&flusher);
     tokio::task::spawn_local(async move { flushing.run().await });
     let mut accepting = Vec::new();
-    for (listener, patience) in listeners {
+    for (listener, patience, entrance) in listeners {
         match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => accepting.push(tokio::task::spawn_local(accept(
                 Rc::clone(&context),
@@ -171,6 +175,7 @@ async fn run(
                 Rc::clone(&flusher),
                 listener,
                 patience,
+                Rc::new(entrance),
                 stage.clone(),
             ))),
             Err(error) => tracing::error!(%error, "a worker cannot use its listening socket"),

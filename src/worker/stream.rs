@@ -15,7 +15,10 @@ use tokio::{
 };
 
 use super::flush::Flusher;
-use crate::{net::socket::Socket, proxy::client::Client};
+use crate::{
+    net::{socket::Socket, tls::Transport},
+    proxy::client::Client,
+};
 
 /// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -39,7 +42,7 @@ pub(super) enum Protocol {
 /// A client's connection.
 #[derive(Debug)]
 pub(super) struct Stream {
-    socket: Socket,
+    socket: Transport,
     /// Read already, and not yet handed on.
     read: Bytes,
     /// Written by HTTP/2 and not yet sent; the first `sent` bytes are.
@@ -51,7 +54,11 @@ pub(super) struct Stream {
 
 impl Stream {
     pub(super) fn new(socket: TcpStream, client: Rc<Client>, flusher: Rc<Flusher>) -> Self {
-        let socket = Socket::new(socket);
+        Self::over(Transport::Plain(Socket::new(socket)), client, flusher)
+    }
+
+    /// The same over what has been made of a socket.
+    pub(super) fn over(socket: Transport, client: Rc<Client>, flusher: Rc<Flusher>) -> Self {
         Self { socket, read: Bytes::new(), outbox: Vec::new(), sent: 0, client, flusher }
     }
 
@@ -105,7 +112,17 @@ impl Stream {
         // One large moment must not cost memory for the rest of the connection's life.
         self.outbox.shrink_to(KEPT);
         self.client.end_flush();
-        Poll::Ready(Ok(()))
+        self.poll_records(cx)
+    }
+
+    /// Sends what TLS has taken and not sent.
+    fn poll_records(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.socket.is_tls() {
+            return Poll::Ready(Ok(()));
+        }
+        let polled = Pin::new(&mut self.socket).poll_flush(cx);
+        self.note_write(&polled);
+        polled
     }
 }
 
@@ -160,7 +177,7 @@ impl AsyncWrite for Stream {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.outbox.is_empty() {
-            return Poll::Ready(Ok(()));
+            return self.poll_records(cx);
         }
         if self.client.is_flush_due() {
             return self.poll_outbox(cx);
@@ -173,8 +190,10 @@ impl AsyncWrite for Stream {
     }
 
     /// Sends what is gathered. The socket is closed right afterwards, which tells the other side the
-    /// same as a shutdown would, for one system call less.
+    /// same as a shutdown would, for one system call less. TLS has a farewell of its own, without which
+    /// the other side could not tell an end from a cut.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_outbox(cx)
+        ready!(self.poll_outbox(cx))?;
+        if self.socket.is_tls() { Pin::new(&mut self.socket).poll_shutdown(cx) } else { Poll::Ready(Ok(())) }
     }
 }

@@ -12,6 +12,7 @@
 //! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
 //! | `headers` | what changes in a head on its way through, and what is refused |
 //! | `nginx` | the same with somebody else's servers behind it |
+//! | `proxy_protocol` | who may say whose connection it is, and who is believed |
 //! | `readme` | what README.md tells people to copy |
 //! | `rollout` | whole rollouts with real requests |
 //! | `routing` | which service a request gets to |
@@ -20,6 +21,8 @@
 //! | `telemetry` | what is counted: exactly what happened |
 //! | `tidy` | the rules of the source: who may use whom, and what a file looks like |
 //! | `timeouts` | what happens to those who take too long |
+//! | `tls` | TLS between clients and the proxy: certificates, versions, client certificates, reload |
+//! | `upstream_tls` | TLS between the proxy and its backends: whom it believes, and who is blamed |
 //! | `weights` | the split: how even it is, and when a change of it is seen |
 
 #![allow(unreachable_pub, reason = "`pub` marks what a module of a test binary offers to the others")]
@@ -35,6 +38,7 @@ mod h1;
 mod h2;
 mod headers;
 mod nginx;
+mod proxy_protocol;
 mod readme;
 mod rollout;
 mod routing;
@@ -43,6 +47,8 @@ mod support;
 mod telemetry;
 mod tidy;
 mod timeouts;
+mod tls;
+mod upstream_tls;
 mod weights;
 
 use std::{collections::BTreeSet, fs, path::Path};

@@ -6,10 +6,11 @@ use tidegate::config::{diagnostic::render, load::parse};
 
 const README: &str = include_str!("../../README.md");
 /// Where the names of metrics are written.
-const METRICS: [&str; 3] = [
+const METRICS: [&str; 4] = [
     include_str!("../../src/app.rs"),
     include_str!("../../src/controller/metrics.rs"),
     include_str!("../../src/telemetry/exposition.rs"),
+    include_str!("../../src/tls/reload.rs"),
 ];
 
 /// The insides of all fenced blocks of a language.
