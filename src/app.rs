@@ -62,7 +62,7 @@ pub async fn start(config: &Config, options: Options) -> anyhow::Result<Running>
             .with_context(|| format!("cannot listen on {} {TAKEN}", listener.address))?;
         listeners.push(sockets[0].local_addr()?);
         let patience = Patience { header: listener.header_timeout, idle: listener.idle_timeout };
-        listening.push(Listening { sockets, patience });
+        listening.push(Listening { sockets, patience, edge: listener.edge.clone() });
     }
     let admin_socket = match &config.admin {
         Some(admin) => Some(

@@ -9,7 +9,9 @@ mod admin;
 mod analysis;
 mod backend;
 mod document;
+mod edge;
 mod host;
+mod limits;
 mod listener;
 mod report;
 mod rollout;
@@ -37,7 +39,11 @@ use crate::{
         weight::Weight,
     },
     rollout::plan::Plan,
-    routing::snapshot::{Endpoint, Sticky, Timeouts},
+    routing::{
+        edge::Edge,
+        limits::Limits,
+        snapshot::{Endpoint, Sticky, Timeouts},
+    },
 };
 
 /// A whole configuration.
@@ -66,6 +72,8 @@ pub struct Listener {
     pub header_timeout: Duration,
     /// Longest time that a connection may be idle between requests (default 75 s).
     pub idle_timeout: Duration,
+    /// What is let in, and whose word is taken.
+    pub edge: Edge,
 }
 
 /// Where people, pipelines and Prometheus come in.
@@ -112,6 +120,8 @@ pub struct Service {
     pub sticky: Option<Sticky>,
     /// How long a backend may take.
     pub timeouts: Timeouts,
+    /// How much may be asked for.
+    pub limits: Limits,
     /// How a rollout of this service goes.
     pub rollout: Rollout,
 }

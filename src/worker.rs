@@ -7,4 +7,5 @@ pub mod connection;
 pub mod drain;
 mod flush;
 pub mod handle;
+mod room;
 pub mod stream;

@@ -17,6 +17,8 @@ use super::{
     backend::RawBackend,
     diagnostic::render,
     document::RawDocument,
+    edge::RawRequestId,
+    limits::{RawLimits, RawRate},
     listener::RawListener,
     load::{load, parse},
     rollout::{RawRollout, RawStep},
@@ -67,8 +69,26 @@ fn the_examples_mean_what_they_say() {
 }
 
 /// Keys of the reference that are there to be shown and have no default, or a default of "off".
-const WITHOUT_DEFAULT: [&str; 8] =
-    ["workers", "hostnames", "address", "service", "stable", "canary", "max_error_rate", "max_p99"];
+const WITHOUT_DEFAULT: [&str; 18] = [
+    "workers",
+    "hostnames",
+    "address",
+    "service",
+    "stable",
+    "canary",
+    "max_error_rate",
+    "max_p99",
+    "trusted_proxies",
+    "request_id",
+    "max_connections_per_client",
+    "max_requests_per_connection",
+    "max_body_size",
+    "min_body_rate",
+    "body_timeout",
+    "max_in_flight",
+    "rate",
+    "client_rate",
+];
 
 #[test]
 fn the_reference_shows_the_defaults() {
@@ -88,16 +108,20 @@ fn the_reference_shows_the_defaults() {
 
 #[test]
 fn the_reference_mentions_every_key() {
-    let sections: [(&str, Vec<&str>); 12] = [
+    let sections: [(&str, Vec<&str>); 16] = [
         ("", keys::<RawDocument>()),
         (".shutdown", keys::<RawShutdown>()),
         (".listeners", keys::<RawListener>()),
+        (".listeners.request_id", keys::<RawRequestId>()),
         (".admin", keys::<RawAdmin>()),
         (".routes", keys::<RawRoute>()),
         (".services.NAME", keys::<RawService>()),
         (".services.NAME.backends.NAME", keys::<RawBackend>()),
         (".services.NAME.sticky", keys::<RawSticky>()),
         (".services.NAME.timeouts", keys::<RawTimeouts>()),
+        (".services.NAME.limits", keys::<RawLimits>()),
+        (".services.NAME.limits.rate", keys::<RawRate>()),
+        (".services.NAME.limits.client_rate", keys::<RawRate>()),
         (".services.NAME.rollout", keys::<RawRollout>()),
         (".services.NAME.rollout.steps", keys::<RawStep>()),
         (".services.NAME.rollout.analysis", keys::<RawAnalysis>()),

@@ -33,6 +33,7 @@ const CONNECT_FAILURES: &str = "tidegate_upstream_connect_failures_total";
 const LOCAL_REPLIES: &str = "tidegate_local_replies_total";
 const ACCEPTED: &str = "tidegate_connections_accepted_total";
 const OPEN: &str = "tidegate_connections_open";
+const REFUSED: &str = "tidegate_connections_refused_total";
 const ACCEPT_ERRORS: &str = "tidegate_accept_errors_total";
 
 const BY_BACKEND: [&str; 3] = ["service", "backend", "role"];
@@ -69,6 +70,11 @@ impl CellsCollector {
             (LOCAL_REPLIES, "Replies made by Tidegate itself, by reason.", &["reason"]),
             (ACCEPTED, "Connections accepted, by worker.", &["worker"]),
             (OPEN, "Connections open, by worker.", &["worker"]),
+            (
+                REFUSED,
+                "Connections closed at once because their client's address had too many, by worker.",
+                &["worker"],
+            ),
             (ACCEPT_ERRORS, "Connections that could not be accepted, by worker.", &["worker"]),
         ];
         Self { hub, descs: descs.into_iter().map(desc).collect() }
@@ -86,7 +92,8 @@ impl CellsCollector {
 
     fn worker_families(&self) -> Vec<MetricFamily> {
         let mut by_reason = [0; LocalReason::ALL.len()];
-        let (mut accepted, mut open, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut accepted, mut open, mut refused, mut errors) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (i, (_, cells)) in self.hub.workers().enumerate() {
             for reason in LocalReason::ALL {
                 by_reason[reason as usize] += cells.local_replies(reason);
@@ -94,6 +101,7 @@ impl CellsCollector {
             let worker = || vec![label("worker", &i.to_string())];
             accepted.push(counter(worker(), cells.connections_accepted.get()));
             open.push(gauge(worker(), cells.connections_open.get()));
+            refused.push(counter(worker(), cells.connections_refused.get()));
             errors.push(counter(worker(), cells.accept_errors.get()));
         }
         let replies = LocalReason::ALL
@@ -102,6 +110,7 @@ impl CellsCollector {
             self.family(LOCAL_REPLIES, MetricType::COUNTER, replies.into()),
             self.family(ACCEPTED, MetricType::COUNTER, accepted),
             self.family(OPEN, MetricType::GAUGE, open),
+            self.family(REFUSED, MetricType::COUNTER, refused),
             self.family(ACCEPT_ERRORS, MetricType::COUNTER, errors),
         ]
     }

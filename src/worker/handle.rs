@@ -19,10 +19,14 @@ use super::{
     accept::accept,
     drain::{Registry, Stage},
     flush::Flusher,
+    room::Room,
 };
 use crate::{
-    proxy::{client::Patience, context::Context},
-    routing::snapshot::Snapshot,
+    proxy::{
+        client::Patience,
+        context::{Context, Shared},
+    },
+    routing::{edge::Edge, snapshot::Snapshot},
     telemetry::ledger::Hub,
 };
 
@@ -36,6 +40,8 @@ pub struct Listening {
     pub sockets: Vec<TcpListener>,
     /// How long its clients may take.
     pub patience: Patience,
+    /// What it lets in, and whose word it takes.
+    pub edge: Edge,
 }
 
 /// Running workers.
@@ -67,16 +73,18 @@ impl Workers {
     ) -> io::Result<Self> {
         let (stage, _) = watch::channel(Stage::Serving);
         let (sign_off, ended) = mpsc::channel(count.max(1));
-        let mut by_worker: Vec<Vec<(TcpListener, Patience)>> = (0..count).map(|_| Vec::new()).collect();
-        for Listening { sockets, patience } in listening {
+        let shared = Arc::new(Shared::default());
+        let mut by_worker: Vec<Vec<(TcpListener, Patience, Room)>> = (0..count).map(|_| Vec::new()).collect();
+        for Listening { sockets, patience, edge } in listening {
             assert!(sockets.len() >= count, "one socket for each worker");
-            for (worker, socket) in by_worker.iter_mut().zip(sockets) {
-                worker.push((socket, patience));
+            let rooms = Room::split(edge, count);
+            for ((worker, socket), room) in by_worker.iter_mut().zip(sockets).zip(rooms) {
+                worker.push((socket, patience, room));
             }
         }
         let mut threads = Vec::new();
         for (index, listeners) in by_worker.into_iter().enumerate() {
-            let (snapshots, hub) = (Arc::clone(snapshots), Arc::clone(hub));
+            let (snapshots, hub, shared) = (Arc::clone(snapshots), Arc::clone(hub), Arc::clone(&shared));
             let (stage, sign_off) = (stage.subscribe(), sign_off.clone());
             let runtime = || -> io::Result<LocalRuntime> {
                 Builder::new_current_thread().enable_all().build_local(Default::default())
@@ -96,7 +104,7 @@ impl Workers {
                     }
                 };
                 runtime.block_on(async {
-                    let context = Context::new(index, hub, snapshots, seed());
+                    let context = Context::new(index, hub, snapshots, shared, seed());
                     run(Rc::new(context), listeners, stage).await;
                 });
             };
@@ -152,7 +160,7 @@ fn seed() -> u64 {
 /// A worker's life.
 async fn run(
     context: Rc<Context>,
-    listeners: Vec<(TcpListener, Patience)>,
+    listeners: Vec<(TcpListener, Patience, Room)>,
     mut stage: watch::Receiver<Stage>,
 ) {
     let timers = Rc::clone(context.timers());
@@ -163,7 +171,7 @@ async fn run(
     let flushing = Rc::clone(&flusher);
     tokio::task::spawn_local(async move { flushing.run().await });
     let mut accepting = Vec::new();
-    for (listener, patience) in listeners {
+    for (listener, patience, room) in listeners {
         match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => accepting.push(tokio::task::spawn_local(accept(
                 Rc::clone(&context),
@@ -171,6 +179,7 @@ async fn run(
                 Rc::clone(&flusher),
                 listener,
                 patience,
+                room,
                 stage.clone(),
             ))),
             Err(error) => tracing::error!(%error, "a worker cannot use its listening socket"),

@@ -8,9 +8,11 @@
 //! | `demo` | the demo, as somebody sees it who tries the program first |
 //! | `drain` | how it ends: nobody who behaves is cut off |
 //! | `failures` | what happens when a connection breaks, and who is blamed for it |
+//! | `forwarding` | whose word is taken on who the client is |
 //! | `h1` | HTTP/1.1 and 1.0 on both sides: framing, reuse, streaming |
 //! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
 //! | `headers` | what changes in a head on its way through, and what is refused |
+//! | `limits` | how much is let in: of connections, heads, bodies and requests |
 //! | `nginx` | the same with somebody else's servers behind it |
 //! | `readme` | what README.md tells people to copy |
 //! | `rollout` | whole rollouts with real requests |
@@ -31,9 +33,11 @@ mod config;
 mod demo;
 mod drain;
 mod failures;
+mod forwarding;
 mod h1;
 mod h2;
 mod headers;
+mod limits;
 mod nginx;
 mod readme;
 mod rollout;
