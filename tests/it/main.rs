@@ -8,6 +8,7 @@
 //! | `demo` | the demo, as somebody sees it who tries the program first |
 //! | `drain` | how it ends: nobody who behaves is cut off |
 //! | `failures` | what happens when a connection breaks, and who is blamed for it |
+//! | `floods` | HTTP/2 as a weapon: the connection ends, the process does not grow |
 //! | `forwarding` | whose word is taken on who the client is |
 //! | `h1` | HTTP/1.1 and 1.0 on both sides: framing, reuse, streaming |
 //! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
@@ -17,6 +18,7 @@
 //! | `readme` | what README.md tells people to copy |
 //! | `rollout` | whole rollouts with real requests |
 //! | `routing` | which service a request gets to |
+//! | `smuggling` | requests that two readers could read in two ways |
 //! | `sticky` | clients that stay where they were put |
 //! | `support` | what the tests are made of |
 //! | `telemetry` | what is counted: exactly what happened |
@@ -33,6 +35,7 @@ mod config;
 mod demo;
 mod drain;
 mod failures;
+mod floods;
 mod forwarding;
 mod h1;
 mod h2;
@@ -42,6 +45,7 @@ mod nginx;
 mod readme;
 mod rollout;
 mod routing;
+mod smuggling;
 mod sticky;
 mod support;
 mod telemetry;
