@@ -71,7 +71,7 @@ pub async fn start(config: &Config, options: Options) -> anyhow::Result<Running>
         let patience = Patience { header: listener.header_timeout, idle: listener.idle_timeout };
         let entrance = entrance(listener, &mut keeper)
             .with_context(|| format!("cannot speak TLS on {}", listener.address))?;
-        listening.push(Listening { sockets, patience, entrance });
+        listening.push(Listening { sockets, patience, entrance, edge: listener.edge.clone() });
     }
     let admin_socket = match &config.admin {
         Some(admin) => Some(

@@ -10,8 +10,10 @@ mod analysis;
 mod backend;
 mod backend_tls;
 mod document;
+mod edge;
 mod files;
 mod host;
+mod limits;
 mod listener;
 mod proxy_protocol;
 mod report;
@@ -47,7 +49,11 @@ use crate::{
         weight::Weight,
     },
     rollout::plan::Plan,
-    routing::snapshot::{Endpoint, Sticky, Timeouts},
+    routing::{
+        edge::Edge,
+        limits::Limits,
+        snapshot::{Endpoint, Sticky, Timeouts},
+    },
     tls::{client, server},
 };
 
@@ -77,6 +83,8 @@ pub struct Listener {
     pub header_timeout: Duration,
     /// Longest time that a connection may be idle between requests (default 75 s).
     pub idle_timeout: Duration,
+    /// What is let in, and whose word is taken.
+    pub edge: Edge,
     /// How it speaks TLS, if it does.
     pub tls: Option<ListenerTls>,
     /// Who says whose connections it passes on, if anybody does.
@@ -147,6 +155,8 @@ pub struct Service {
     pub sticky: Option<Sticky>,
     /// How long a backend may take.
     pub timeouts: Timeouts,
+    /// How much may be asked for.
+    pub limits: Limits,
     /// How a rollout of this service goes.
     pub rollout: Rollout,
 }

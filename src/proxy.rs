@@ -1,15 +1,20 @@
 //! One request's way through a worker: route, assign, forward, record. Begin with
 //! [`exchange::exchange`], which reads from top to bottom as a request goes.
 
+mod admission;
 pub mod attempt;
 pub mod body;
 pub mod client;
 pub mod context;
 pub mod error;
 pub mod exchange;
+mod forwarded;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod headers;
+mod names;
+mod rate;
 pub mod redirect;
 pub mod reply;
+mod slow;
 pub mod sticky;

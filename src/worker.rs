@@ -9,4 +9,5 @@ pub mod drain;
 mod flush;
 pub mod handle;
 pub mod handshake;
+mod room;
 pub mod stream;

@@ -7,10 +7,11 @@ use toml::Spanned;
 
 use super::{
     Listener, address,
+    edge::{self, RawEdge, RawRequestId},
     proxy_protocol::{self, RawProxyProtocol},
     report::Report,
     tls::{self, RawTls},
-    written::{Section, TIMEOUT, Table, Text, Time, time_or},
+    written::{Section, Size, TIMEOUT, Table, Text, Time, time_or},
 };
 
 /// `[[listeners]]` as written.
@@ -20,6 +21,15 @@ pub(super) struct RawListener {
     address: Option<Text>,
     header_timeout: Option<Time>,
     idle_timeout: Option<Time>,
+    trusted_proxies: Option<Vec<Text>>,
+    headers_with_underscores_action: Option<Text>,
+    request_id: Option<Table<RawRequestId>>,
+    max_uri_length: Option<Size>,
+    max_header_bytes: Option<Size>,
+    max_headers: Option<Spanned<i64>>,
+    max_connections: Option<Spanned<i64>>,
+    max_connections_per_client: Option<Spanned<i64>>,
+    max_requests_per_connection: Option<Spanned<i64>>,
     tls: Option<Spanned<Table<RawTls>>>,
     proxy_protocol: Option<Spanned<Table<RawProxyProtocol>>>,
     redirect_to_https: Option<Spanned<bool>>,
@@ -71,7 +81,28 @@ fn lower_one(raw: Spanned<Table<RawListener>>, report: &mut Report<'_>) -> Optio
         proxy_protocol,
         redirect_to_https,
         https_port,
+        trusted_proxies,
+        headers_with_underscores_action,
+        request_id,
+        max_uri_length,
+        max_header_bytes,
+        max_headers,
+        max_connections,
+        max_connections_per_client,
+        max_requests_per_connection,
     } = raw.into_inner().0;
+    let edge = RawEdge {
+        trusted_proxies,
+        headers_with_underscores_action,
+        request_id,
+        max_uri_length,
+        max_header_bytes,
+        max_headers,
+        max_connections,
+        max_connections_per_client,
+        max_requests_per_connection,
+    };
+    let edge = edge::lower(edge, report);
     let second = Duration::from_secs(1);
     let header_timeout = time_or(10 * second, header_timeout.as_ref(), "header_timeout", TIMEOUT, report);
     let idle_timeout = time_or(75 * second, idle_timeout.as_ref(), "idle_timeout", TIMEOUT, report);
@@ -85,7 +116,8 @@ fn lower_one(raw: Spanned<Table<RawListener>>, report: &mut Report<'_>) -> Optio
         return None;
     };
     let address = address::parse(&written, &example(), report)?;
-    let listener = Listener { address, header_timeout, idle_timeout, tls, proxy_protocol, redirect_to_https };
+    let listener =
+        Listener { address, header_timeout, idle_timeout, edge, tls, proxy_protocol, redirect_to_https };
     Some(Spanned::new(written.span(), listener))
 }
 

@@ -8,6 +8,7 @@ use toml::Spanned;
 use super::{
     Rollout, Service, Timeouts,
     backend::{self, RawBackends},
+    limits::{self, RawLimits},
     report::Report,
     rollout::{self, RawRollout},
     sticky::{self, RawSticky},
@@ -31,6 +32,7 @@ pub(super) struct RawService {
     backends: Option<RawBackends>,
     sticky: Option<Table<RawSticky>>,
     timeouts: Option<Table<RawTimeouts>>,
+    limits: Option<Table<RawLimits>>,
     rollout: Option<Table<RawRollout>>,
 }
 
@@ -47,7 +49,7 @@ pub(super) fn lower(raw: RawServices, report: &mut Report<'_>) -> Vec<Service> {
 }
 
 fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> Option<Service> {
-    let RawService { stable, canary, weight, backends, sticky, timeouts, rollout } = raw;
+    let RawService { stable, canary, weight, backends, sticky, timeouts, limits, rollout } = raw;
     let place = written_name.span();
     let service = written_name.get_ref();
     let name = written::name::<ServiceName>(written_name, "service", report);
@@ -62,8 +64,18 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
     let backends = backend::lower(backends, report);
     let sticky = sticky.map(|raw| sticky::lower(raw.0, report));
     let timeouts: Timeouts = timeouts::lower(timeouts.unwrap_or_default().0, report);
+    let limits = limits::lower(limits.unwrap_or_default().0, report);
     let rollout: Option<Rollout> = rollout::lower(rollout.unwrap_or_default().0, place, report);
-    Some(Service { name: name?, roles: roles?, weight, backends, sticky, timeouts, rollout: rollout? })
+    Some(Service {
+        name: name?,
+        roles: roles?,
+        weight,
+        backends,
+        sticky,
+        timeouts,
+        limits,
+        rollout: rollout?,
+    })
 }
 
 /// The roles, and warnings about backends that have none.

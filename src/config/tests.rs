@@ -18,6 +18,8 @@ use super::{
     backend_tls::RawBackendTls,
     diagnostic::render,
     document::RawDocument,
+    edge::RawRequestId,
+    limits::{RawLimits, RawRate},
     listener::RawListener,
     load::{load, parse},
     proxy_protocol::RawProxyProtocol,
@@ -75,7 +77,7 @@ fn the_examples_mean_what_they_say() {
 }
 
 /// Keys of the reference that are there to be shown and have no default, or a default of "off".
-const WITHOUT_DEFAULT: [&str; 17] = [
+const WITHOUT_DEFAULT: [&str; 27] = [
     "workers",
     "hostnames",
     "address",
@@ -93,6 +95,16 @@ const WITHOUT_DEFAULT: [&str; 17] = [
     "key",
     "max_error_rate",
     "max_p99",
+    "trusted_proxies",
+    "request_id",
+    "max_connections_per_client",
+    "max_requests_per_connection",
+    "max_body_size",
+    "min_body_rate",
+    "body_timeout",
+    "max_in_flight",
+    "rate",
+    "client_rate",
 ];
 
 #[test]
@@ -113,10 +125,11 @@ fn the_reference_shows_the_defaults() {
 
 #[test]
 fn the_reference_mentions_every_key() {
-    let sections: [(&str, Vec<&str>); 16] = [
+    let sections: [(&str, Vec<&str>); 20] = [
         ("", keys::<RawDocument>()),
         (".shutdown", keys::<RawShutdown>()),
         (".listeners", keys::<RawListener>()),
+        (".listeners.request_id", keys::<RawRequestId>()),
         (".listeners.tls", keys::<RawTls>()),
         (".listeners.tls.certificates", keys::<RawPair>()),
         (".listeners.proxy_protocol", keys::<RawProxyProtocol>()),
@@ -127,6 +140,9 @@ fn the_reference_mentions_every_key() {
         (".services.NAME.backends.NAME.tls", keys::<RawBackendTls>()),
         (".services.NAME.sticky", keys::<RawSticky>()),
         (".services.NAME.timeouts", keys::<RawTimeouts>()),
+        (".services.NAME.limits", keys::<RawLimits>()),
+        (".services.NAME.limits.rate", keys::<RawRate>()),
+        (".services.NAME.limits.client_rate", keys::<RawRate>()),
         (".services.NAME.rollout", keys::<RawRollout>()),
         (".services.NAME.rollout.steps", keys::<RawStep>()),
         (".services.NAME.rollout.analysis", keys::<RawAnalysis>()),

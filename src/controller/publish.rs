@@ -55,9 +55,17 @@ impl Publisher {
             hosts.into_iter().map(rule)
         });
         let of_service = |service: &config::Service| {
-            let config::Service { name, sticky, timeouts, roles: _, weight: _, backends: _, rollout: _ } =
-                service;
-            Service { name: name.clone(), sticky: sticky.clone(), timeouts: *timeouts }
+            let config::Service {
+                name,
+                sticky,
+                timeouts,
+                limits,
+                roles: _,
+                weight: _,
+                backends: _,
+                rollout: _,
+            } = service;
+            Service { name: name.clone(), sticky: sticky.clone(), timeouts: *timeouts, limits: *limits }
         };
         let topology =
             Topology::new(rules.collect(), config.services.iter().map(of_service).collect(), backends);

@@ -10,12 +10,15 @@ use std::{
 use arc_swap::{ArcSwap, Cache};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-use super::body::RequestBody;
+use super::{
+    admission::{Gate, Gates},
+    body::RequestBody,
+};
 use crate::{
     clock,
     model::role::Role,
     net::timers::Timers,
-    routing::snapshot::{BackendId, Endpoint as Address, Snapshot, Topology},
+    routing::snapshot::{BackendId, Endpoint as Address, ServiceId, Snapshot, Topology},
     telemetry::{
         cells::Writer,
         ledger::{Hub, Key, Ledger, WorkerCells},
@@ -27,12 +30,19 @@ use crate::{
 /// This worker's view of an endpoint.
 pub(super) type Endpoint = upstream::endpoint::Endpoint<RequestBody>;
 
+/// What all workers share, because it holds for the process.
+#[derive(Debug, Default)]
+pub struct Shared {
+    gates: Gates,
+}
+
 /// What one worker has at hand for its requests. Lives and dies on its thread.
 #[derive(Debug)]
 pub struct Context {
     worker: usize,
     hub: Arc<Hub>,
     cells: Arc<WorkerCells>,
+    shared: Arc<Shared>,
     snapshots: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     view: RefCell<Rc<View>>,
     rng: RefCell<SmallRng>,
@@ -43,13 +53,20 @@ pub struct Context {
 
 impl Context {
     /// The context of worker number `worker`; `seed` starts its random numbers.
-    pub fn new(worker: usize, hub: Arc<Hub>, snapshots: Arc<ArcSwap<Snapshot>>, seed: u64) -> Self {
+    pub fn new(
+        worker: usize,
+        hub: Arc<Hub>,
+        snapshots: Arc<ArcSwap<Snapshot>>,
+        shared: Arc<Shared>,
+        seed: u64,
+    ) -> Self {
         let mut snapshots = Cache::new(snapshots);
-        let view = View::new(Arc::clone(snapshots.load()), &hub, worker, None);
+        let view = View::new(Arc::clone(snapshots.load()), &hub, &shared.gates, worker, None);
         Self {
             worker,
             cells: hub.worker_cells(worker),
             hub,
+            shared,
             snapshots: RefCell::new(snapshots),
             view: RefCell::new(Rc::new(view)),
             rng: RefCell::new(SmallRng::seed_from_u64(seed)),
@@ -65,7 +82,13 @@ impl Context {
         let newest = snapshots.load();
         let mut view = self.view.borrow_mut();
         if !Arc::ptr_eq(newest, &view.snapshot) {
-            *view = Rc::new(View::new(Arc::clone(newest), &self.hub, self.worker, Some(&view)));
+            *view = Rc::new(View::new(
+                Arc::clone(newest),
+                &self.hub,
+                &self.shared.gates,
+                self.worker,
+                Some(&view),
+            ));
         }
         Rc::clone(&view)
     }
@@ -118,24 +141,31 @@ pub(super) struct View {
     pub(super) snapshot: Arc<Snapshot>,
     ledger: Arc<Ledger>,
     endpoints: Rc<[Vec<Rc<Endpoint>>]>,
+    gates: Rc<[Option<Arc<Gate>>]>,
 }
 
 impl View {
-    fn new(snapshot: Arc<Snapshot>, hub: &Hub, worker: usize, before: Option<&Self>) -> Self {
+    fn new(snapshot: Arc<Snapshot>, hub: &Hub, gates: &Gates, worker: usize, before: Option<&Self>) -> Self {
         let topology = snapshot.topology();
         if let Some(before) = before
             && Arc::ptr_eq(before.snapshot.topology(), topology)
         {
             let (ledger, endpoints) = (Arc::clone(&before.ledger), Rc::clone(&before.endpoints));
-            return Self { snapshot, ledger, endpoints };
+            return Self { snapshot, ledger, endpoints, gates: Rc::clone(&before.gates) };
         }
         let ledger = hub.open_ledger(worker, keys(topology));
         let endpoints = endpoints(topology, before);
-        Self { ledger, endpoints, snapshot }
+        let gates = topology.services().iter().map(|service| gates.of(service)).collect();
+        Self { ledger, endpoints, gates, snapshot }
     }
 
     pub(super) fn writer(&self, backend: BackendId, role: Role) -> Writer {
         self.ledger.writer(backend.0 as usize, role)
+    }
+
+    /// The gate of a service, if its requests are limited.
+    pub(super) fn gate(&self, service: ServiceId) -> Option<&Arc<Gate>> {
+        self.gates[service.0 as usize].as_ref()
     }
 
     pub(super) fn endpoints(&self, backend: BackendId) -> &[Rc<Endpoint>] {

@@ -7,6 +7,21 @@ use crate::{model::outcome::Outcome, telemetry::ledger::LocalReason, upstream::c
 pub enum ProxyError {
     /// HTTP/1.1 wants exactly one `Host`, and it must be readable.
     BadHost,
+    /// A header name with an underscore, where the listener refuses them.
+    Underscore,
+    /// The target is too long.
+    UriTooLong,
+    /// The head has too many fields.
+    TooManyHeaders,
+    /// The body is larger than the service takes.
+    BodyTooLarge,
+    /// The service, or the client, has had its share of requests for now.
+    RateLimited {
+        /// Seconds after which there is room again.
+        retry_after: u16,
+    },
+    /// The service has as many requests as it takes at a time.
+    Overloaded,
     /// A transfer coding other than `chunked`.
     UnknownTransferCoding,
     /// CONNECT, which only a forward proxy answers.
@@ -37,9 +52,16 @@ impl ProxyError {
     /// Under which reason the reply is counted.
     pub fn reason(self) -> LocalReason {
         match self {
-            Self::BadHost | Self::UnknownTransferCoding | Self::ConnectMethod | Self::BrokenBody => {
-                LocalReason::BadRequest
-            }
+            Self::BadHost
+            | Self::Underscore
+            | Self::UnknownTransferCoding
+            | Self::ConnectMethod
+            | Self::BrokenBody => LocalReason::BadRequest,
+            Self::UriTooLong => LocalReason::UriTooLong,
+            Self::TooManyHeaders => LocalReason::HeadTooLarge,
+            Self::BodyTooLarge => LocalReason::BodyTooLarge,
+            Self::RateLimited { .. } => LocalReason::RateLimited,
+            Self::Overloaded => LocalReason::Overloaded,
             Self::RequestTimeout => LocalReason::RequestTimeout,
             Self::NoRoute => LocalReason::NoRoute,
             Self::NoEndpoint => LocalReason::NoEndpoint,
@@ -55,13 +77,22 @@ impl ProxyError {
     /// Whether the client's connection has to end, because it is not certain where the next request
     /// begins: somebody in front may have seen other bounds.
     pub fn is_last(self) -> bool {
-        matches!(self.reason(), LocalReason::BadRequest | LocalReason::RequestTimeout)
+        matches!(
+            self.reason(),
+            LocalReason::BadRequest | LocalReason::RequestTimeout | LocalReason::BodyTooLarge
+        )
     }
 
     /// How the attempt at the backend ended, if it is the backend that is to blame.
     pub fn outcome(self) -> Option<Outcome> {
         match self {
             Self::BadHost
+            | Self::Underscore
+            | Self::UriTooLong
+            | Self::TooManyHeaders
+            | Self::BodyTooLarge
+            | Self::RateLimited { .. }
+            | Self::Overloaded
             | Self::UnknownTransferCoding
             | Self::ConnectMethod
             | Self::BrokenBody

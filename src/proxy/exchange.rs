@@ -5,7 +5,7 @@ use std::{
     future::poll_fn,
     pin::{Pin, pin},
     rc::Rc,
-    task::{self, Poll, Waker},
+    task::{self, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -15,10 +15,10 @@ use hyper::{body::Incoming, client::conn::TrySendError};
 use super::{
     attempt::Attempt,
     body::{Progress, Relay, RequestBody, ResponseBody, Upload},
-    client::Client,
+    client::{Busy, Client},
     context::{Context, View},
     error::ProxyError,
-    headers, reply, sticky,
+    forwarded, headers, names, reply, sticky,
 };
 use crate::{
     clock,
@@ -49,9 +49,11 @@ pub fn exchange(
     client: &Rc<Client>,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + use<> {
-    let busy = client.begin();
+    let mut busy = client.begin();
     let version = request.version();
-    let mut routed = route(&context, client, request);
+    client.set_unread(!http_body::Body::is_end_stream(request.body()));
+    let mut routed = route(&context, client, request, &mut busy);
+    let client = Rc::clone(client);
     async move {
         let answered = match &mut routed {
             Ok(routed) => send(routed).await,
@@ -61,6 +63,7 @@ pub fn exchange(
         let (mut response, last) = match answered {
             Ok((head, relay)) => {
                 let (parts, ()) = head.into_parts();
+                client.set_unread(relay.upload.as_ref().is_some_and(Upload::is_unread));
                 (Response::from_parts(parts, ResponseBody::relay(relay, busy)), false)
             }
             Err(error) => {
@@ -68,8 +71,12 @@ pub fn exchange(
                 (reply::local(error, busy), error.is_last())
             }
         };
-        if (last || context.is_draining()) && version != Version::HTTP_2 {
-            headers::ask_to_close(response.headers_mut());
+        if last || context.is_draining() || client.is_used_up() {
+            if version != Version::HTTP_2 {
+                headers::ask_to_close(response.headers_mut());
+            } else if client.is_used_up() {
+                client.close();
+            }
         }
         Ok(response)
     }
@@ -84,21 +91,35 @@ struct Routed {
 }
 
 /// Routes and assigns a request, and makes it ready to be sent.
-fn route(context: &Context, client: &Client, request: Request<Incoming>) -> Result<Routed, ProxyError> {
+fn route(
+    context: &Context,
+    client: &Client,
+    request: Request<Incoming>,
+    busy: &mut Busy,
+) -> Result<Routed, ProxyError> {
     let started = clock::monotonic();
     let (mut parts, body) = request.into_parts();
-    headers::check(&parts)?;
+    headers::check(&parts, client.edge())?;
+    names::screen(&mut parts.headers, client.edge())?;
+    forwarded::identify(&mut parts.headers, client, || context.random());
     let view = context.view();
     let topology = view.snapshot.topology();
     let path = parts.uri.path();
     let service = topology.route(headers::authority(&parts)?, path).ok_or(ProxyError::NoRoute)?;
+    let limits = &topology.service(service).limits;
+    if let Some(gate) = view.gate(service) {
+        busy.keep(gate.admit(|| client.address(&parts.headers), started)?);
+    }
+    if limits.max_body_size.is_some_and(|most| http_body::Body::size_hint(&body).lower() > most) {
+        return Err(ProxyError::BodyTooLarge);
+    }
     let (assignment, cookie) = assign(context, &view, service, &parts);
     let endpoints = view.endpoints(assignment.backend);
     let endpoint = endpoint::choose(endpoints, |e| e.load(), context.random());
     let endpoint = Rc::clone(endpoint.ok_or(ProxyError::NoEndpoint)?);
 
     headers::prepare_request(&mut parts, client, endpoint.address());
-    let (body, progress) = RequestBody::new(body);
+    let (body, progress) = RequestBody::new(body, limits, started);
     let attempt = Attempt::begin(view.writer(assignment.backend, assignment.role), endpoint, started);
     let timeouts = topology.service(service).timeouts;
     let wait = Wait { deadline: context.timers().deadline(), timeouts, progress };
@@ -235,6 +256,7 @@ async fn respond(
     wait: &Wait,
 ) -> Result<Response<Incoming>, Failure> {
     let mut chunks = None;
+    let mut hurried = false;
     wait.deadline.arm(wait.timeouts.response);
     poll_fn(|cx| {
         let _over = connection.poll_drive(cx);
@@ -242,10 +264,10 @@ async fn respond(
         if let Poll::Ready(result) = response.as_mut().poll(&mut task::Context::from_waker(Waker::noop())) {
             return Poll::Ready(result.map_err(|mut error| match error.take_message() {
                 Some(unsent) => Failure::Unsent(Box::new(unsent)),
-                None if wait.progress.as_ref().is_some_and(|p| p.broken.get()) => {
-                    Failure::Final(ProxyError::BrokenBody)
-                }
-                None => Failure::Broken,
+                None => match wait.progress.as_ref().and_then(|progress| progress.fault()) {
+                    Some(fault) => Failure::Final(fault),
+                    None => Failure::Broken,
+                },
             }));
         }
         // The response is due only once the request is complete; until then, each chunk buys time.
@@ -253,17 +275,22 @@ async fn respond(
             && chunks != Some((progress.chunks.get(), progress.done.get()))
         {
             chunks = Some((progress.chunks.get(), progress.done.get()));
-            let patience = if progress.done.get() { wait.timeouts.response } else { wait.timeouts.idle };
+            hurried = !progress.done.get() && progress.is_watched();
+            let idle = wait.timeouts.idle;
+            let patience = if progress.done.get() { wait.timeouts.response } else { progress.patience(idle) };
             wait.deadline.arm(patience);
         }
-        wait.deadline.poll_expired(cx).map(|()| {
-            let stalled = wait.progress.as_ref().is_some_and(|progress| progress.is_stalled());
-            Err(Failure::Final(if stalled {
-                ProxyError::RequestTimeout
-            } else {
-                ProxyError::ResponseTimeout
-            }))
-        })
+        ready!(wait.deadline.poll_expired(cx));
+        if wait.progress.as_ref().is_some_and(|progress| progress.is_stalled()) {
+            return Poll::Ready(Err(Failure::Final(ProxyError::RequestTimeout)));
+        }
+        // It was the client's time that ran out, and it is the backend that does not read: that has
+        // the time of a backend.
+        if std::mem::take(&mut hurried) {
+            wait.deadline.arm(wait.timeouts.idle);
+            return wait.deadline.poll_expired(cx).map(|()| Err(Failure::Final(ProxyError::ResponseTimeout)));
+        }
+        Poll::Ready(Err(Failure::Final(ProxyError::ResponseTimeout)))
     })
     .await
 }

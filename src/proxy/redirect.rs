@@ -3,14 +3,14 @@
 use std::{convert::Infallible, future::ready, num::NonZeroU16, rc::Rc};
 
 use http::{HeaderValue, Request, Response, StatusCode, header, request};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 
 use super::{
     body::ResponseBody,
     client::Client,
     context::Context,
     error::ProxyError,
-    headers::{ask_to_close, authority},
+    headers::{ask_to_close, authority, check},
     reply,
 };
 use crate::telemetry::ledger::LocalReason;
@@ -27,8 +27,10 @@ pub fn redirect(
     port: NonZeroU16,
 ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + use<> {
     let busy = client.begin();
+    client.set_unread(!request.body().is_end_stream());
     let (parts, _body) = request.into_parts();
-    let mut response = match location(&parts, port) {
+    let target = check(&parts, client.edge()).and_then(|()| location(&parts, port));
+    let mut response = match target {
         Ok(location) => {
             context.cells().replied(LocalReason::RedirectToHttps);
             let mut response = Response::new(ResponseBody::local("308: this is to be had by HTTPS\n", busy));
@@ -44,6 +46,8 @@ pub fn redirect(
     // Nobody has a second question.
     if parts.version != http::Version::HTTP_2 {
         ask_to_close(response.headers_mut());
+    } else if client.is_used_up() {
+        client.close();
     }
     ready(Ok(response))
 }
@@ -85,7 +89,7 @@ mod tests {
             ("/", "web.test:80", 8443, "https://web.test:8443/"),
             ("/", "[::1]:80", 443, "https://[::1]/"),
             ("/", "[::1]", 443, "https://[::1]/"),
-            ("http://web.test:8080/x", "other", 443, "https://web.test/x"),
+            ("http://web.test:8080/x", "web.test:8080", 443, "https://web.test/x"),
             ("*", "web.test", 443, "https://web.test/"),
             ("//evil.test/", "web.test", 443, "https://web.test//evil.test/"),
         ] {

@@ -17,6 +17,13 @@ pub(super) fn local(error: ProxyError, busy: Busy) -> Response<ResponseBody> {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert(PROXY_STATUS, HeaderValue::from_static(proxy_status));
+    match error {
+        ProxyError::RateLimited { retry_after } => {
+            drop(headers.insert(header::RETRY_AFTER, retry_after.into()))
+        }
+        ProxyError::Overloaded => drop(headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"))),
+        _ => {}
+    }
     response
 }
 
@@ -27,6 +34,36 @@ fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
             StatusCode::BAD_REQUEST,
             "tidegate; error=http_request_error; details=\"host\"",
             "400: the request needs exactly one valid Host\n",
+        ),
+        ProxyError::Underscore => (
+            StatusCode::BAD_REQUEST,
+            "tidegate; error=http_request_error; details=\"underscore\"",
+            "400: header names with an underscore are refused\n",
+        ),
+        ProxyError::UriTooLong => (
+            StatusCode::URI_TOO_LONG,
+            "tidegate; error=http_request_error; details=\"target\"",
+            "414: the request's target is too long\n",
+        ),
+        ProxyError::TooManyHeaders => (
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "tidegate; error=http_request_error; details=\"headers\"",
+            "431: the request has too many headers\n",
+        ),
+        ProxyError::BodyTooLarge => (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "tidegate; error=http_request_denied; details=\"body\"",
+            "413: the request's body is too large\n",
+        ),
+        ProxyError::RateLimited { .. } => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "tidegate; error=http_request_denied; details=\"rate\"",
+            "429: too many requests\n",
+        ),
+        ProxyError::Overloaded => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "tidegate; error=connection_limit_reached",
+            "503: too many requests at a time\n",
         ),
         ProxyError::UnknownTransferCoding => (
             StatusCode::NOT_IMPLEMENTED,

@@ -8,6 +8,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
+    limits::Limits,
     split::Split,
     table::{Rule, Table},
 };
@@ -79,6 +80,8 @@ pub struct Service {
     pub sticky: Option<Sticky>,
     /// How long its backends may take.
     pub timeouts: Timeouts,
+    /// How much of its backends may be asked for.
+    pub limits: Limits,
 }
 
 /// A backend as the data plane needs it.

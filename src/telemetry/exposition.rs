@@ -34,6 +34,7 @@ const LOCAL_REPLIES: &str = "tidegate_local_replies_total";
 const HANDSHAKE_FAILURES: &str = "tidegate_tls_handshake_failures_total";
 const ACCEPTED: &str = "tidegate_connections_accepted_total";
 const OPEN: &str = "tidegate_connections_open";
+const REFUSED: &str = "tidegate_connections_refused_total";
 const ACCEPT_ERRORS: &str = "tidegate_accept_errors_total";
 
 const BY_BACKEND: [&str; 3] = ["service", "backend", "role"];
@@ -75,6 +76,11 @@ impl CellsCollector {
             ),
             (ACCEPTED, "Connections accepted, by worker.", &["worker"]),
             (OPEN, "Connections open, by worker.", &["worker"]),
+            (
+                REFUSED,
+                "Connections closed at once because their client's address had too many, by worker.",
+                &["worker"],
+            ),
             (ACCEPT_ERRORS, "Connections that could not be accepted, by worker.", &["worker"]),
         ];
         Self { hub, descs: descs.into_iter().map(desc).collect() }
@@ -93,7 +99,8 @@ impl CellsCollector {
     fn worker_families(&self) -> Vec<MetricFamily> {
         let mut by_reason = [0; LocalReason::ALL.len()];
         let mut by_failure = [0; HandshakeFailure::ALL.len()];
-        let (mut accepted, mut open, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut accepted, mut open, mut refused, mut errors) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (i, (_, cells)) in self.hub.workers().enumerate() {
             for reason in LocalReason::ALL {
                 by_reason[reason as usize] += cells.local_replies(reason);
@@ -104,6 +111,7 @@ impl CellsCollector {
             let worker = || vec![label("worker", &i.to_string())];
             accepted.push(counter(worker(), cells.connections_accepted.get()));
             open.push(gauge(worker(), cells.connections_open.get()));
+            refused.push(counter(worker(), cells.connections_refused.get()));
             errors.push(counter(worker(), cells.accept_errors.get()));
         }
         let replies = LocalReason::ALL
@@ -115,6 +123,7 @@ impl CellsCollector {
             self.family(LOCAL_REPLIES, MetricType::COUNTER, replies.into()),
             self.family(ACCEPTED, MetricType::COUNTER, accepted),
             self.family(OPEN, MetricType::GAUGE, open),
+            self.family(REFUSED, MetricType::COUNTER, refused),
             self.family(ACCEPT_ERRORS, MetricType::COUNTER, errors),
         ]
     }

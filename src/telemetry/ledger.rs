@@ -22,6 +22,16 @@ pub struct Key {
 pub enum LocalReason {
     /// The request was not acceptable HTTP.
     BadRequest,
+    /// The target was too long.
+    UriTooLong,
+    /// The head had too many fields, or was too long.
+    HeadTooLarge,
+    /// The body was larger than the service takes.
+    BodyTooLarge,
+    /// The service or the client had had its share of requests.
+    RateLimited,
+    /// The service had as many requests as it takes at a time.
+    Overloaded,
     /// The client stopped in the middle of its request.
     RequestTimeout,
     /// No route matched.
@@ -46,8 +56,13 @@ pub enum LocalReason {
 
 impl LocalReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 16] = [
         Self::BadRequest,
+        Self::UriTooLong,
+        Self::HeadTooLarge,
+        Self::BodyTooLarge,
+        Self::RateLimited,
+        Self::Overloaded,
         Self::RequestTimeout,
         Self::NoRoute,
         Self::NoEndpoint,
@@ -64,6 +79,11 @@ impl LocalReason {
     pub const fn label(self) -> &'static str {
         match self {
             Self::BadRequest => "bad_request",
+            Self::UriTooLong => "uri_too_long",
+            Self::HeadTooLarge => "head_too_large",
+            Self::BodyTooLarge => "body_too_large",
+            Self::RateLimited => "rate_limited",
+            Self::Overloaded => "overloaded",
             Self::RequestTimeout => "request_timeout",
             Self::NoRoute => "no_route",
             Self::NoEndpoint => "no_endpoint",
@@ -159,6 +179,8 @@ pub struct WorkerCells {
     pub connections_accepted: Counter,
     /// Connections open.
     pub connections_open: Counter,
+    /// Connections closed at once because their client's address had too many.
+    pub connections_refused: Counter,
     /// Connections that could not be accepted (descriptors exhausted, say).
     pub accept_errors: Counter,
     local_replies: [Counter; LocalReason::ALL.len()],

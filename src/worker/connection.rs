@@ -22,7 +22,10 @@ use super::{
     drain::Registered,
     stream::{Protocol, Stream},
 };
-use crate::proxy::{body::ResponseBody, client::Client, context::Context, exchange::exchange, redirect};
+use crate::{
+    proxy::{body::ResponseBody, client::Client, context::Context, exchange::exchange, redirect},
+    telemetry::ledger::LocalReason,
+};
 
 /// Bytes that one HTTP/1.1 connection may hold of a request (its head included), and as many of a
 /// response.
@@ -35,8 +38,13 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
 /// Bytes that one stream may hold for a client that does not read.
 const MAX_SEND_BUFFER: usize = 64 * 1024;
-/// Bytes of an HTTP/2 request's fields.
-const MAX_HEADER_LIST: u32 = 32 * 1024;
+/// Fields that hyper has room for without asking for memory.
+const USUAL_HEADERS: usize = 100;
+/// Streams that a client may reset before we have looked at them (CVE-2023-44487).
+const MAX_RESET_BEFORE_ACCEPT: usize = 20;
+/// Streams that we may have to reset for a client's mistakes (CVE-2025-8671). Streams beyond
+/// [`MAX_STREAMS`] are among them, which an honest client may open before it has read that number.
+const MAX_RESET_FOR_ERRORS: usize = 1024;
 
 /// Serves a connection until it ends: closed by the client, idle for too long, or drained.
 /// `known` is what the client speaks, if it has been agreed on already.
@@ -55,10 +63,10 @@ pub(super) async fn serve(
         },
     };
     let service = {
-        let client = Rc::clone(&client);
+        let (client, context) = (Rc::clone(&client), Rc::clone(&context));
         service_fn(move |request| exchange(Rc::clone(&context), &client, request))
     };
-    run(protocol, stream, service, &client).await;
+    run(protocol, stream, service, &client, &context).await;
 }
 
 /// Serves a connection whose client is only sent to HTTPS, on this port.
@@ -71,27 +79,30 @@ pub(super) async fn redirect(
 ) {
     let Some(protocol) = stream.detect().await else { return };
     let service = {
-        let client = Rc::clone(&client);
+        let (client, context) = (Rc::clone(&client), Rc::clone(&context));
         service_fn(move |request| redirect::redirect(&context, &client, request, port))
     };
-    run(protocol, stream, service, &client).await;
+    run(protocol, stream, service, &client, &context).await;
 }
 
 /// Lets hyper call a service for each request of a connection.
-async fn run<S>(protocol: Protocol, stream: Stream, service: S, client: &Client)
+async fn run<S>(protocol: Protocol, stream: Stream, service: S, client: &Client, context: &Context)
 where
     S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
     S::Future: 'static,
 {
     let io = TokioIo::new(stream);
+    let edge = client.edge();
     match protocol {
         Protocol::Http1 => {
-            let connection = http1::Builder::new()
-                // Kept by the client's deadline, which costs no timer.
-                .header_read_timeout(None)
-                .max_buf_size(MAX_BUFFER)
-                .serve_connection(io, service);
-            drive(pin!(connection), |connection| connection.graceful_shutdown(), client).await;
+            let mut builder = http1::Builder::new();
+            // Kept by the client's deadline, which costs no timer.
+            builder.header_read_timeout(None).max_buf_size(MAX_BUFFER).max_header_size(edge.max_header_bytes);
+            if edge.max_headers > USUAL_HEADERS {
+                builder.max_headers(edge.max_headers);
+            }
+            let connection = builder.serve_connection(io, service);
+            drive(pin!(connection), |connection| connection.graceful_shutdown(), client, context).await;
         }
         Protocol::Http2 => {
             client.set_multiplexed();
@@ -100,9 +111,11 @@ where
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_send_buf_size(MAX_SEND_BUFFER)
-                .max_header_list_size(MAX_HEADER_LIST)
+                .max_header_list_size(u32::try_from(edge.max_header_bytes).unwrap_or(u32::MAX))
+                .max_pending_accept_reset_streams(MAX_RESET_BEFORE_ACCEPT)
+                .max_local_error_reset_streams(MAX_RESET_FOR_ERRORS)
                 .serve_connection(io, service);
-            drive(pin!(connection), |connection| connection.graceful_shutdown(), client).await;
+            drive(pin!(connection), |connection| connection.graceful_shutdown(), client, context).await;
         }
     }
 }
@@ -113,6 +126,7 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
     mut connection: Pin<&mut C>,
     finish: impl Fn(Pin<&mut C>),
     client: &Client,
+    context: &Context,
 ) {
     let mut asked = false;
     poll_fn(|cx| {
@@ -127,6 +141,12 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
         }
         if let Poll::Ready(result) = polled {
             if let Err(error) = result {
+                // hyper has answered what is no request, and nobody else would count it.
+                if error.is_parse_too_large() {
+                    context.cells().replied(LocalReason::HeadTooLarge);
+                } else if error.is_parse() {
+                    context.cells().replied(LocalReason::BadRequest);
+                }
                 tracing::debug!(%error, "connection ended");
             }
             return Poll::Ready(());

@@ -2,14 +2,7 @@
 //! balancer (PROXY protocol), and TLS. A listener that wants neither has nothing to do with it.
 
 use std::{
-    future::poll_fn,
-    io,
-    net::{IpAddr, SocketAddr},
-    num::NonZeroU16,
-    pin::pin,
-    rc::Rc,
-    task::Poll,
-    time::Duration,
+    future::poll_fn, io, net::SocketAddr, num::NonZeroU16, pin::pin, rc::Rc, task::Poll, time::Duration,
 };
 
 use ipnet::IpNet;
@@ -21,15 +14,20 @@ use super::{
     connection,
     drain::Registered,
     flush::Flusher,
+    room::{Room, Visit},
     stream::{Protocol, Stream},
 };
 use crate::{
     net::{
+        identity,
         proxy_protocol::{self, Invalid, Parsed},
         socket::Socket,
         tls::Transport,
     },
-    proxy::{client::Client, context::Context},
+    proxy::{
+        client::{Client, Patience},
+        context::Context,
+    },
     telemetry::ledger::HandshakeFailure,
     tls::server::Published,
 };
@@ -64,9 +62,35 @@ pub struct Tls {
 }
 
 impl Entrance {
+    /// What a peer has to say first, if it is one that passes on other people's connections.
+    fn balancer(&self, peer: SocketAddr) -> Option<&ProxyProtocol> {
+        // An IPv4 balancer of a dual-stack listener is in an IPv4 network.
+        let peer = peer.ip().to_canonical();
+        self.proxy_protocol.as_ref().filter(|settings| identity::is_trusted(peer, &settings.from))
+    }
+
     /// Whether nothing stands before the first request.
     pub(super) fn is_open(&self) -> bool {
         self.proxy_protocol.is_none() && self.tls.is_none() && self.redirect_to_https.is_none()
+    }
+}
+
+/// One worker's side of a listener.
+#[derive(Debug)]
+pub(super) struct Door {
+    pub(super) patience: Patience,
+    pub(super) entrance: Entrance,
+    pub(super) room: Room,
+}
+
+impl Door {
+    /// Lets a client in, unless its address has as many connections as it may. A balancer's client is
+    /// counted as soon as it has been named.
+    pub(super) fn enter(&self, peer: SocketAddr) -> Option<Visit> {
+        match self.entrance.balancer(peer) {
+            Some(_) => Some(Visit::default()),
+            None => self.room.visit(peer),
+        }
     }
 }
 
@@ -76,21 +100,27 @@ pub(super) struct Accepted {
     pub(super) address: SocketAddr,
     pub(super) client: Rc<Client>,
     pub(super) registered: Registered,
+    pub(super) visit: Visit,
 }
 
 /// Does what the listener wants before the first request, then serves the connection.
-pub(super) async fn serve(
-    entrance: Rc<Entrance>,
-    context: Rc<Context>,
-    flusher: Rc<Flusher>,
-    accepted: Accepted,
-) {
-    let Accepted { mut socket, address, client, registered } = accepted;
-    if let Some(proxy_protocol) = &entrance.proxy_protocol
-        && let Err(failure) = introduce(proxy_protocol, &mut socket, address, &client).await
-    {
-        context.cells().handshake_failed(failure);
-        return;
+pub(super) async fn serve(door: Rc<Door>, context: Rc<Context>, flusher: Rc<Flusher>, accepted: Accepted) {
+    let Accepted { mut socket, address, client, registered, visit } = accepted;
+    let mut _until_it_ends = visit;
+    let entrance = &door.entrance;
+    if let Some(settings) = entrance.balancer(address) {
+        match introduce(settings, &mut socket, address, &client).await {
+            Err(failure) => return context.cells().handshake_failed(failure),
+            // The balancer's own, or one that it knows nothing of: a balancer may have any number.
+            Ok(None) => {}
+            Ok(Some(source)) => match door.room.visit(source) {
+                Some(visit) => {
+                    client.set_address(source.ip());
+                    _until_it_ends = visit;
+                }
+                None => return context.cells().connections_refused.add(1),
+            },
+        }
     }
     let Some(tls) = &entrance.tls else {
         let stream = Stream::new(socket, Rc::clone(&client), flusher);
@@ -116,27 +146,19 @@ pub(super) async fn serve(
     }
 }
 
-/// Learns from a load balancer whose connection it is. Who is not one is a client of its own, and a
-/// header from it is a bad request: its word about addresses is worth nothing.
+/// Learns from a load balancer whose connection it is, if it says. Who is not one is a client of its
+/// own and is not asked, and a header from it is a bad request: its word about addresses is worth nothing.
 async fn introduce(
     settings: &ProxyProtocol,
     socket: &mut TcpStream,
     peer: SocketAddr,
     client: &Client,
-) -> Result<(), HandshakeFailure> {
-    // An IPv4 balancer of a dual-stack listener is in an IPv4 network.
-    let ip: IpAddr = peer.ip().to_canonical();
-    if !settings.from.iter().any(|network| network.contains(&ip)) {
-        return Ok(());
-    }
+) -> Result<Option<SocketAddr>, HandshakeFailure> {
     let read = in_time(client, settings.timeout, read_header(socket)).await;
     match read.unwrap_or(Err(HandshakeFailure::ProxyTimeout)) {
         Ok(source) => {
-            if let Some(source) = source {
-                client.set_address(source.ip());
-            }
             client.expect_head();
-            Ok(())
+            Ok(source)
         }
         Err(failure) => {
             tracing::debug!(%peer, reason = failure.label(), "connection refused");

@@ -32,6 +32,9 @@ pub(super) const OUTBOX: usize = 32 * 1024;
 /// Bytes of memory that it keeps between times.
 const KEPT: usize = 4 * 1024;
 
+/// Bytes that are read and forgotten of a client that has had its answer: more is not waited for.
+const LINGER: usize = 1024 * 1024;
+
 /// What a client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocol {
@@ -48,6 +51,8 @@ pub(super) struct Stream {
     /// Written by HTTP/2 and not yet sent; the first `sent` bytes are.
     outbox: Vec<u8>,
     sent: usize,
+    /// Bytes thrown away since we have said our last, and one more; 0 before.
+    lingered: usize,
     client: Rc<Client>,
     flusher: Rc<Flusher>,
 }
@@ -59,7 +64,7 @@ impl Stream {
 
     /// The same over what has been made of a socket.
     pub(super) fn over(socket: Transport, client: Rc<Client>, flusher: Rc<Flusher>) -> Self {
-        Self { socket, read: Bytes::new(), outbox: Vec::new(), sent: 0, client, flusher }
+        Self { socket, read: Bytes::new(), outbox: Vec::new(), sent: 0, lingered: 0, client, flusher }
     }
 
     /// Reads as much as it takes to see what the client speaks. Nothing, if it says nothing in time.
@@ -94,6 +99,26 @@ impl Stream {
             Poll::Ready(_) => self.client.written(),
             Poll::Pending => self.client.write_blocked(),
         }
+    }
+
+    /// Says that no more will come, and reads and forgets what the client still sends, until it has
+    /// closed, too, or has been waited for long enough.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.lingered == 0 {
+            ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
+            self.client.wait_a_moment();
+            self.lingered = 1;
+        }
+        let mut space = [0; FIRST_READ];
+        while self.lingered < LINGER {
+            let mut buf = ReadBuf::new(&mut space);
+            let read = ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buf));
+            if read.is_err() || buf.filled().is_empty() {
+                break;
+            }
+            self.lingered += buf.filled().len();
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Sends what is gathered, all of it.
@@ -190,10 +215,15 @@ impl AsyncWrite for Stream {
     }
 
     /// Sends what is gathered. The socket is closed right afterwards, which tells the other side the
-    /// same as a shutdown would, for one system call less. TLS has a farewell of its own, without which
-    /// the other side could not tell an end from a cut.
+    /// same as a shutdown would, for one system call less; but a client that is still sending is
+    /// waited for, since closing with bytes unread resets the connection, and with it goes what the
+    /// client has been told and not read yet. TLS has a farewell of its own, without which the other
+    /// side could not tell an end from a cut.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_outbox(cx))?;
+        if !self.client.is_multiplexed() && self.client.may_be_sending() {
+            return self.poll_linger(cx);
+        }
         if self.socket.is_tls() { Pin::new(&mut self.socket).poll_shutdown(cx) } else { Poll::Ready(Ok(())) }
     }
 }

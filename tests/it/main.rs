@@ -8,14 +8,18 @@
 //! | `demo` | the demo, as somebody sees it who tries the program first |
 //! | `drain` | how it ends: nobody who behaves is cut off |
 //! | `failures` | what happens when a connection breaks, and who is blamed for it |
+//! | `floods` | HTTP/2 as a weapon: the connection ends, the process does not grow |
+//! | `forwarding` | whose word is taken on who the client is |
 //! | `h1` | HTTP/1.1 and 1.0 on both sides: framing, reuse, streaming |
 //! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
 //! | `headers` | what changes in a head on its way through, and what is refused |
+//! | `limits` | how much is let in: of connections, heads, bodies and requests |
 //! | `nginx` | the same with somebody else's servers behind it |
 //! | `proxy_protocol` | who may say whose connection it is, and who is believed |
 //! | `readme` | what README.md tells people to copy |
 //! | `rollout` | whole rollouts with real requests |
 //! | `routing` | which service a request gets to |
+//! | `smuggling` | requests that two readers could read in two ways |
 //! | `sticky` | clients that stay where they were put |
 //! | `support` | what the tests are made of |
 //! | `telemetry` | what is counted: exactly what happened |
@@ -34,14 +38,18 @@ mod config;
 mod demo;
 mod drain;
 mod failures;
+mod floods;
+mod forwarding;
 mod h1;
 mod h2;
 mod headers;
+mod limits;
 mod nginx;
 mod proxy_protocol;
 mod readme;
 mod rollout;
 mod routing;
+mod smuggling;
 mod sticky;
 mod support;
 mod telemetry;

@@ -2,13 +2,14 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
     process::{Command, Stdio},
 };
 
 use crate::support::{
     Backend, Tidegate, Web,
-    certificates::{Authority, Files},
+    certificates::{Authority, Dialect, Files},
     eventually, exchange,
     external::program,
 };
@@ -110,6 +111,58 @@ fn curl_says_it_before_tls() {
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "v1", "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(backend.only_request().fields("x-forwarded-proto"), ["https"]);
+}
+
+#[test]
+fn a_trusted_proxy_behind_a_balancer_is_the_one_that_is_named() {
+    let (backend, authority, files) = (Backend::named("v1"), Authority::new("servers"), Files::new());
+    let pair = files.pair("web", &authority.issue(&["web.test"]));
+    let listener = format!(
+        "trusted_proxies = ['192.0.2.0/24']\nproxy_protocol = {{ from = ['127.0.0.1'] }}\n\
+         tls = {{ certificates = [{{ {pair} }}] }}\n"
+    );
+    let tidegate = Tidegate::start(Web::new(backend.address).listener(&listener));
+    let dialect = Dialect::trusting(&authority);
+    let stranger = "PROXY TCP4 198.51.100.9 192.0.2.1 1234 443\r\n";
+    for (line, fields) in [
+        (LINE, "X-Forwarded-For: 203.0.113.5\r\nX-Forwarded-Proto: http\r\n"),
+        (LINE, ""),
+        (stranger, "X-Forwarded-For: 203.0.113.5\r\nX-Forwarded-Proto: http\r\n"),
+    ] {
+        let mut stream = dialect.connect_after(line, tidegate.address(), "web.test").unwrap();
+        let head = format!("GET / HTTP/1.1\r\nHost: web.test\r\nConnection: close\r\n{fields}\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
+    }
+    assert_eq!(told(&backend), ["203.0.113.5, 192.0.2.7", "192.0.2.7", "198.51.100.9"]);
+    let protos: Vec<_> =
+        backend.requests().iter().map(|seen| seen.fields("x-forwarded-proto").join("|")).collect();
+    assert_eq!(protos, ["http", "https", "https"]);
+}
+
+#[test]
+fn limits_count_the_client_that_is_named() {
+    let backend = Backend::named("v1");
+    let keys = "max_connections_per_client = 1\nproxy_protocol = { from = ['127.0.0.1'] }\n";
+    let tidegate = Tidegate::start(Web::new(backend.address).listener(keys));
+    let named = |line: &str| {
+        let mut client = tidegate.client();
+        client.send(line.to_owned() + GET);
+        client
+    };
+    let mut first = named(LINE);
+    assert_eq!(first.response().status, 200);
+    named(LINE).wire.wait_for_end();
+    tidegate.scrape().expect("tidegate_connections_refused_total", &[], 1.0);
+    // The balancer's own are not counted, and other clients have room of their own.
+    let mut others: Vec<_> =
+        ["PROXY UNKNOWN\r\n", "PROXY UNKNOWN\r\n", "PROXY TCP4 192.0.2.8 192.0.2.1 1234 80\r\n"]
+            .into_iter()
+            .map(named)
+            .collect();
+    assert!(others.iter_mut().all(|client| client.response().status == 200));
 }
 
 #[test]

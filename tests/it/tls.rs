@@ -1,7 +1,12 @@
 //! TLS between clients and the proxy: which certificate, which version, who is let in, and what happens
 //! when the files change.
 
-use std::{fs, os::unix::fs::symlink, process::Command};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::unix::fs::symlink,
+    process::Command,
+};
 
 use rustls::HandshakeKind;
 
@@ -307,19 +312,50 @@ fn a_listener_may_only_send_clients_to_https() {
 }
 
 #[test]
+fn a_client_that_goes_on_sending_reads_where_it_is_sent() {
+    let backend = Backend::named("v1");
+    let tidegate = Tidegate::start(Web::new(backend.address).listener("redirect_to_https = true\n"));
+    for _ in 0..20 {
+        let mut client = tidegate.client();
+        client.send("POST / HTTP/1.1\r\nHost: web.test\r\nContent-Length: 600000\r\n\r\n");
+        client.send(vec![0; 600_000]);
+        assert_eq!(client.response().status, 308);
+        client.wire.wait_for_end();
+    }
+}
+
+#[test]
+fn a_client_that_goes_on_sending_reads_its_refusal() {
+    let (authority, files, backend) = (Authority::new("servers"), Files::new(), Backend::named("v1"));
+    let pair = files.pair("web", &authority.issue(&["web.test"]));
+    let web = Web::new(backend.address).listener(&format!("tls = {{ certificates = [{{ {pair} }}] }}\n"));
+    let tidegate = Tidegate::start(web.table("limits", "max_body_size = '1KiB'"));
+    let dialect = Dialect::trusting(&authority);
+    for _ in 0..20 {
+        let mut stream = dialect.connect(tidegate.address(), "web.test").unwrap();
+        let head = "POST / HTTP/1.1\r\nHost: web.test\r\nContent-Length: 600000\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&[0; 600_000]).unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        assert!(response.starts_with("HTTP/1.1 413 "), "{response}");
+    }
+}
+
+#[test]
 fn a_connection_is_ended_with_a_farewell() {
     let setup = Setup::new();
     let mut tidegate = setup.start(&[&setup.authority.issue(&["web.test"])], "");
     let mut stream = Dialect::trusting(&setup.authority).connect(tidegate.address(), "web.test").unwrap();
     let request = "GET / HTTP/1.1\r\nHost: web.test\r\n\r\n";
-    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
     let mut response = vec![0; 1024];
-    let read = std::io::Read::read(&mut stream, &mut response).unwrap();
+    let read = stream.read(&mut response).unwrap();
     assert!(read > 0);
     tidegate.drain(std::time::Duration::ZERO);
     let mut rest = Vec::new();
     // rustls makes an error of an end without a farewell.
-    std::io::Read::read_to_end(&mut stream, &mut rest).unwrap();
+    stream.read_to_end(&mut rest).unwrap();
     tidegate.wait_for_end();
 }
 

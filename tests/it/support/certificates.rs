@@ -144,7 +144,13 @@ impl Dialect {
 
     /// Connects, and shakes hands as far as the client can see.
     pub fn connect(&self, address: SocketAddr, name: &str) -> Result<Secure, String> {
-        let socket = TcpStream::connect(address).unwrap();
+        self.connect_after("", address, name)
+    }
+
+    /// The same, after something that is said before TLS.
+    pub fn connect_after(&self, said: &str, address: SocketAddr, name: &str) -> Result<Secure, String> {
+        let mut socket = TcpStream::connect(address).unwrap();
+        socket.write_all(said.as_bytes()).unwrap();
         socket.set_read_timeout(Some(patience())).unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let connection = ClientConnection::new(Arc::new(self.config.clone()), name).unwrap();
