@@ -7,14 +7,16 @@ use prometheus::{IntGaugeVec, Opts, Registry};
 
 use crate::{
     admin::{self, readiness::Readiness},
-    config::Config,
+    config::{Config, Listener, ListenerTls},
     controller::{Controller, Inputs, discovery, publish::Publisher},
     net::listen,
     proxy::client::Patience,
     telemetry::{exposition::CellsCollector, health_exposition::HealthCollector, ledger::Hub},
+    tls::{reload::Keeper, server::Server},
     worker::{
         drain::Stage,
         handle::{Listening, Panicked, Workers},
+        handshake::{Entrance, ProxyProtocol, Tls},
     },
 };
 
@@ -26,11 +28,13 @@ const TAKEN: &str = "(`ss -ltnp` shows who has the port)";
 pub struct Options {
     /// How often counts are read and decided on.
     pub tick: Duration,
+    /// How often files of certificates are looked at.
+    pub certificates: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { tick: Duration::from_secs(1) }
+        Self { tick: Duration::from_secs(1), certificates: Duration::from_secs(2) }
     }
 }
 
@@ -55,6 +59,9 @@ pub struct Running {
 /// When an address cannot be bound or a thread cannot be started; nothing is left running then.
 pub async fn start(config: &Config, options: Options) -> anyhow::Result<Running> {
     let count = config.workers.map_or_else(available_cpus, |workers| workers.get());
+    let hub = Arc::new(Hub::new(count));
+    let registry = registry(&hub).context("cannot register the metrics")?;
+    let mut keeper = Keeper::new(&registry).context("cannot register the metrics")?;
     let mut listening = Vec::new();
     let mut listeners = Vec::new();
     for listener in &config.listeners {
@@ -62,7 +69,9 @@ pub async fn start(config: &Config, options: Options) -> anyhow::Result<Running>
             .with_context(|| format!("cannot listen on {} {TAKEN}", listener.address))?;
         listeners.push(sockets[0].local_addr()?);
         let patience = Patience { header: listener.header_timeout, idle: listener.idle_timeout };
-        listening.push(Listening { sockets, patience });
+        let entrance = entrance(listener, &mut keeper)
+            .with_context(|| format!("cannot speak TLS on {}", listener.address))?;
+        listening.push(Listening { sockets, patience, entrance, edge: listener.edge.clone() });
     }
     let admin_socket = match &config.admin {
         Some(admin) => Some(
@@ -73,11 +82,10 @@ pub async fn start(config: &Config, options: Options) -> anyhow::Result<Running>
     };
     let admin = admin_socket.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
 
-    let hub = Arc::new(Hub::new(count));
-    let publisher = Arc::new(Publisher::new(config));
+    let publisher = Publisher::new(config, &mut keeper).context("cannot speak TLS to a backend")?;
+    let publisher = Arc::new(publisher);
     // Before anybody asks for an endpoint.
     discovery::start(config, &publisher, &hub).await;
-    let registry = registry(&hub).context("cannot register the metrics")?;
     let workers =
         Workers::start(count, listening, publisher.snapshots(), &hub).context("cannot start the workers")?;
     let inputs = Inputs { config, publisher, hub, tick: options.tick, registry: &registry };
@@ -91,6 +99,7 @@ pub async fn start(config: &Config, options: Options) -> anyhow::Result<Running>
             }
         });
     }
+    tokio::spawn(keeper.run(options.certificates));
     readiness.set(true);
     let shutdown = config.shutdown.clone();
     Ok(Running { listeners, admin, controller, readiness, workers, shutdown })
@@ -130,6 +139,22 @@ impl Running {
     pub fn drain_delay(&self) -> Duration {
         self.shutdown.delay
     }
+}
+
+/// What clients of a listener meet before their first request.
+fn entrance(listener: &Listener, keeper: &mut Keeper) -> anyhow::Result<Entrance> {
+    let tls = match &listener.tls {
+        None => None,
+        Some(ListenerTls { settings, handshake_timeout }) => {
+            let server = Server::new(settings.clone())?;
+            let published = Arc::clone(server.published());
+            keeper.add_server(server);
+            Some(Tls { published, timeout: *handshake_timeout })
+        }
+    };
+    let proxy_protocol = listener.proxy_protocol.as_ref();
+    let proxy_protocol = proxy_protocol.map(|p| ProxyProtocol { from: p.from.clone(), timeout: p.timeout });
+    Ok(Entrance { proxy_protocol, tls, redirect_to_https: listener.redirect_to_https })
 }
 
 /// One worker for each CPU that the process may use, container limits included.

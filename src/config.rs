@@ -8,18 +8,23 @@ mod address;
 mod admin;
 mod analysis;
 mod backend;
+mod backend_tls;
 mod balance;
 mod condition;
 mod document;
+mod edge;
+mod files;
 mod filter;
 mod force;
 mod health_check;
 mod host;
+mod limits;
 mod listener;
 mod matching;
 mod outlier_detection;
 mod paths;
 mod pool;
+mod proxy_protocol;
 mod report;
 mod rollout;
 mod route;
@@ -29,6 +34,7 @@ mod sticky;
 mod structure;
 mod suggest;
 mod timeouts;
+mod tls;
 mod upgrades;
 mod written;
 
@@ -37,7 +43,13 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::{net::SocketAddr, num::NonZeroUsize, time::Duration};
+use std::{
+    net::SocketAddr,
+    num::{NonZeroU16, NonZeroUsize},
+    time::Duration,
+};
+
+use ipnet::IpNet;
 
 use http::{HeaderName, HeaderValue};
 
@@ -51,13 +63,16 @@ use crate::{
     rollout::plan::Plan,
     routing::{
         condition::Conditions,
+        edge::Edge,
         filter::{HeaderModifier, PathRewrite, Redirect, RouteTimeouts},
         force::Overrides,
+        limits::Limits,
         path::PathRules,
         policy::Policy,
         snapshot::{Endpoint, Sticky, Timeouts},
         table::PathMatch,
     },
+    tls::{client, server},
 };
 
 /// A whole configuration.
@@ -88,6 +103,32 @@ pub struct Listener {
     pub header_timeout: Duration,
     /// Longest time that a connection may be idle between requests (default 75 s).
     pub idle_timeout: Duration,
+    /// What is let in, and whose word is taken.
+    pub edge: Edge,
+    /// How it speaks TLS, if it does.
+    pub tls: Option<ListenerTls>,
+    /// Who says whose connections it passes on, if anybody does.
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// If it only sends clients to HTTPS: the port that they are sent to.
+    pub redirect_to_https: Option<NonZeroU16>,
+}
+
+/// How a listener speaks TLS.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ListenerTls {
+    /// Certificates, versions, and what clients have to show.
+    pub settings: server::Settings,
+    /// Longest time that a handshake may take (default 10 s).
+    pub handshake_timeout: Duration,
+}
+
+/// Who says, in the PROXY protocol, whose connections it passes on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProxyProtocol {
+    /// Those who must say it; nobody else may.
+    pub from: Vec<IpNet>,
+    /// Longest time that they may take over it (default 5 s).
+    pub timeout: Duration,
 }
 
 /// Where people, pipelines and Prometheus come in.
@@ -170,6 +211,8 @@ pub struct Service {
     pub upgrades: Vec<String>,
     /// How its backends are used.
     pub policy: Policy,
+    /// How much may be asked for.
+    pub limits: Limits,
     /// How a rollout of this service goes.
     pub rollout: Rollout,
 }
@@ -181,6 +224,8 @@ pub struct Backend {
     pub name: BackendName,
     /// Its endpoints; at least one.
     pub endpoints: Vec<Endpoint>,
+    /// How they speak TLS, if they do.
+    pub tls: Option<client::Settings>,
 }
 
 /// How a rollout goes.

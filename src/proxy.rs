@@ -1,6 +1,7 @@
 //! One request's way through a worker: route, assign, forward, record. Begin with
 //! [`exchange::exchange`], which reads from top to bottom as a request goes.
 
+mod admission;
 mod assign;
 pub mod attempt;
 pub mod body;
@@ -8,13 +9,18 @@ pub mod client;
 pub mod context;
 pub mod error;
 pub mod exchange;
+mod forwarded;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod grpc;
 pub mod hash_key;
 pub mod headers;
+mod names;
 mod over_h2;
+mod rate;
+pub mod redirect;
 pub mod reply;
+mod slow;
 pub mod sticky;
 mod tunnel;
 pub mod upgrade;

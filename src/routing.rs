@@ -3,8 +3,10 @@
 //! Pure; uses the model alone.
 
 pub mod condition;
+pub mod edge;
 pub mod filter;
 pub mod force;
+pub mod limits;
 pub mod members;
 pub mod path;
 pub mod pattern;

@@ -4,15 +4,20 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use prometheus::Registry;
 use tidegate::{
     config::{diagnostic::render, load::parse},
     controller::publish::Publisher,
+    tls::reload::Keeper,
 };
 
 fuzz_target!(|text: &str| {
     let said = match parse("tidegate.toml", text) {
-        Ok((config, warnings)) => {
-            let _compiled = Publisher::new(&config);
+        Ok((mut config, warnings)) => {
+            // No file is read that a fuzzer has made up the name of.
+            config.services.iter_mut().flat_map(|s| &mut s.backends).for_each(|b| b.tls = None);
+            let mut keeper = Keeper::new(&Registry::new()).expect("nothing else is registered");
+            Publisher::new(&config, &mut keeper).expect("nobody speaks TLS");
             render(&warnings)
         }
         Err(errors) => {

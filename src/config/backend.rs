@@ -1,12 +1,14 @@
 //! `[services.NAME.backends.NAME]`: sets of endpoints that run one version.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    Backend, Endpoint, host,
+    Backend, Endpoint,
+    backend_tls::{self, RawBackendTls},
+    host,
     report::Report,
     written::{Section, Table, Text, name},
 };
@@ -17,6 +19,7 @@ use crate::routing::snapshot::Protocol;
 #[serde(deny_unknown_fields)]
 pub(super) struct RawBackend {
     endpoints: Option<Spanned<Vec<Text>>>,
+    tls: Option<Spanned<Table<RawBackendTls>>>,
 }
 
 impl Section for RawBackend {
@@ -29,19 +32,21 @@ pub(super) type RawBackends = BTreeMap<Text, Table<RawBackend>>;
 /// The backends of one service.
 pub(super) fn lower(raw: RawBackends, report: &mut Report<'_>) -> Vec<Backend> {
     raw.into_iter()
-        .filter_map(|(written, Table(RawBackend { endpoints }))| {
+        .filter_map(|(written, Table(RawBackend { endpoints, tls }))| {
             let name = name(&written, "backend", report);
-            let endpoints = lower_endpoints(&written, endpoints, report);
-            Some(Backend { name: name?, endpoints })
+            let (endpoints, https) = lower_endpoints(&written, endpoints, report);
+            let tls = backend_tls::lower(tls, https, report);
+            Some(Backend { name: name?, endpoints, tls })
         })
         .collect()
 }
 
+/// The endpoints, and where the first one stands that speaks TLS.
 fn lower_endpoints(
     backend: &Text,
     written: Option<Spanned<Vec<Text>>>,
     report: &mut Report<'_>,
-) -> Vec<Endpoint> {
+) -> (Vec<Endpoint>, Option<Range<usize>>) {
     let place = written.as_ref().map_or_else(|| backend.span(), Spanned::span);
     let written = written.map(Spanned::into_inner).unwrap_or_default();
     if written.is_empty() {
@@ -53,20 +58,38 @@ fn lower_endpoints(
             .help("write at least one: `endpoints = [\"http://127.0.0.1:9001\"]`");
     }
     let mut endpoints = Vec::with_capacity(written.len());
+    let (mut https, mut http) = (None, None);
     for written in written {
         match parse(written.get_ref()) {
             Err(InvalidEndpoint { problem, remedy }) => {
                 report.error(written.span(), problem).help(remedy);
             }
-            Ok(endpoint) if endpoints.iter().any(|other| same_place(other, &endpoint)) => {
+            Ok((endpoint, _)) if endpoints.iter().any(|other| same_place(other, &endpoint)) => {
                 let Endpoint { host, port, protocol: _ } = &endpoint;
                 let problem = format!("`{host}` with port {port} is in `{}` twice", backend.get_ref());
                 report.error(written.span(), problem).help("name each endpoint once; all get the same share");
             }
-            Ok(endpoint) => endpoints.push(endpoint),
+            Ok((endpoint, scheme)) => {
+                endpoints.push(endpoint);
+                let first = if scheme == Scheme::Https { &mut https } else { &mut http };
+                first.get_or_insert(written.span());
+            }
         }
     }
-    endpoints
+    if let (Some(https), Some(http)) = (&https, http) {
+        let later = if https.start > http.start { https.clone() } else { http };
+        report
+            .error(later, format!("backend `{}` has endpoints with TLS and without", backend.get_ref()))
+            .help("its endpoints run one version of one application: write all of them in the same way");
+    }
+    (endpoints, https)
+}
+
+/// What an endpoint speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scheme {
+    Http,
+    Https,
 }
 
 /// Whether two endpoints are one, whatever is spoken there.
@@ -81,9 +104,9 @@ struct InvalidEndpoint {
     remedy: String,
 }
 
-/// Reads `http://HOST:PORT` or `h2c://HOST:PORT`. A path has no place in it: a request goes on with the path it came
+/// Reads `http://HOST:PORT`, `https://HOST:PORT` or `h2c://HOST:PORT`. A path has no place in it: a request goes on with the path it came
 /// with.
-fn parse(text: &str) -> Result<Endpoint, InvalidEndpoint> {
+fn parse(text: &str) -> Result<(Endpoint, Scheme), InvalidEndpoint> {
     let invalid =
         |remedy: String| InvalidEndpoint { problem: format!("`{text}` is not an endpoint"), remedy };
     let Some((scheme, authority)) = text.split_once("://") else {
@@ -91,20 +114,21 @@ fn parse(text: &str) -> Result<Endpoint, InvalidEndpoint> {
         let example = if fine { text } else { "127.0.0.1:9001" };
         return Err(invalid(format!("write it as a URL: `\"http://{example}\"`")));
     };
-    let scheme = scheme.to_ascii_lowercase();
-    let protocol = match scheme.as_str() {
-        "http" => Protocol::Http1,
-        "h2c" => Protocol::Http2,
+    let (scheme, protocol, port) = match scheme.to_ascii_lowercase().as_str() {
+        "http" => (Scheme::Http, Protocol::Http1, 80),
+        "h2c" => (Scheme::Http, Protocol::Http2, 80),
+        "https" => (Scheme::Https, Protocol::Http1, 443),
         "grpc" => return Err(invalid(format!("write `\"h2c://{authority}\"`: gRPC is HTTP/2"))),
-        "https" | "h2" | "grpcs" => {
+        "h2" | "grpcs" => {
             return Err(InvalidEndpoint {
                 problem: format!("endpoint `{text}`: `{scheme}://` is not supported yet"),
-                remedy: "use an endpoint without TLS: `http://HOST:PORT`, or `h2c://HOST:PORT` for HTTP/2"
+                remedy: "use `h2c://HOST:PORT` for HTTP/2, or `https://HOST:PORT` for TLS: not yet both"
                     .to_owned(),
             });
         }
         _ => {
-            return Err(invalid("write `http://HOST:PORT`, or `h2c://HOST:PORT` for HTTP/2".to_owned()));
+            let remedy = "write `http://HOST:PORT`, `https://HOST:PORT`, or `h2c://HOST:PORT` for HTTP/2";
+            return Err(invalid(remedy.to_owned()));
         }
     };
     if authority.contains('@') {
@@ -113,22 +137,23 @@ fn parse(text: &str) -> Result<Endpoint, InvalidEndpoint> {
     if let Some(at) = authority.find(['/', '?', '#']) {
         let shorter = &authority[..at];
         return Err(invalid(format!(
-            "write only `\"{scheme}://{shorter}\"`: a request keeps the path that it came with"
+            "write only `\"{}{shorter}\"`: a request keeps the path that it came with",
+            &text[..text.len() - authority.len()],
         )));
     }
-    let (host, port) = split_port(authority).map_err(invalid)?;
+    let (host, port) = split_port(authority, port).map_err(invalid)?;
     let host = host::parse(host).map_err(|fault| invalid(fault.0.to_owned()))?;
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    Ok(Endpoint { host, port, protocol })
+    Ok((Endpoint { host, port, protocol }, scheme))
 }
 
 /// Host, with brackets if it has them, and port; or what to write instead.
-fn split_port(authority: &str) -> Result<(&str, u16), String> {
+fn split_port(authority: &str, default: u16) -> Result<(&str, u16), String> {
     let colon = match authority.rfind(']') {
         Some(bracket) => authority[bracket..].find(':').map(|at| bracket + at),
         None => authority.find(':'),
     };
-    let Some(colon) = colon else { return Ok((authority, 80)) };
+    let Some(colon) = colon else { return Ok((authority, default)) };
     if authority[colon + 1..].contains(':') {
         return Err(format!("write an IPv6 address in brackets: `\"http://[{authority}]\"`"));
     }
@@ -150,20 +175,22 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_are_plain_http_urls() {
+    fn endpoints_are_urls() {
         for (text, host, port) in [
             ("http://127.0.0.1:9001", "127.0.0.1", 9001),
             ("http://App.example", "app.example", 80),
             ("HTTP://[::1]:9001", "::1", 9001),
             ("http://[0::1]", "::1", 80),
+            ("https://app", "app", 443),
         ] {
-            assert_eq!(parse(text).unwrap(), endpoint(host, port));
+            let scheme = if port == 443 { Scheme::Https } else { Scheme::Http };
+            assert_eq!(parse(text).unwrap(), (endpoint(host, port), scheme));
         }
     }
 
     #[test]
     fn h2c_is_http_2_without_tls() {
-        let h2c = parse("H2C://a:9001").unwrap();
+        let (h2c, _) = parse("H2C://a:9001").unwrap();
         assert_eq!((h2c.host.as_str(), h2c.port, h2c.protocol), ("a", 9001, Protocol::Http2));
     }
 
@@ -172,11 +199,12 @@ mod tests {
         for (text, expected) in [
             ("127.0.0.1:9001", "write it as a URL: `\"http://127.0.0.1:9001\"`"),
             ("", "write it as a URL: `\"http://127.0.0.1:9001\"`"),
-            ("https://a", "use an endpoint without TLS: `http://HOST:PORT`, or `h2c://HOST:PORT` for HTTP/2"),
+            ("grpcs://a", "use `h2c://HOST:PORT` for HTTP/2, or `https://HOST:PORT` for TLS: not yet both"),
             ("grpc://a:1", "write `\"h2c://a:1\"`: gRPC is HTTP/2"),
             ("h2c://a:80/x", "write only `\"h2c://a:80\"`: a request keeps the path that it came with"),
-            ("ftp://a", "write `http://HOST:PORT`, or `h2c://HOST:PORT` for HTTP/2"),
+            ("ftp://a", "write `http://HOST:PORT`, `https://HOST:PORT`, or `h2c://HOST:PORT` for HTTP/2"),
             ("http://a:80/", "write only `\"http://a:80\"`: a request keeps the path that it came with"),
+            ("https://a/b", "write only `\"https://a\"`: a request keeps the path that it came with"),
             ("http://me:secret@a", "write it without user name and password"),
             ("http://::1", "write an IPv6 address in brackets: `\"http://[::1]\"`"),
             ("http://a:0", "a port is a number from 1 to 65535"),
@@ -194,6 +222,8 @@ mod tests {
     fn every_endpoint_is_checked_and_named_once() {
         let v2 = "[services.web.backends.v2]\nendpoints = ['http://a', 'b', 'h2c://A:80', 'http://c']";
         assert_eq!(errors(v2), ["`b` is not an endpoint", "`a` with port 80 is in `v2` twice"]);
+        let mixed = "[services.web.backends.v2]\nendpoints = ['http://a', 'https://b', 'https://c']";
+        assert_eq!(errors(mixed), ["backend `v2` has endpoints with TLS and without"]);
         let none = "backend `v2` has no endpoint, so it could serve nothing";
         assert_eq!(errors("[services.web.backends.v2]\nendpoints = []"), [none]);
         assert_eq!(errors("[services.web.backends.v2]"), [none]);

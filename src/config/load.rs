@@ -1,5 +1,5 @@
 //! A file, or its text, to a configuration or to what is wrong with it. The only I/O of this
-//! module.
+//! module, with that of `super::files`.
 //!
 //! Deliberately absent: a directory of files. It is refused in words rather than read by guess.
 
@@ -8,7 +8,7 @@ use std::{fs, io::ErrorKind, path::Path};
 use super::{
     Config,
     diagnostic::{Diagnostic, Severity},
-    document,
+    document, files,
     report::Report,
     structure,
 };
@@ -16,7 +16,7 @@ use super::{
 /// A configuration and its warnings, or its errors, in the order of the file.
 pub type Loaded = Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>>;
 
-/// Reads a file.
+/// Reads a file, and the certificates and keys that it names.
 ///
 /// # Errors
 /// When the file cannot be read, or as [`parse`].
@@ -52,7 +52,7 @@ pub fn load(path: &Path) -> Loaded {
         }
     };
     match String::from_utf8(bytes) {
-        Ok(text) => parse(&name, &text),
+        Ok(text) => understand(&name, &text, files::check),
         Err(error) => {
             let at = error.utf8_error().valid_up_to();
             let text = String::from_utf8_lossy(error.as_bytes());
@@ -63,13 +63,22 @@ pub fn load(path: &Path) -> Loaded {
     }
 }
 
-/// Reads the text of a configuration; `file_name` is only what diagnostics call it.
+/// Reads the text of a configuration; `file_name` is only what diagnostics call it. No other file is
+/// looked at.
 ///
 /// # Errors
 /// The first fault of structure (syntax, unknown key, wrong type), or else every fault of meaning.
 pub fn parse(file_name: &str, text: &str) -> Loaded {
+    understand(file_name, text, |_| ())
+}
+
+fn understand(file_name: &str, text: &str, look: impl Fn(&mut Report<'_>)) -> Loaded {
     let mut report = Report::new(file_name, text);
     let config = structure::read(text, &mut report).map(|raw| document::lower(raw, &mut report));
+    // What a text with faults names may not be what was meant.
+    if !report.has_errors() {
+        look(&mut report);
+    }
     match config {
         Some(config) if !report.has_errors() => Ok((config, report.into_sorted(Severity::Warning))),
         _ => Err(report.into_sorted(Severity::Error)),

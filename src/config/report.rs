@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::diagnostic::{Diagnostic, Line, Place, Severity, is_harmful};
+use super::{
+    diagnostic::{Diagnostic, Line, Place, Severity, is_harmful},
+    files::Noted,
+};
 
 /// Most characters of a line that are quoted: about what a terminal shows in one row or two.
 const MAX_QUOTE: usize = 140;
@@ -14,12 +17,13 @@ pub(super) struct Report<'a> {
     file: &'a str,
     text: &'a str,
     found: Vec<Diagnostic>,
+    noted: Vec<Noted>,
 }
 
 impl<'a> Report<'a> {
     /// Nothing found yet.
     pub(super) fn new(file: &'a str, text: &'a str) -> Self {
-        Self { file, text, found: Vec::new() }
+        Self { file, text, found: Vec::new(), noted: Vec::new() }
     }
 
     /// Something that makes the configuration unusable.
@@ -37,6 +41,16 @@ impl<'a> Report<'a> {
     pub(super) fn warning(&mut self, span: Range<usize>, problem: impl Into<String>) -> &mut Diagnostic {
         let line = Some(self.line(span));
         self.push(Severity::Warning, line, problem.into())
+    }
+
+    /// Something that is to be read once all of the text has been.
+    pub(super) fn note(&mut self, noted: Noted) {
+        self.noted.push(noted);
+    }
+
+    /// What is to be read.
+    pub(super) fn take_noted(&mut self) -> Vec<Noted> {
+        std::mem::take(&mut self.noted)
     }
 
     /// What stands at `span`.

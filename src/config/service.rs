@@ -13,6 +13,7 @@ use super::{
     condition, filter,
     force::{self, RawForce, RawPreview},
     health_check::{self, RawHealthCheck},
+    limits::{self, RawLimits},
     outlier_detection::{self, RawOutlierDetection},
     pool::{self, RawPool},
     report::Report,
@@ -51,6 +52,7 @@ pub(super) struct RawService {
     health_check: Option<Table<RawHealthCheck>>,
     pool: Option<Table<RawPool>>,
     resolve_interval: Option<Time>,
+    limits: Option<Table<RawLimits>>,
     rollout: Option<Table<RawRollout>>,
 }
 
@@ -83,6 +85,7 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
         health_check,
         pool,
         resolve_interval,
+        limits,
         rollout,
     } = raw;
     let place = written_name.span();
@@ -116,6 +119,7 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
             report,
         ),
     };
+    let limits = limits::lower(limits.unwrap_or_default().0, report);
     let rollout: Option<Rollout> = rollout::lower(rollout.unwrap_or_default().0, place, report);
     Some(Service {
         name: name?,
@@ -128,6 +132,7 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
         timeouts,
         upgrades,
         policy,
+        limits,
         rollout: rollout?,
     })
 }

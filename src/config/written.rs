@@ -1,6 +1,6 @@
 //! Single values as they are written, and the checks that every section shares.
 
-use std::{fmt, marker::PhantomData, ops::RangeInclusive, str::FromStr, time::Duration};
+use std::{fmt, marker::PhantomData, num::NonZeroU32, ops::RangeInclusive, str::FromStr, time::Duration};
 
 use serde::{
     Deserialize, Deserializer,
@@ -12,7 +12,7 @@ use super::report::Report;
 use crate::{
     model::{
         name::InvalidName,
-        units::{format_duration, parse_duration},
+        units::{format_duration, format_size, parse_duration, parse_size},
         weight::Weight,
     },
     rollout::plan::MAX_TIME,
@@ -130,6 +130,73 @@ pub(super) fn count(
         report
             .error(written.span(), format!("`{key}` cannot be {number}"))
             .help(format!("write a whole number from {least} to {most}"));
+    }
+    count
+}
+
+/// A size as it is written, and where it stands.
+pub(super) type Size = Spanned<SizeText>;
+
+/// What a size is written as; a type of its own so that `16` is answered with what it lacks.
+#[derive(Debug)]
+pub(super) struct SizeText(String);
+
+impl<'de> Deserialize<'de> for SizeText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Written;
+        impl Visitor<'_> for Written {
+            type Value = SizeText;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a size with its unit in quotes, such as `\"16KiB\"` or `\"10MiB\"`")
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<SizeText, E> {
+                Ok(SizeText(text.to_owned()))
+            }
+        }
+        deserializer.deserialize_str(Written)
+    }
+}
+
+/// The bytes under `key`, which have to be in `allowed`; nothing, and a fault, if they are wrong.
+pub(super) fn size(
+    written: &Size,
+    key: &str,
+    allowed: RangeInclusive<u64>,
+    report: &mut Report<'_>,
+) -> Option<u64> {
+    let given = &written.get_ref().0;
+    match parse_size(given) {
+        Err(_) => {
+            report
+                .error(written.span(), format!("`{given}` is not a size"))
+                .help("write a whole number with a unit, such as `512B`, `16KiB` or `10MiB`");
+            None
+        }
+        Ok(bytes) if !allowed.contains(&bytes) => {
+            let (least, most) = (format_size(*allowed.start()), format_size(*allowed.end()));
+            let which = if bytes < *allowed.start() { "too small" } else { "too large" };
+            report
+                .error(written.span(), format!("`{key}` of {given} is {which}"))
+                .help(format!("write a size from {least} to {most}"));
+            None
+        }
+        Ok(bytes) => Some(bytes),
+    }
+}
+
+/// The whole number under `key`, from 1 to `most`; nothing, and a fault, if it is wrong.
+pub(super) fn positive(
+    written: &Spanned<i64>,
+    key: &str,
+    most: u32,
+    report: &mut Report<'_>,
+) -> Option<NonZeroU32> {
+    let count = u32::try_from(*written.get_ref()).ok().filter(|count| *count <= most);
+    let count = count.and_then(NonZeroU32::new);
+    if count.is_none() {
+        report
+            .error(written.span(), format!("`{key}` must be from 1 to {most}, not {}", written.get_ref()))
+            .help("leave it out for the default");
     }
     count
 }

@@ -172,6 +172,7 @@ impl Watched {
                 let subject = check::Subject {
                     endpoint: self.endpoint.clone(),
                     address: *address,
+                    tls: self.publisher.connector(self.backend),
                     health,
                     backend: Arc::clone(&self.health),
                 };

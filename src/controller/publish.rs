@@ -19,6 +19,10 @@ use crate::{
         split::Split,
         table::{Rule, Target},
     },
+    tls::{
+        client::{CannotConnect, Connector},
+        reload::Keeper,
+    },
 };
 
 /// Publishes snapshots to the workers.
@@ -30,15 +34,19 @@ pub struct Publisher {
 
 impl Publisher {
     /// Compiles a configuration into the first snapshot.
-    pub fn new(config: &Config) -> Self {
+    ///
+    /// # Errors
+    /// When it is not possible to speak TLS to a backend as it should be.
+    pub fn new(config: &Config, keeper: &mut Keeper) -> Result<Self, CannotConnect> {
         let mut backends = Vec::new();
         let mut services = HashMap::new();
         for (service, id) in config.services.iter().zip(0..) {
             let mut ids = HashMap::new();
-            for config::Backend { name, endpoints } in &service.backends {
+            for config::Backend { name, endpoints, tls } in &service.backends {
                 ids.insert(name.clone(), BackendId(backends.len() as u32));
                 let endpoints = endpoints.clone();
-                backends.push(Backend { service: ServiceId(id), name: name.clone(), endpoints });
+                let tls = tls.as_ref().map(|settings| keeper.connector(settings)).transpose()?;
+                backends.push(Backend { service: ServiceId(id), name: name.clone(), endpoints, tls });
             }
             services.insert(service.name.clone(), (ServiceId(id), ids));
         }
@@ -50,7 +58,7 @@ impl Publisher {
             split(ids, &service.roles, service.weight, salt(&service.name, 0))
         });
         let snapshot = Snapshot::new(Arc::new(topology), splits.collect());
-        Self { snapshots: Arc::new(ArcSwap::from_pointee(snapshot)), services }
+        Ok(Self { snapshots: Arc::new(ArcSwap::from_pointee(snapshot)), services })
     }
 
     /// Where workers read.
@@ -71,6 +79,11 @@ impl Publisher {
     /// The place of a backend in the topology.
     pub fn backend(&self, service: &ServiceName, backend: &BackendName) -> Option<BackendId> {
         self.services.get(service)?.1.get(backend).copied()
+    }
+
+    /// How a backend speaks TLS, if it does.
+    pub fn connector(&self, backend: BackendId) -> Option<Arc<Connector>> {
+        self.snapshots.load().topology().backend(backend).tls.clone()
     }
 
     /// Gives an endpoint of a backend these addresses, each of which becomes one to choose among. Those
@@ -131,6 +144,7 @@ fn of_service(service: &config::Service) -> Service {
         timeouts,
         upgrades,
         policy,
+        limits,
         roles: _,
         weight: _,
         backends: _,
@@ -144,6 +158,7 @@ fn of_service(service: &config::Service) -> Service {
         timeouts: *timeouts,
         upgrades: upgrades.clone(),
         policy: policy.clone(),
+        limits: *limits,
     }
 }
 

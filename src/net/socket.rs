@@ -41,6 +41,11 @@ impl Socket {
         Self { stream, ends }
     }
 
+    /// The pipes at it.
+    pub fn ends(&self) -> &Rc<Ends> {
+        &self.ends
+    }
+
     /// Reads into a pipe, and says that as many bytes were read.
     fn poll_fill(&self, cx: &mut Context<'_>, pipe: &Pipe, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if !pipe.is_empty_or_wake(cx) {

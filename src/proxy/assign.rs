@@ -25,7 +25,7 @@ pub(super) fn assign(
     let split = view.snapshot.split(service);
     let service = view.snapshot.topology().service(service);
     if let Some(overrides) = &service.overrides
-        && let Some((role, reason)) = overrides.decide(head, client.address)
+        && let Some((role, reason)) = overrides.decide(head, client.address(head.headers))
     {
         match split.by_role(role, reason) {
             Some(assignment) => return Ok((assignment, None)),
@@ -41,7 +41,7 @@ pub(super) fn assign(
             Some(key) if !key.is_empty() => split.by_key(key.as_bytes()),
             _ => by_chance(),
         },
-        Some(Sticky::ClientAddress) => split.by_key(&sticky::address_key(client.address)),
+        Some(Sticky::ClientAddress) => split.by_key(&sticky::address_key(client.address(head.headers))),
     };
     Ok((assignment, None))
 }

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -16,13 +16,17 @@ use hyper::body::Incoming;
 use super::{
     attempt::Attempt,
     client::{Busy, Client},
+    error::ProxyError,
     grpc,
     grpc::CallDeadline,
     headers,
+    slow::Watch,
 };
 use crate::{
+    clock,
     model::outcome::Outcome,
     net::{splice::Chunk, timers::Deadline},
+    routing::limits::Limits,
     upstream::pool::Held,
 };
 
@@ -47,20 +51,92 @@ pub enum BodyError {
     Deadline,
 }
 
+/// Why a request's body is not passed on to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The client's connection broke, or what came was not a body.
+    #[error("the client broke off a body")]
+    Client(#[source] hyper::Error),
+    /// It is larger than the service takes.
+    #[error("the body is too large")]
+    TooLarge,
+}
+
 /// How far a request's body has come, for the exchange to watch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Progress {
     /// Chunks passed on so far.
     pub(super) chunks: Cell<u64>,
+    /// Bytes of them.
+    bytes: Cell<u64>,
+    /// Bytes that there may be.
+    most: u64,
+    /// There are more.
+    too_large: Cell<bool>,
+    /// Set where it may not take as long as it likes.
+    watch: Option<Watch>,
     /// It is complete.
     pub(super) done: Cell<bool>,
     /// The backend would take more, and the client has not sent it.
     waits_for_client: Cell<bool>,
     /// It ended early, or what came was not a body.
-    pub(super) broken: Cell<bool>,
+    broken: Cell<bool>,
 }
 
 impl Progress {
+    fn new(most: u64, watch: Option<Watch>) -> Self {
+        Self {
+            chunks: Cell::new(0),
+            bytes: Cell::new(0),
+            most,
+            too_large: Cell::new(false),
+            watch,
+            done: Cell::new(false),
+            waits_for_client: Cell::new(false),
+            broken: Cell::new(false),
+        }
+    }
+
+    /// What is wrong with it, if something is: then it is the client who is to blame.
+    pub(super) fn fault(&self) -> Option<ProxyError> {
+        match (self.too_large.get(), self.broken.get()) {
+            (true, _) => Some(ProxyError::BodyTooLarge),
+            (false, true) => Some(ProxyError::BrokenBody),
+            (false, false) => None,
+        }
+    }
+
+    /// How much longer it may take: `idle`, or less if it is watched.
+    pub(super) fn patience(&self, idle: Duration) -> Duration {
+        let Some(watch) = &self.watch else { return idle };
+        idle.min(watch.left(self.bytes.get(), clock::monotonic()))
+    }
+
+    /// Whether its patience may be less than the time in which some of it has to come.
+    pub(super) fn is_watched(&self) -> bool {
+        self.watch.is_some()
+    }
+
+    /// Takes note of what its source said; whether it goes on.
+    fn note(&self, polled: &Poll<Option<hyper::Result<Frame<Bytes>>>>) -> bool {
+        self.waits_for_client.set(polled.is_pending());
+        if let Some(watch) = &self.watch {
+            watch.set_waiting(polled.is_pending(), clock::monotonic());
+        }
+        match polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.chunks.set(self.chunks.get() + 1);
+                let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
+                self.bytes.set(self.bytes.get() + bytes);
+                self.too_large.set(self.bytes.get() > self.most);
+            }
+            Poll::Ready(None) => self.done.set(true),
+            Poll::Ready(Some(Err(_))) => self.broken.set(true),
+            Poll::Pending => {}
+        }
+        !self.too_large.get()
+    }
+
     /// Whether it is the client that the exchange waits for.
     pub(super) fn is_stalled(&self) -> bool {
         !self.done.get() && self.waits_for_client.get()
@@ -81,6 +157,11 @@ impl Upload {
         Self { progress, chunks }
     }
 
+    /// Whether some of it has not come yet.
+    pub(super) fn is_unread(&self) -> bool {
+        !self.progress.done.get()
+    }
+
     /// Whether more of it has been passed on since the last call.
     fn has_moved(&mut self) -> bool {
         let chunks = self.progress.chunks.get();
@@ -98,40 +179,39 @@ impl RequestBody {
         Self(None)
     }
 
-    /// Passes `incoming` on. There is progress to watch if there is anything to pass.
-    pub(super) fn new(incoming: Incoming) -> (Self, Option<Rc<Progress>>) {
+    /// Passes `incoming` on, within `limits`. There is progress to watch if there is anything to pass.
+    pub(super) fn new(incoming: Incoming, limits: &Limits, now: Instant) -> (Self, Option<Rc<Progress>>) {
         if incoming.is_end_stream() {
             return (Self::empty(), None);
         }
-        let progress = Rc::new(Progress::default());
+        let most = limits.max_body_size.unwrap_or(u64::MAX);
+        let progress = Rc::new(Progress::new(most, Watch::new(limits, now)));
         (Self(Some((incoming, Rc::clone(&progress)))), Some(progress))
     }
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = UploadError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         let Some((incoming, progress)) = &mut self.0 else { return Poll::Ready(None) };
         let mut polled = Pin::new(&mut *incoming).poll_frame(cx);
-        progress.waits_for_client.set(polled.is_pending());
-        match &mut polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(trailers) = frame.trailers_mut() {
-                    headers::prepare_trailers(trailers);
-                }
-                progress.chunks.set(progress.chunks.get() + 1);
-                progress.done.set(incoming.is_end_stream());
-            }
-            Poll::Ready(None) => progress.done.set(true),
-            Poll::Ready(Some(Err(_))) => progress.broken.set(true),
-            Poll::Pending => {}
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            headers::prepare_trailers(trailers);
         }
-        polled
+        if !progress.note(&polled) {
+            return Poll::Ready(Some(Err(UploadError::TooLarge)));
+        }
+        if incoming.is_end_stream() && polled.is_ready() && !progress.broken.get() {
+            progress.done.set(true);
+        }
+        polled.map(|frame| frame.map(|frame| frame.map_err(UploadError::Client)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -301,8 +381,7 @@ impl Relay {
             Ok(bytes) => bytes,
             Err(frame) => return Ok(frame.map_data(Chunk::Bytes)),
         };
-        let Held::Http1(connection) = &self.held else { return Ok(Frame::data(Chunk::Bytes(bytes))) };
-        let ends = connection.ends();
+        let Some(ends) = self.held.ends() else { return Ok(Frame::data(Chunk::Bytes(bytes))) };
         let chunk = match ends.take_diverted() {
             0 => Chunk::Bytes(bytes),
             piped if piped == bytes.len() => Chunk::Piped(piped),
@@ -320,8 +399,8 @@ impl Relay {
 
     /// The response is complete: record it, and let the next request have the connection.
     fn complete(mut self, client: &Client) {
-        if let Held::Http1(connection) = &self.held {
-            connection.ends().end(client.ends());
+        if let Some(ends) = self.held.ends() {
+            ends.end(client.ends());
         }
         let now = self.attempt.end(self.outcome);
         self.held.release(self.attempt.endpoint(), now);
@@ -331,7 +410,7 @@ impl Relay {
         let upload = self.upload.as_ref().map(|upload| &upload.progress);
         self.attempt.end(match error {
             // A backend cannot go on with a request that does not come, or not wholly.
-            BodyError::Broken(_) if upload.is_some_and(|p| p.broken.get()) => Outcome::ClientAbort,
+            BodyError::Broken(_) if upload.is_some_and(|p| p.fault().is_some()) => Outcome::ClientAbort,
             BodyError::Idle | BodyError::Deadline if upload.is_some_and(|p| p.is_stalled()) => {
                 Outcome::ClientAbort
             }

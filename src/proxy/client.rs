@@ -4,14 +4,18 @@ use std::{
     cell::{Cell, RefCell},
     net::{IpAddr, SocketAddr},
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 
-use super::upgrade::Switched;
-use crate::net::{splice::Ends, timers::Deadline};
+use super::{admission::Permit, forwarded::X_FORWARDED_FOR, upgrade::Switched};
+use crate::{
+    net::{identity, splice::Ends, timers::Deadline},
+    routing::edge::Edge,
+};
 
 /// How long a connection that has just been made may take over its first request when the worker is
 /// about to end: the client could not know.
@@ -38,13 +42,35 @@ enum Flush {
     Due,
 }
 
+/// Who is at the other end: of the connection, or of the one that a load balancer passes on.
+#[derive(Debug)]
+struct Peer {
+    /// Its address as `X-Forwarded-For` says it; made once for all requests of the connection.
+    forwarded_for: HeaderValue,
+    address: IpAddr,
+    trusted: bool,
+}
+
+impl Peer {
+    fn new(address: IpAddr, edge: &Edge) -> Self {
+        // An IPv4 client of a dual-stack listener is an IPv4 client.
+        let address = address.to_canonical();
+        Self {
+            forwarded_for: HeaderValue::try_from(address.to_string()).expect("an address is visible ASCII"),
+            address,
+            trusted: identity::is_trusted(address, &edge.trusted_proxies),
+        }
+    }
+}
+
 /// One connection from a client.
 #[derive(Debug)]
 pub struct Client {
-    /// Its address as `X-Forwarded-For` says it; made once for all requests of the connection.
-    pub(super) forwarded_for: HeaderValue,
-    /// The same as an address.
-    pub(super) address: IpAddr,
+    peer: RefCell<Peer>,
+    secure: Cell<bool>,
+    edge: Arc<Edge>,
+    requests: Cell<u32>,
+    unread: Cell<bool>,
     patience: Patience,
     deadline: Deadline,
     exchanges: Cell<u32>,
@@ -66,14 +92,20 @@ impl Client {
     /// A connection that has just been accepted: its first request's head is awaited.
     ///
     /// `pulse` is counted up whenever it gets something done.
-    pub fn new(address: SocketAddr, patience: Patience, deadline: Deadline, pulse: Rc<Cell<u64>>) -> Self {
+    pub fn new(
+        address: SocketAddr,
+        patience: Patience,
+        edge: Arc<Edge>,
+        deadline: Deadline,
+        pulse: Rc<Cell<u64>>,
+    ) -> Self {
         deadline.arm(patience.header);
-        // An IPv4 client of a dual-stack listener is an IPv4 client.
-        let address = address.ip().to_canonical();
-        let text = address.to_string();
         Self {
-            forwarded_for: HeaderValue::try_from(text).expect("an address is visible ASCII"),
-            address,
+            peer: RefCell::new(Peer::new(address.ip(), &edge)),
+            secure: Cell::new(false),
+            edge,
+            requests: Cell::new(0),
+            unread: Cell::new(false),
             patience,
             deadline,
             exchanges: Cell::new(0),
@@ -90,6 +122,72 @@ impl Client {
         }
     }
 
+    /// Somebody in front has said what its address is: it is the peer from now on.
+    pub fn set_address(&self, address: IpAddr) {
+        self.peer.replace(Peer::new(address, &self.edge));
+    }
+
+    /// Its address as `X-Forwarded-For` says it.
+    pub(super) fn forwarded_for(&self) -> HeaderValue {
+        self.peer.borrow().forwarded_for.clone()
+    }
+
+    /// The connection speaks TLS.
+    pub fn set_secure(&self) {
+        self.secure.set(true);
+    }
+
+    /// Whether the connection speaks TLS.
+    pub fn is_secure(&self) -> bool {
+        self.secure.get()
+    }
+
+    /// Gives it this long for what stands before its first request.
+    pub fn allow(&self, time: Duration) {
+        self.deadline.arm(if self.is_closing() { time.min(LAST_CALL) } else { time });
+    }
+
+    /// What stands before its first request is over: that request's head is awaited.
+    pub fn expect_head(&self) {
+        self.allow(self.patience.header);
+    }
+
+    /// What its listener lets in.
+    pub fn edge(&self) -> &Edge {
+        &self.edge
+    }
+
+    /// Whether it is a proxy that may say who the client is.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.peer.borrow().trusted
+    }
+
+    /// Who sent a request with these fields.
+    pub(super) fn address(&self, headers: &HeaderMap) -> IpAddr {
+        let peer = self.peer.borrow();
+        if !peer.trusted {
+            return peer.address;
+        }
+        let fields = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
+        identity::client(peer.address, fields, &self.edge.trusted_proxies)
+    }
+
+    /// Whether it has had as many requests as a connection may have.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.edge.max_requests_per_connection.is_some_and(|most| self.requests.get() >= most.get())
+    }
+
+    /// Its request has a body that may not have been read to its end when the response is.
+    pub(super) fn set_unread(&self, unread: bool) {
+        self.unread.set(unread);
+    }
+
+    /// Whether bytes may lie ready that nobody will read: a socket that is closed then is reset, and
+    /// the client may lose what it was told.
+    pub fn may_be_sending(&self) -> bool {
+        self.unread.get() || self.reading_head.get()
+    }
+
     /// The connection speaks HTTP/2, where bytes may come that belong to no request.
     pub fn set_multiplexed(&self) {
         self.multiplexed.set(true);
@@ -100,9 +198,9 @@ impl Client {
         &self.ends
     }
 
-    /// Whether a body may go to its socket as it is: HTTP/2 puts it into frames.
+    /// Whether a body may go to its socket as it is: HTTP/2 puts it into frames, TLS into records.
     pub(super) fn takes_pipes(&self) -> bool {
-        !self.multiplexed.get()
+        !self.multiplexed.get() && !self.secure.get()
     }
 
     /// Whether the connection speaks HTTP/2.
@@ -115,14 +213,25 @@ impl Client {
         self.deadline.arm(self.patience.header);
     }
 
+    /// Gives the client a moment to read what it was told and to close.
+    pub fn wait_a_moment(&self) {
+        self.deadline.arm(LAST_CALL);
+    }
+
     /// An exchange begins; it lasts until the returned guard is dropped.
     pub(super) fn begin(self: &Rc<Self>) -> Busy {
+        self.requests.set(self.requests.get().saturating_add(1));
+        self.go_on()
+    }
+
+    /// The same for what an exchange has become.
+    pub(super) fn go_on(self: &Rc<Self>) -> Busy {
         self.exchanges.set(self.exchanges.get() + 1);
         self.fresh.set(false);
         self.reading_head.set(false);
         self.blocked.set(false);
         self.deadline.disarm();
-        Busy(Rc::clone(self))
+        Busy { client: Rc::clone(self), permit: None }
     }
 
     /// Bytes have come. If no exchange is on, they begin a head, which may not take for ever.
@@ -238,18 +347,32 @@ impl Client {
 
 /// An exchange is on while this lives.
 #[derive(Debug)]
-pub struct Busy(Rc<Client>);
+pub struct Busy {
+    client: Rc<Client>,
+    /// Its place among those that the service has at a time.
+    permit: Option<Permit>,
+}
 
 impl Busy {
+    /// Keeps a place until the exchange is over.
+    pub(super) fn keep(&mut self, permit: Option<Permit>) {
+        self.permit = permit;
+    }
+
+    /// Its place, for whoever goes on with it.
+    pub(super) fn take_permit(&mut self) -> Option<Permit> {
+        self.permit.take()
+    }
+
     /// The connection.
     pub(super) fn client(&self) -> &Client {
-        &self.0
+        &self.client
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let client = &self.0;
+        let client = &self.client;
         client.beat();
         client.exchanges.set(client.exchanges.get() - 1);
         if client.is_idle() {

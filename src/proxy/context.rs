@@ -10,14 +10,17 @@ use std::{
 use arc_swap::{ArcSwap, Cache};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-use super::body::RequestBody;
+use super::{
+    admission::{Gate, Gates},
+    body::RequestBody,
+};
 use crate::{
     clock,
     model::role::Role,
     net::timers::Timers,
     routing::{
         members::Members,
-        snapshot::{BackendId, Snapshot, Topology},
+        snapshot::{BackendId, ServiceId, Snapshot, Topology},
     },
     telemetry::{
         cells::Writer,
@@ -32,12 +35,19 @@ pub(super) type Endpoint = upstream::endpoint::Endpoint<RequestBody>;
 /// This worker's view of a backend.
 pub(super) type Backend = upstream::backend::Backend<RequestBody>;
 
+/// What all workers share, because it holds for the process.
+#[derive(Debug, Default)]
+pub struct Shared {
+    gates: Gates,
+}
+
 /// What one worker has at hand for its requests. Lives and dies on its thread.
 #[derive(Debug)]
 pub struct Context {
     worker: usize,
     hub: Arc<Hub>,
     cells: Arc<WorkerCells>,
+    shared: Arc<Shared>,
     snapshots: RefCell<Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>>,
     view: RefCell<Rc<View>>,
     rng: RefCell<SmallRng>,
@@ -48,13 +58,20 @@ pub struct Context {
 
 impl Context {
     /// The context of worker number `worker`; `seed` starts its random numbers.
-    pub fn new(worker: usize, hub: Arc<Hub>, snapshots: Arc<ArcSwap<Snapshot>>, seed: u64) -> Self {
+    pub fn new(
+        worker: usize,
+        hub: Arc<Hub>,
+        snapshots: Arc<ArcSwap<Snapshot>>,
+        shared: Arc<Shared>,
+        seed: u64,
+    ) -> Self {
         let mut snapshots = Cache::new(snapshots);
-        let view = View::new(Arc::clone(snapshots.load()), &hub, worker, None);
+        let view = View::new(Arc::clone(snapshots.load()), &hub, &shared.gates, worker, None);
         Self {
             worker,
             cells: hub.worker_cells(worker),
             hub,
+            shared,
             snapshots: RefCell::new(snapshots),
             view: RefCell::new(Rc::new(view)),
             rng: RefCell::new(SmallRng::seed_from_u64(seed)),
@@ -70,7 +87,13 @@ impl Context {
         let newest = snapshots.load();
         let mut view = self.view.borrow_mut();
         if !Arc::ptr_eq(newest, &view.snapshot) {
-            *view = Rc::new(View::new(Arc::clone(newest), &self.hub, self.worker, Some(&view)));
+            *view = Rc::new(View::new(
+                Arc::clone(newest),
+                &self.hub,
+                &self.shared.gates,
+                self.worker,
+                Some(&view),
+            ));
         }
         Rc::clone(&view)
     }
@@ -121,25 +144,35 @@ pub(super) struct View {
     pub(super) snapshot: Arc<Snapshot>,
     ledger: Arc<Ledger>,
     backends: Rc<[Rc<Backend>]>,
+    gates: Rc<[Option<Arc<Gate>>]>,
 }
 
 impl View {
-    fn new(snapshot: Arc<Snapshot>, hub: &Arc<Hub>, worker: usize, before: Option<&Self>) -> Self {
+    fn new(
+        snapshot: Arc<Snapshot>,
+        hub: &Arc<Hub>,
+        gates: &Gates,
+        worker: usize,
+        before: Option<&Self>,
+    ) -> Self {
         let topology = snapshot.topology();
         let before_same = before.filter(|before| Arc::ptr_eq(before.snapshot.topology(), topology));
         if let Some(before) = before_same
             && Arc::ptr_eq(before.snapshot.members(), snapshot.members())
         {
             let (ledger, backends) = (Arc::clone(&before.ledger), Rc::clone(&before.backends));
-            return Self { snapshot, ledger, backends };
+            return Self { snapshot, ledger, backends, gates: Rc::clone(&before.gates) };
         }
         let keys = keys(topology);
         let backends = backends(&snapshot, &keys, hub, before);
-        let ledger = match before_same {
-            Some(before) => Arc::clone(&before.ledger),
-            None => hub.open_ledger(worker, keys),
+        let (ledger, gates) = match before_same {
+            Some(before) => (Arc::clone(&before.ledger), Rc::clone(&before.gates)),
+            None => {
+                let gates = topology.services().iter().map(|service| gates.of(service)).collect();
+                (hub.open_ledger(worker, keys), gates)
+            }
         };
-        Self { snapshot, ledger, backends }
+        Self { snapshot, ledger, backends, gates }
     }
 
     pub(super) fn writer(&self, backend: BackendId, role: Role) -> Writer {
@@ -148,6 +181,11 @@ impl View {
 
     pub(super) fn backend(&self, backend: BackendId) -> &Backend {
         &self.backends[backend.0 as usize]
+    }
+
+    /// The gate of a service, if its requests are limited.
+    pub(super) fn gate(&self, service: ServiceId) -> Option<&Arc<Gate>> {
+        self.gates[service.0 as usize].as_ref()
     }
 }
 
@@ -171,7 +209,7 @@ fn backends(snapshot: &Snapshot, keys: &[Key], hub: &Arc<Hub>, before: Option<&V
     let one = |((backend, members), key): ((&crate::routing::snapshot::Backend, &Members), &Key)| {
         let policy = &topology.service(backend.service).policy;
         let before = known.get(key).map(|before| &**before);
-        Rc::new(Backend::new(hub, key, policy, members, before, now))
+        Rc::new(Backend::new(hub, key, policy, backend.tls.as_ref(), members, before, now))
     };
     topology.backends().iter().zip(snapshot.members().iter()).zip(keys).map(one).collect()
 }

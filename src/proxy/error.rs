@@ -13,6 +13,21 @@ pub enum ProxyError {
     BadHost,
     /// A path that two readers could read in two ways.
     BadPath,
+    /// A header name with an underscore, where the listener refuses them.
+    Underscore,
+    /// The target is too long.
+    UriTooLong,
+    /// The head has too many fields.
+    TooManyHeaders,
+    /// The body is larger than the service takes.
+    BodyTooLarge,
+    /// The service, or the client, has had its share of requests for now.
+    RateLimited {
+        /// Seconds after which there is room again.
+        retry_after: u16,
+    },
+    /// The service has as many requests as it takes at a time.
+    Overloaded,
     /// A transfer coding other than `chunked`.
     UnknownTransferCoding,
     /// CONNECT, which only a forward proxy answers.
@@ -43,6 +58,10 @@ pub enum ProxyError {
     Reset,
     /// The backend cannot switch to another protocol over HTTP/2, or answers as if it had.
     NoUpgrade,
+    /// The endpoint speaks no TLS that we do.
+    TlsProtocol,
+    /// The endpoint's certificate is not to be believed.
+    TlsCertificate,
 }
 
 impl ProxyError {
@@ -51,9 +70,15 @@ impl ProxyError {
         match self {
             Self::BadHost
             | Self::BadPath
+            | Self::Underscore
             | Self::UnknownTransferCoding
             | Self::ConnectMethod
             | Self::BrokenBody => LocalReason::BadRequest,
+            Self::UriTooLong => LocalReason::UriTooLong,
+            Self::TooManyHeaders => LocalReason::HeadTooLarge,
+            Self::BodyTooLarge => LocalReason::BodyTooLarge,
+            Self::RateLimited { .. } => LocalReason::RateLimited,
+            Self::Overloaded => LocalReason::Overloaded,
             Self::RequestTimeout => LocalReason::RequestTimeout,
             Self::NoRoute => LocalReason::NoRoute,
             Self::NoCanary => LocalReason::NoCanary,
@@ -66,13 +91,18 @@ impl ProxyError {
             Self::ResponseTimeout => LocalReason::ResponseTimeout,
             Self::Reset => LocalReason::Reset,
             Self::NoUpgrade => LocalReason::NoUpgrade,
+            Self::TlsProtocol => LocalReason::TlsProtocolError,
+            Self::TlsCertificate => LocalReason::TlsCertificateError,
         }
     }
 
     /// Whether the client's connection has to end, because it is not certain where the next request
     /// begins: somebody in front may have seen other bounds.
     pub fn is_last(self) -> bool {
-        matches!(self.reason(), LocalReason::BadRequest | LocalReason::RequestTimeout)
+        matches!(
+            self.reason(),
+            LocalReason::BadRequest | LocalReason::RequestTimeout | LocalReason::BodyTooLarge
+        )
     }
 
     /// Whether it is our own limits that kept the request from the backend: the attempt then says
@@ -86,6 +116,12 @@ impl ProxyError {
         match self {
             Self::BadHost
             | Self::BadPath
+            | Self::Underscore
+            | Self::UriTooLong
+            | Self::TooManyHeaders
+            | Self::BodyTooLarge
+            | Self::RateLimited { .. }
+            | Self::Overloaded
             | Self::UnknownTransferCoding
             | Self::ConnectMethod
             | Self::BrokenBody
@@ -96,7 +132,9 @@ impl ProxyError {
             | Self::NoHealthyEndpoint
             | Self::Overflow
             | Self::PendingTimeout => None,
-            Self::ConnectFailure | Self::ConnectTimeout => Some(Outcome::ConnectFailure),
+            Self::ConnectFailure | Self::ConnectTimeout | Self::TlsProtocol | Self::TlsCertificate => {
+                Some(Outcome::ConnectFailure)
+            }
             Self::ResponseTimeout => Some(Outcome::Timeout),
             Self::Reset | Self::NoUpgrade => Some(Outcome::Reset),
         }
@@ -118,6 +156,8 @@ impl From<&ConnectError> for ProxyError {
         match error {
             ConnectError::Tcp(_) => Self::ConnectFailure,
             ConnectError::TimedOut(_) => Self::ConnectTimeout,
+            ConnectError::Tls(_) => Self::TlsProtocol,
+            ConnectError::Certificate(_) => Self::TlsCertificate,
         }
     }
 }

@@ -15,11 +15,12 @@ use hyper::{body::Incoming, client::conn::TrySendError};
 use super::{
     attempt::Attempt,
     body::{Progress, Relay, RequestBody, ResponseBody, Upload},
-    client::Client,
+    client::{Busy, Client},
     context::Context,
     error::ProxyError,
+    forwarded,
     grpc::{self, CallDeadline},
-    hash_key, headers, over_h2,
+    hash_key, headers, names, over_h2,
     reply::Local,
     upgrade::{self, Offer, Opened},
     way::Way,
@@ -58,10 +59,12 @@ pub fn exchange(
     client: &Rc<Client>,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + use<> {
-    let busy = client.begin();
+    let mut busy = client.begin();
     let version = request.version();
+    client.set_unread(!http_body::Body::is_end_stream(request.body()));
     let is_call = grpc::is_call(&request);
-    let mut routed = route(&context, client, request, is_call);
+    let mut routed = route(&context, client, request, is_call, &mut busy);
+    let client = Rc::clone(client);
     async move {
         let answered = match &mut routed {
             // Seldom, so its size is not carried by every exchange.
@@ -80,6 +83,7 @@ pub fn exchange(
         let (mut response, last) = match answered {
             Ok((head, relay)) => {
                 let (parts, ()) = head.into_parts();
+                client.set_unread(relay.upload.as_ref().is_some_and(Upload::is_unread));
                 (Response::from_parts(parts, ResponseBody::relay(relay, busy)), false)
             }
             Err(local) => {
@@ -88,8 +92,12 @@ pub fn exchange(
                 (local.into_response(is_call, busy), last)
             }
         };
-        if (last || context.is_draining()) && version != Version::HTTP_2 {
-            headers::ask_to_close(response.headers_mut());
+        if last || context.is_draining() || client.is_used_up() {
+            if version != Version::HTTP_2 {
+                headers::ask_to_close(response.headers_mut());
+            } else if client.is_used_up() {
+                client.close();
+            }
         }
         Ok(response)
     }
@@ -111,11 +119,19 @@ fn route(
     client: &Rc<Client>,
     request: Request<Incoming>,
     is_call: bool,
+    busy: &mut Busy,
 ) -> Result<Routed, Local> {
     let started = clock::monotonic();
     let (mut parts, body) = request.into_parts();
-    headers::check(&parts)?;
+    headers::check(&parts, client.edge())?;
+    names::screen(&mut parts.headers, client.edge())?;
+    forwarded::identify(&mut parts.headers, client, || context.random());
     let (way, assignment) = Way::find(context, client, &mut parts)?;
+    way.admit(busy, client, &parts, started)?;
+    let limits = &way.service().limits;
+    if limits.max_body_size.is_some_and(|most| http_body::Body::size_hint(&body).lower() > most) {
+        return Err(ProxyError::BodyTooLarge.into());
+    }
     let view = way.view();
     let key = hash_key::find(&way.service().policy, client, &parts);
     let endpoint = view.backend(assignment.backend).choose(key, started, || context.random());
@@ -125,14 +141,17 @@ fn route(
     let version = parts.version;
     let upgrade = headers::prepare_request(&mut parts, client, attempt.endpoint().address());
     way.change_request(&mut parts).inspect_err(|_| attempt.forget())?;
-    let (body, progress) = RequestBody::new(body);
+    let (body, progress) = RequestBody::new(body, limits, started);
     let allowed = &way.service().upgrades;
-    let offer = if version == Version::HTTP_2 {
+    let mut offer = if version == Version::HTTP_2 {
         Offer::of_connect(&mut parts, allowed, context, client).inspect_err(|_| attempt.forget())?
     } else {
         let fits = version == Version::HTTP_11 && progress.is_none();
         upgrade.filter(|_| fits).and_then(|offer| Offer::of_upgrade(&parts, offer, allowed, context, client))
     };
+    if let Some(offer) = &mut offer {
+        offer.keep(busy.take_permit());
+    }
     let timeouts = way.timeouts();
     let call =
         is_call.then(|| CallDeadline::of(&parts.headers, started, timeouts.grpc_max, context.timers()));
@@ -232,7 +251,8 @@ async fn open(
     slot: Slot<RequestBody>,
     timeout: Duration,
 ) -> Result<Connected, ProxyError> {
-    let connected = connect(attempt.endpoint().member().address, timeout).await;
+    let endpoint = attempt.endpoint();
+    let connected = connect(endpoint.member(), endpoint.tls(), timeout).await;
     let stream = connected.map_err(|error| {
         attempt.connect_failed();
         tracing::debug!(endpoint = %attempt.endpoint().address(), ?error, "no connection");
@@ -279,37 +299,47 @@ pub(super) struct Wait {
 }
 
 impl Wait {
-    /// Whether the client's body ended early, or was not one.
-    pub(super) fn is_broken(&self) -> bool {
-        self.progress.as_ref().is_some_and(|progress| progress.broken.get())
+    /// What is wrong with the client's body, if something is.
+    pub(super) fn fault(&self) -> Option<ProxyError> {
+        self.progress.as_ref().and_then(|progress| progress.fault())
     }
 
-    /// Ready when the response's head has been waited for long enough. `chunks` is what the request's
-    /// body had come to at the last look.
-    pub(super) fn poll_over(
-        &self,
-        chunks: &mut Option<(u64, bool)>,
-        cx: &task::Context<'_>,
-    ) -> Poll<ProxyError> {
+    /// Ready when the response's head has been waited for long enough.
+    pub(super) fn poll_over(&self, look: &mut Look, cx: &task::Context<'_>) -> Poll<ProxyError> {
         // The response is due only once the request is complete; until then, each chunk buys time.
         if let Some(progress) = &self.progress
-            && *chunks != Some((progress.chunks.get(), progress.done.get()))
+            && look.chunks != Some((progress.chunks.get(), progress.done.get()))
         {
-            *chunks = Some((progress.chunks.get(), progress.done.get()));
-            let patience = if progress.done.get() { self.timeouts.response } else { self.timeouts.idle };
-            self.deadline.arm(patience);
+            let (done, idle) = (progress.done.get(), self.timeouts.idle);
+            look.chunks = Some((progress.chunks.get(), done));
+            look.hurried = !done && progress.is_watched();
+            self.deadline.arm(if done { self.timeouts.response } else { progress.patience(idle) });
         }
-        let mut over = self.deadline.poll_expired(cx);
-        if let Some(call) = &self.call
-            && over.is_pending()
-        {
-            over = call.deadline.poll_expired(cx);
+        let over = self.deadline.poll_expired(cx).is_ready();
+        let call_over = self.call.as_ref().is_some_and(|call| call.deadline.poll_expired(cx).is_ready());
+        if !over && !call_over {
+            return Poll::Pending;
         }
-        over.map(|()| {
-            let stalled = self.progress.as_ref().is_some_and(|progress| progress.is_stalled());
-            if stalled { ProxyError::RequestTimeout } else { ProxyError::ResponseTimeout }
-        })
+        if self.progress.as_ref().is_some_and(|progress| progress.is_stalled()) {
+            return Poll::Ready(ProxyError::RequestTimeout);
+        }
+        // It was the client's time that ran out, and it is the backend that does not read: that has
+        // the time of a backend.
+        if !call_over && std::mem::take(&mut look.hurried) {
+            self.deadline.arm(self.timeouts.idle);
+            return self.deadline.poll_expired(cx).map(|()| ProxyError::ResponseTimeout);
+        }
+        Poll::Ready(ProxyError::ResponseTimeout)
     }
+}
+
+/// What has been seen of a request's body while its response is awaited.
+#[derive(Default)]
+pub(super) struct Look {
+    /// How many chunks had been passed on, and whether that was all.
+    chunks: Option<(u64, bool)>,
+    /// The client has less time than it takes to be idle.
+    hurried: bool,
 }
 
 enum Failure {
@@ -321,6 +351,13 @@ enum Failure {
     Final(ProxyError),
 }
 
+impl Failure {
+    /// Of a connection that broke: the client's, if its body was to blame.
+    fn of(wait: &Wait) -> Self {
+        wait.fault().map_or(Self::Broken, Self::Final)
+    }
+}
+
 type Unsent = TrySendError<Request<RequestBody>>;
 
 /// Drives a connection until the response's head is there.
@@ -329,7 +366,7 @@ async fn respond(
     mut response: Pin<&mut impl Future<Output = Result<Response<Incoming>, Unsent>>>,
     wait: &Wait,
 ) -> Result<Response<Incoming>, Failure> {
-    let mut chunks = None;
+    let mut look = Look::default();
     if wait.switches {
         connection.keep_socket();
     }
@@ -340,11 +377,10 @@ async fn respond(
         if let Poll::Ready(result) = response.as_mut().poll(&mut task::Context::from_waker(Waker::noop())) {
             return Poll::Ready(result.map_err(|mut error| match error.take_message() {
                 Some(unsent) => Failure::Unsent(Box::new(unsent)),
-                None if wait.is_broken() => Failure::Final(ProxyError::BrokenBody),
-                None => Failure::Broken,
+                None => Failure::of(wait),
             }));
         }
-        wait.poll_over(&mut chunks, cx).map(|error| Err(Failure::Final(error)))
+        wait.poll_over(&mut look, cx).map(|error| Err(Failure::Final(error)))
     })
     .await
 }

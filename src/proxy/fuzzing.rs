@@ -3,15 +3,19 @@
 
 use http::{HeaderMap, HeaderValue, request, response};
 
-use super::{client::Client, error::ProxyError, headers, sticky};
-use crate::routing::snapshot::{Endpoint, StickyCookie};
+use super::{client::Client, error::ProxyError, headers, names, sticky};
+use crate::routing::{
+    edge::Edge,
+    snapshot::{Endpoint, StickyCookie},
+};
 
 /// What an exchange asks of a request's head before it is routed: the authority to route by.
 ///
 /// # Errors
 /// For a head that is refused.
-pub fn accept(parts: &request::Parts) -> Result<&str, ProxyError> {
-    headers::check(parts)?;
+pub fn accept<'p>(parts: &'p mut request::Parts, edge: &Edge) -> Result<&'p str, ProxyError> {
+    headers::check(parts, edge)?;
+    names::screen(&mut parts.headers, edge)?;
     headers::authority(parts)
 }
 

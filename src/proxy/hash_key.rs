@@ -1,5 +1,7 @@
 //! What a request is hashed on, where its service balances by a key.
 
+use std::net::IpAddr;
+
 use http::{HeaderMap, HeaderName, header, request};
 
 use super::client::Client;
@@ -12,16 +14,19 @@ use crate::{
 #[inline]
 pub(super) fn find(policy: &Policy, client: &Client, parts: &request::Parts) -> Option<u64> {
     match &policy.balance.algorithm {
-        Algorithm::ConsistentHash(on) => bytes(on, client, &parts.headers).map(hash::number),
+        Algorithm::ConsistentHash(on) => number(on, client, &parts.headers),
         Algorithm::LeastRequest | Algorithm::PeakEwma | Algorithm::RoundRobin => None,
     }
 }
 
-fn bytes<'r>(on: &HashOn, client: &'r Client, headers: &'r HeaderMap) -> Option<&'r [u8]> {
+fn number(on: &HashOn, client: &Client, headers: &HeaderMap) -> Option<u64> {
     match on {
-        HashOn::ClientAddress => Some(client.forwarded_for.as_bytes()),
-        HashOn::Header(name) => value(headers, name),
-        HashOn::Cookie(name) => cookie(headers, name),
+        HashOn::ClientAddress => Some(match client.address(headers) {
+            IpAddr::V4(address) => hash::number(&address.octets()),
+            IpAddr::V6(address) => hash::number(&address.octets()),
+        }),
+        HashOn::Header(name) => value(headers, name).map(hash::number),
+        HashOn::Cookie(name) => cookie(headers, name).map(hash::number),
     }
 }
 

@@ -8,24 +8,22 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 
-use super::{client::Client, error::ProxyError};
-use crate::routing::snapshot::Endpoint;
+use super::{client::Client, error::ProxyError, forwarded};
+use crate::routing::{edge::Edge, snapshot::Endpoint};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const VIA_1_1: HeaderValue = HeaderValue::from_static("1.1 tidegate");
 const VIA_2: HeaderValue = HeaderValue::from_static("2 tidegate");
-const HTTP: HeaderValue = HeaderValue::from_static("http");
 
 /// The host (with port, if given) that a request is for: the target's own, else the one `Host`.
 ///
 /// Empty for an HTTP/1.0 request that has none.
 ///
 /// # Errors
-/// When there is no `Host`, several, or one that is not a host.
+/// When there is no `Host`, several, one that is not a host, or another than the target's. RFC 9112,
+/// section 3.2.2, has the target win; somebody in front or behind may read the field, and then two
+/// hosts have been asked for.
 pub(super) fn authority(parts: &request::Parts) -> Result<&str, ProxyError> {
     let host = parts.headers.get(header::HOST);
     // Only where some name stands twice need one look whether it is this one.
@@ -35,13 +33,28 @@ pub(super) fn authority(parts: &request::Parts) -> Result<&str, ProxyError> {
         return Err(ProxyError::BadHost);
     }
     if let Some(authority) = parts.uri.authority() {
-        return Some(authority.as_str()).filter(|a| is_authority(a)).ok_or(ProxyError::BadHost);
+        let agrees = match host {
+            Some(host) => is_same(host.as_bytes(), authority.as_str(), &parts.uri),
+            // HTTP/2 has the authority in its stead, and HTTP/1.0 need not have one.
+            None => parts.version != Version::HTTP_11,
+        };
+        return Some(authority.as_str()).filter(|a| agrees && is_authority(a)).ok_or(ProxyError::BadHost);
     }
     match host {
         Some(host) => host.to_str().ok().filter(|h| is_authority(h)).ok_or(ProxyError::BadHost),
         None if parts.version == Version::HTTP_10 => Ok(""),
         None => Err(ProxyError::BadHost),
     }
+}
+
+/// Whether a `Host` is the target's authority, but for a port that need not be written.
+fn is_same(host: &[u8], authority: &str, uri: &Uri) -> bool {
+    if host.eq_ignore_ascii_case(authority.as_bytes()) {
+        return true;
+    }
+    let default: &[u8] = if uri.scheme_str() == Some("https") { b":443" } else { b":80" };
+    let bare = |text: &[u8]| text.strip_suffix(default).unwrap_or(text).to_ascii_lowercase();
+    bare(host) == bare(authority.as_bytes())
 }
 
 /// Whether a `Host` has only characters that a host and a port can have. A user name in it, a path
@@ -56,8 +69,17 @@ fn is_authority(host: &str) -> bool {
 /// Refuses what cannot be forwarded faithfully.
 ///
 /// # Errors
-/// For CONNECT without a protocol to switch to, and for transfer codings that hyper lets through without decoding them.
-pub(super) fn check(parts: &request::Parts) -> Result<(), ProxyError> {
+/// For CONNECT without a protocol to switch to, for transfer codings that hyper lets through without decoding them, and for a head
+/// that is larger than the listener takes.
+pub(super) fn check(parts: &request::Parts, edge: &Edge) -> Result<(), ProxyError> {
+    if parts.headers.len() > edge.max_headers {
+        return Err(ProxyError::TooManyHeaders);
+    }
+    let (authority, path) = (parts.uri.authority(), parts.uri.path_and_query());
+    let length = authority.map_or(0, |a| a.as_str().len()) + path.map_or(0, |p| p.as_str().len());
+    if length > edge.max_uri_length {
+        return Err(ProxyError::UriTooLong);
+    }
     if parts.method == http::Method::CONNECT && parts.extensions.get::<hyper::ext::Protocol>().is_none() {
         return Err(ProxyError::ConnectMethod);
     }
@@ -88,12 +110,9 @@ pub(super) fn prepare_request(
         join_cookies(&mut parts.headers);
     }
     let headers = &mut parts.headers;
-    let upgrade = strip(headers, OURS.len());
-    headers.insert(X_FORWARDED_FOR, client.forwarded_for.clone());
-    headers.insert(X_FORWARDED_PROTO, HTTP);
-    if let Some(host) = headers.get(header::HOST).cloned() {
-        headers.insert(X_FORWARDED_HOST, host);
-    }
+    // `Forwarded` stands last, and a trusted proxy's stays.
+    let upgrade = strip(headers, if client.is_trusted() { OURS.len() - 1 } else { OURS.len() });
+    forwarded::say(headers, client);
     headers.append(header::VIA, via);
     parts.version = Version::HTTP_11;
     upgrade
@@ -250,7 +269,7 @@ fn strip_named(headers: &mut HeaderMap) {
 
 /// Fields that go no further: `Connection` first, then the others that belong to one connection
 /// ([`HOP_BY_HOP`] of them), then those that only requests have: `Expect`, which hyper has answered
-/// or will when the body is asked for, and `Forwarded`, because nobody in front is trusted to say who
+/// or will when the body is asked for, and `Forwarded`, unless who is in front is trusted to say who
 /// the client is.
 static OURS: [HeaderName; 10] = [
     header::CONNECTION,
@@ -345,7 +364,14 @@ mod tests {
 
     #[test]
     fn the_host_is_the_targets_or_the_one_host_field() {
-        assert_eq!(authority(&parts("http://a.example:8080/x", &[("host", "b")])), Ok("a.example:8080"));
+        let absolute =
+            |host| authority(&parts("http://a.example:8080/x", &[("host", host)])).map(str::to_owned);
+        assert_eq!(absolute("A.example:8080"), Ok("a.example:8080".to_owned()));
+        for other in ["b", "a.example", "a.example:80", "", "a.example:8080 "] {
+            assert_eq!(absolute(other), Err(ProxyError::BadHost), "{other}");
+        }
+        assert_eq!(authority(&parts("http://a.example/x", &[("host", "a.example:80")])), Ok("a.example"));
+        assert_eq!(authority(&parts("http://a.example/x", &[])), Err(ProxyError::BadHost));
         assert_eq!(authority(&parts("/", &[("host", "b:1")])), Ok("b:1"));
         for bad in [
             &[][..],
@@ -394,10 +420,11 @@ mod tests {
 
     #[test]
     fn only_chunked_is_understood() {
-        assert_eq!(check(&parts("/", &[("transfer-encoding", "Chunked")])), Ok(()));
+        let check = |parts: request::Parts| check(&parts, &Edge::default());
+        assert_eq!(check(parts("/", &[("transfer-encoding", "Chunked")])), Ok(()));
         for bad in [&["gzip, chunked"][..], &["chunked", "chunked"], &["identity"], &["chunked\t"]] {
             let headers: Vec<_> = bad.iter().map(|v| ("transfer-encoding", *v)).collect();
-            assert_eq!(check(&parts("/", &headers)), Err(ProxyError::UnknownTransferCoding), "{bad:?}");
+            assert_eq!(check(parts("/", &headers)), Err(ProxyError::UnknownTransferCoding), "{bad:?}");
         }
     }
 }

@@ -16,7 +16,7 @@ use super::{
     attempt::Attempt,
     body::RequestBody,
     error::ProxyError,
-    exchange::{Held, Wait, copy_head},
+    exchange::{Held, Look, Wait, copy_head},
     headers,
 };
 use crate::upstream::{
@@ -71,7 +71,7 @@ async fn lease(attempt: &Attempt, wait: &Wait) -> Result<Lease<RequestBody>, Pro
     if let Some(lease) = endpoint.shared().take() {
         return Ok(lease);
     }
-    let connect = || connect(endpoint.member().address, wait.timeouts.connect);
+    let connect = || connect(endpoint.member(), endpoint.tls(), wait.timeouts.connect);
     endpoint.shared().lease(connect).await.map_err(|NoStream { error, tried }| {
         if tried {
             attempt.connect_failed();
@@ -103,17 +103,16 @@ async fn respond(
     wait: &Wait,
 ) -> Result<Response<Incoming>, Failure> {
     let mut response = pin!(lease.send(request));
-    let mut chunks = None;
+    let mut look = Look::default();
     wait.deadline.arm(wait.timeouts.response);
     poll_fn(|cx| {
         if let Poll::Ready(result) = response.as_mut().poll(cx) {
             return Poll::Ready(result.map_err(|mut error| match error.take_message() {
                 Some(unsent) => Failure::Unsent(Box::new(unsent)),
-                None if wait.is_broken() => Failure::Final(ProxyError::BrokenBody),
-                None => failure(error.error()),
+                None => wait.fault().map_or_else(|| failure(error.error()), Failure::Final),
             }));
         }
-        wait.poll_over(&mut chunks, cx).map(|error| Err(Failure::Final(error)))
+        wait.poll_over(&mut look, cx).map(|error| Err(Failure::Final(error)))
     })
     .await
 }

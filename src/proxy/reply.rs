@@ -59,9 +59,14 @@ impl Local {
 fn refusal(error: ProxyError, is_call: bool, busy: Busy) -> Response<ResponseBody> {
     let (status, proxy_status, text) = wording(error);
     let mut response = plain(status, proxy_status, if is_call { "" } else { text }, busy);
-    if error.is_limit() {
+    let retry_after = match error {
+        ProxyError::RateLimited { retry_after } => Some(retry_after.into()),
         // It has room again as soon as one request ends.
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        ProxyError::Overloaded => Some(HeaderValue::from_static("1")),
+        error => error.is_limit().then_some(HeaderValue::from_static("1")),
+    };
+    if let Some(retry_after) = retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, retry_after);
     }
     if is_call {
         // The text without its status and its end of line, which no field may have.
@@ -99,6 +104,36 @@ fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
             StatusCode::BAD_REQUEST,
             "tidegate; error=http_request_error; details=\"path\"",
             "400: the path can be read in more than one way\n",
+        ),
+        ProxyError::Underscore => (
+            StatusCode::BAD_REQUEST,
+            "tidegate; error=http_request_error; details=\"underscore\"",
+            "400: header names with an underscore are refused\n",
+        ),
+        ProxyError::UriTooLong => (
+            StatusCode::URI_TOO_LONG,
+            "tidegate; error=http_request_error; details=\"target\"",
+            "414: the request's target is too long\n",
+        ),
+        ProxyError::TooManyHeaders => (
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "tidegate; error=http_request_error; details=\"headers\"",
+            "431: the request has too many headers\n",
+        ),
+        ProxyError::BodyTooLarge => (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "tidegate; error=http_request_denied; details=\"body\"",
+            "413: the request's body is too large\n",
+        ),
+        ProxyError::RateLimited { .. } => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "tidegate; error=http_request_denied; details=\"rate\"",
+            "429: too many requests\n",
+        ),
+        ProxyError::Overloaded => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "tidegate; error=connection_limit_reached",
+            "503: too many requests at a time\n",
         ),
         ProxyError::UnknownTransferCoding => (
             StatusCode::NOT_IMPLEMENTED,
@@ -174,6 +209,16 @@ fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
             StatusCode::BAD_GATEWAY,
             "tidegate; error=http_upgrade_failed",
             "502: the backend does not switch protocols\n",
+        ),
+        ProxyError::TlsProtocol => (
+            StatusCode::BAD_GATEWAY,
+            "tidegate; error=tls_protocol_error",
+            "502: the backend speaks no TLS that is understood\n",
+        ),
+        ProxyError::TlsCertificate => (
+            StatusCode::BAD_GATEWAY,
+            "tidegate; error=tls_certificate_error",
+            "502: the backend's certificate is not valid\n",
         ),
     }
 }

@@ -18,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 
 use super::{attempt::Attempt, body::RequestBody, context::Context};
-use crate::{model::outcome::Outcome, net::socket::Socket, upstream::pool::h2::Lease};
+use crate::{model::outcome::Outcome, net::tls::Transport, upstream::pool::h2::Lease};
 
 /// Bytes that each direction may hold.
 const BUFFER: usize = 16 * 1024;
@@ -27,7 +27,7 @@ const BUFFER: usize = 16 * 1024;
 #[derive(Debug)]
 pub(super) enum Upstream {
     /// A socket, and what has been read from it already.
-    Http1(Socket, Bytes),
+    Http1(Transport, Bytes),
     /// A stream of a shared connection, and the right to it.
     Http2(Box<TokioIo<Upgraded>>, Lease<RequestBody>),
 }

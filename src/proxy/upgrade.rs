@@ -14,6 +14,7 @@ use hyper::{body::Incoming, ext::Protocol as ConnectProtocol, upgrade::OnUpgrade
 use hyper_util::rt::TokioIo;
 
 use super::{
+    admission::Permit,
     client::{Busy, Client},
     context::Context,
     error::ProxyError,
@@ -22,7 +23,7 @@ use super::{
     tunnel::{Tunnel, Upstream},
     websocket,
 };
-use crate::{net::socket::Socket, routing::snapshot::Protocol};
+use crate::{net::tls::Transport, routing::snapshot::Protocol};
 
 const WEBSOCKET: &str = "websocket";
 pub(super) const KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
@@ -36,6 +37,8 @@ pub struct Offer {
     way: Way,
     context: Rc<Context>,
     client: Rc<Client>,
+    /// Its place among those that the service has at a time.
+    permit: Option<Permit>,
 }
 
 #[derive(Debug)]
@@ -57,7 +60,7 @@ impl Offer {
     ) -> Option<Box<Self>> {
         let fine = parts.method == Method::GET && is_allowed(protocol.as_bytes(), allowed);
         let (context, client) = (Rc::clone(context), Rc::clone(client));
-        fine.then(|| Box::new(Self { protocol, way: Way::Http1, context, client }))
+        fine.then(|| Box::new(Self { protocol, way: Way::Http1, context, client, permit: None }))
     }
 
     /// What an HTTP/2 request offers, if it is an extended CONNECT; it becomes a GET.
@@ -82,7 +85,13 @@ impl Offer {
         };
         parts.method = Method::GET;
         let (context, client) = (Rc::clone(context), Rc::clone(client));
-        Ok(Some(Box::new(Self { protocol, way: Way::Http2(on_upgrade), context, client })))
+        Ok(Some(Box::new(Self { protocol, way: Way::Http2(on_upgrade), context, client, permit: None })))
+    }
+
+    /// Keeps the request's place among those that its service has at a time: a tunnel needs it to its
+    /// end.
+    pub(super) fn keep(&mut self, permit: Option<Permit>) {
+        self.permit = permit;
     }
 
     fn is_websocket(&self) -> bool {
@@ -103,7 +112,7 @@ pub struct Switched {
 
 impl Switched {
     /// Serves it to its end. `early` is what has been read from it already.
-    pub async fn run(self, socket: Socket, early: Bytes) {
+    pub async fn run(self, socket: Transport, early: Bytes) {
         let Self { tunnel, busy } = self;
         tunnel.run(socket, early).await;
         drop(busy);
@@ -194,8 +203,9 @@ fn is_what_was_offered(offer: &Offer, headers: &http::HeaderMap, key: Option<&He
 
 /// Words the acceptance for the client, and lets the tunnel begin once it has been written.
 fn answer(offer: Offer, head: &mut response::Parts, client_key: Option<HeaderValue>, tunnel: Tunnel) {
-    let Offer { protocol, way, context: _, client } = offer;
-    let busy = client.begin();
+    let Offer { protocol, way, context: _, client, permit } = offer;
+    let mut busy = client.go_on();
+    busy.keep(permit);
     match way {
         Way::Http1 => {
             if let Some(key) = client_key.filter(|_| head.status != StatusCode::SWITCHING_PROTOCOLS) {

@@ -1,13 +1,13 @@
 //! A request's way from its head to a backend: the normal form of its path, its route, its backend,
 //! and what the route changes in it and in its response.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Instant};
 
 use http::{HeaderMap, HeaderValue, Uri, header, request, uri::PathAndQuery};
 
 use super::{
     assign::assign,
-    client::Client,
+    client::{Busy, Client},
     context::{Context, View},
     error::ProxyError,
     headers,
@@ -74,6 +74,23 @@ impl Way {
     /// The service that it leads to.
     pub(super) fn service(&self) -> &Service {
         self.view.snapshot.topology().service(self.service)
+    }
+
+    /// Lets the request in, where the service has limits.
+    ///
+    /// # Errors
+    /// When it has as many requests as it takes.
+    pub(super) fn admit(
+        &self,
+        busy: &mut Busy,
+        client: &Client,
+        parts: &request::Parts,
+        now: Instant,
+    ) -> Result<(), ProxyError> {
+        if let Some(gate) = self.view.gate(self.service) {
+            busy.keep(gate.admit(|| client.address(&parts.headers), now)?);
+        }
+        Ok(())
     }
 
     fn route(&self) -> Option<&Route> {

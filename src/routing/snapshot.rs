@@ -13,13 +13,17 @@ use super::{
     condition::Head,
     filter::{End, Route},
     force::Overrides,
+    limits::Limits,
     members::{Member, Members, literal},
     path::PathRules,
     policy::Policy,
     split::Split,
     table::{Rule, Table, Target},
 };
-use crate::model::name::{BackendName, ServiceName};
+use crate::{
+    model::name::{BackendName, ServiceName},
+    tls::client::Connector,
+};
 
 /// A service's place in its topology.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -124,6 +128,8 @@ pub struct Service {
     pub upgrades: Vec<String>,
     /// How its backends are used.
     pub policy: Policy,
+    /// How much of its backends may be asked for.
+    pub limits: Limits,
 }
 
 /// A backend as the data plane needs it.
@@ -135,6 +141,8 @@ pub struct Backend {
     pub name: BackendName,
     /// Where it can be reached.
     pub endpoints: Vec<Endpoint>,
+    /// How it speaks TLS, if it does: a handle that is only passed on here.
+    pub tls: Option<Arc<Connector>>,
 }
 
 /// What changes only with the configuration.

@@ -13,7 +13,7 @@ use prometheus::{
 };
 
 use super::{
-    ledger::{Hub, LocalReason},
+    ledger::{HandshakeFailure, Hub, LocalReason},
     reader::{self, Series, Totals},
 };
 use crate::model::{
@@ -31,9 +31,11 @@ const DURATION: &str = "tidegate_request_duration_seconds";
 const IN_FLIGHT: &str = "tidegate_requests_in_flight";
 const CONNECT_FAILURES: &str = "tidegate_upstream_connect_failures_total";
 const LOCAL_REPLIES: &str = "tidegate_local_replies_total";
+const HANDSHAKE_FAILURES: &str = "tidegate_tls_handshake_failures_total";
 const ACCEPTED: &str = "tidegate_connections_accepted_total";
 const OPEN: &str = "tidegate_connections_open";
 const TUNNELS: &str = "tidegate_tunnels_open";
+const REFUSED: &str = "tidegate_connections_refused_total";
 const ACCEPT_ERRORS: &str = "tidegate_accept_errors_total";
 
 const BY_BACKEND: [&str; 3] = ["service", "backend", "role"];
@@ -68,9 +70,19 @@ impl CellsCollector {
             (IN_FLIGHT, "Attempts at a backend that have not ended.", &BY_BACKEND),
             (CONNECT_FAILURES, "Connections to a backend that could not be made.", &BY_BACKEND),
             (LOCAL_REPLIES, "Replies made by Tidegate itself, by reason.", &["reason"]),
+            (
+                HANDSHAKE_FAILURES,
+                "Connections that ended before a request could come: in the TLS handshake or the PROXY header.",
+                &["reason"],
+            ),
             (ACCEPTED, "Connections accepted, by worker.", &["worker"]),
             (OPEN, "Connections open, by worker.", &["worker"]),
             (TUNNELS, "Tunnels open, such as WebSockets, by worker.", &["worker"]),
+            (
+                REFUSED,
+                "Connections closed at once because their client's address had too many, by worker.",
+                &["worker"],
+            ),
             (ACCEPT_ERRORS, "Connections that could not be accepted, by worker.", &["worker"]),
         ];
         Self { hub, descs: descs.into_iter().map(desc).collect() }
@@ -88,24 +100,34 @@ impl CellsCollector {
 
     fn worker_families(&self) -> Vec<MetricFamily> {
         let mut by_reason = [0; LocalReason::ALL.len()];
-        let (mut accepted, mut open, mut tunnels, mut errors) = (vec![], vec![], vec![], vec![]);
+        let mut by_failure = [0; HandshakeFailure::ALL.len()];
+        let (mut accepted, mut open, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut tunnels, mut refused) = (Vec::new(), Vec::new());
         for (i, (_, cells)) in self.hub.workers().enumerate() {
             for reason in LocalReason::ALL {
                 by_reason[reason as usize] += cells.local_replies(reason);
+            }
+            for failure in HandshakeFailure::ALL {
+                by_failure[failure as usize] += cells.handshake_failures(failure);
             }
             let worker = || vec![label("worker", &i.to_string())];
             accepted.push(counter(worker(), cells.connections_accepted.get()));
             open.push(gauge(worker(), cells.connections_open.get()));
             tunnels.push(gauge(worker(), cells.tunnels_open.get()));
+            refused.push(counter(worker(), cells.connections_refused.get()));
             errors.push(counter(worker(), cells.accept_errors.get()));
         }
         let replies = LocalReason::ALL
             .map(|reason| counter(vec![label("reason", reason.label())], by_reason[reason as usize]));
+        let failures = HandshakeFailure::ALL
+            .map(|failure| counter(vec![label("reason", failure.label())], by_failure[failure as usize]));
         vec![
+            self.family(HANDSHAKE_FAILURES, MetricType::COUNTER, failures.into()),
             self.family(LOCAL_REPLIES, MetricType::COUNTER, replies.into()),
             self.family(ACCEPTED, MetricType::COUNTER, accepted),
             self.family(OPEN, MetricType::GAUGE, open),
             self.family(TUNNELS, MetricType::GAUGE, tunnels),
+            self.family(REFUSED, MetricType::COUNTER, refused),
             self.family(ACCEPT_ERRORS, MetricType::COUNTER, errors),
         ]
     }

@@ -28,6 +28,16 @@ pub struct Key {
 pub enum LocalReason {
     /// The request was not acceptable HTTP.
     BadRequest,
+    /// The target was too long.
+    UriTooLong,
+    /// The head had too many fields, or was too long.
+    HeadTooLarge,
+    /// The body was larger than the service takes.
+    BodyTooLarge,
+    /// The service or the client had had its share of requests.
+    RateLimited,
+    /// The service had as many requests as it takes at a time.
+    Overloaded,
     /// The client stopped in the middle of its request.
     RequestTimeout,
     /// No route matched.
@@ -54,12 +64,23 @@ pub enum LocalReason {
     Reset,
     /// The backend does not switch protocols as it was asked to.
     NoUpgrade,
+    /// The backend speaks no TLS that we do.
+    TlsProtocolError,
+    /// The backend's certificate is not to be believed.
+    TlsCertificateError,
+    /// The listener only sends clients to HTTPS.
+    RedirectToHttps,
 }
 
 impl LocalReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 22] = [
         Self::BadRequest,
+        Self::UriTooLong,
+        Self::HeadTooLarge,
+        Self::BodyTooLarge,
+        Self::RateLimited,
+        Self::Overloaded,
         Self::RequestTimeout,
         Self::NoRoute,
         Self::Redirect,
@@ -73,12 +94,20 @@ impl LocalReason {
         Self::ResponseTimeout,
         Self::Reset,
         Self::NoUpgrade,
+        Self::TlsProtocolError,
+        Self::TlsCertificateError,
+        Self::RedirectToHttps,
     ];
 
     /// The value of the metric label `reason`.
     pub const fn label(self) -> &'static str {
         match self {
             Self::BadRequest => "bad_request",
+            Self::UriTooLong => "uri_too_long",
+            Self::HeadTooLarge => "head_too_large",
+            Self::BodyTooLarge => "body_too_large",
+            Self::RateLimited => "rate_limited",
+            Self::Overloaded => "overloaded",
             Self::RequestTimeout => "request_timeout",
             Self::NoRoute => "no_route",
             Self::Redirect => "redirect",
@@ -92,6 +121,82 @@ impl LocalReason {
             Self::ResponseTimeout => "response_timeout",
             Self::Reset => "reset",
             Self::NoUpgrade => "no_upgrade",
+            Self::TlsProtocolError => "tls_protocol_error",
+            Self::TlsCertificateError => "tls_certificate_error",
+            Self::RedirectToHttps => "redirect_to_https",
+        }
+    }
+}
+
+/// Why a client's connection ended before its first request could come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HandshakeFailure {
+    /// It took too long.
+    Timeout,
+    /// The client went away.
+    Closed,
+    /// What came was not TLS; plain HTTP, most often.
+    NotTls,
+    /// The client speaks no version that is spoken here.
+    Version,
+    /// The client knows no cipher, key exchange or signature that is known here.
+    NoSharedCipher,
+    /// The client speaks neither HTTP/2 nor HTTP/1.1.
+    Alpn,
+    /// The client has shown no certificate, and has to.
+    ClientCertificateMissing,
+    /// The client's certificate is not to be believed.
+    ClientCertificateInvalid,
+    /// The client does not believe our certificate.
+    CertificateRejected,
+    /// The client gave up for another reason.
+    Alert,
+    /// The client broke the rules of TLS.
+    Protocol,
+    /// A load balancer took too long over its PROXY header.
+    ProxyTimeout,
+    /// A load balancer did not begin with a PROXY header.
+    ProxyMissing,
+    /// A load balancer's PROXY header is malformed.
+    ProxyMalformed,
+}
+
+impl HandshakeFailure {
+    /// Every failure, in the order of its index.
+    pub const ALL: [Self; 14] = [
+        Self::Timeout,
+        Self::Closed,
+        Self::NotTls,
+        Self::Version,
+        Self::NoSharedCipher,
+        Self::Alpn,
+        Self::ClientCertificateMissing,
+        Self::ClientCertificateInvalid,
+        Self::CertificateRejected,
+        Self::Alert,
+        Self::Protocol,
+        Self::ProxyTimeout,
+        Self::ProxyMissing,
+        Self::ProxyMalformed,
+    ];
+
+    /// The value of the metric label `reason`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Closed => "closed",
+            Self::NotTls => "not_tls",
+            Self::Version => "version",
+            Self::NoSharedCipher => "no_shared_cipher",
+            Self::Alpn => "alpn",
+            Self::ClientCertificateMissing => "client_certificate_missing",
+            Self::ClientCertificateInvalid => "client_certificate_invalid",
+            Self::CertificateRejected => "certificate_rejected",
+            Self::Alert => "alert",
+            Self::Protocol => "protocol",
+            Self::ProxyTimeout => "proxy_timeout",
+            Self::ProxyMissing => "proxy_missing",
+            Self::ProxyMalformed => "proxy_malformed",
         }
     }
 }
@@ -106,9 +211,12 @@ pub struct WorkerCells {
     pub connections_open: Counter,
     /// Connections that were switched to another protocol and are open.
     pub tunnels_open: Counter,
+    /// Connections closed at once because their client's address had too many.
+    pub connections_refused: Counter,
     /// Connections that could not be accepted (descriptors exhausted, say).
     pub accept_errors: Counter,
     local_replies: [Counter; LocalReason::ALL.len()],
+    handshake_failures: [Counter; HandshakeFailure::ALL.len()],
 }
 
 impl WorkerCells {
@@ -120,6 +228,16 @@ impl WorkerCells {
     /// Replies that Tidegate made itself for this reason.
     pub fn local_replies(&self, reason: LocalReason) -> u64 {
         self.local_replies[reason as usize].get()
+    }
+
+    /// Counts a connection that ended before its first request could come.
+    pub fn handshake_failed(&self, failure: HandshakeFailure) {
+        self.handshake_failures[failure as usize].add(1);
+    }
+
+    /// Connections that ended so before their first request could come.
+    pub fn handshake_failures(&self, failure: HandshakeFailure) -> u64 {
+        self.handshake_failures[failure as usize].get()
     }
 }
 
@@ -249,6 +367,9 @@ mod tests {
     fn local_reasons_have_labels_of_their_own() {
         for (i, reason) in LocalReason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, i);
+        }
+        for (i, failure) in HandshakeFailure::ALL.into_iter().enumerate() {
+            assert_eq!(failure as usize, i);
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::{
         health::{BackendHealth, Board, EndpointHealth, Millis},
         ledger::{Hub, Key},
     },
+    tls::client::Connector,
 };
 
 /// Why no endpoint can be had.
@@ -44,6 +45,7 @@ pub enum Unavailable {
 pub struct Backend<B: Payload> {
     hub: Arc<Hub>,
     policy: Policy,
+    tls: Option<Arc<Connector>>,
     health: Arc<BackendHealth>,
     allowance: Rc<Allowance<B>>,
     endpoints: Box<[Rc<Endpoint<B>>]>,
@@ -58,17 +60,21 @@ pub struct Backend<B: Payload> {
 }
 
 impl<B: Payload> Backend<B> {
-    /// The view of these members. Those that `before` has keep their connections, as long as the policy
-    /// is the same.
+    /// The view of these members, spoken to with TLS if there is a connector. Those that `before` has keep
+    /// their connections, as long as policy and TLS are the same.
     pub fn new(
         hub: &Arc<Hub>,
         key: &Key,
         policy: &Policy,
+        tls: Option<&Arc<Connector>>,
         members: &[Member],
         before: Option<&Self>,
         now: Instant,
     ) -> Self {
-        let before = before.filter(|before| before.policy == *policy);
+        let settings = |tls: Option<&Arc<Connector>>| tls.map(|connector| connector.settings().clone());
+        // Whose certificate is verified in another way is another endpoint.
+        let before = before
+            .filter(|before| before.policy == *policy && settings(before.tls.as_ref()) == settings(tls));
         let health = hub.health().backend(key);
         let allowance = match before {
             Some(before) => Rc::clone(&before.allowance),
@@ -82,7 +88,14 @@ impl<B: Payload> Backend<B> {
             Some(endpoint) => Rc::clone(endpoint),
             None => {
                 let health = health.endpoint(&member.endpoint.to_string(), member.address, since);
-                Rc::new(Endpoint::new(member.clone(), policy, Rc::clone(&allowance), health, now))
+                Rc::new(Endpoint::new(
+                    member.clone(),
+                    tls.cloned(),
+                    policy,
+                    Rc::clone(&allowance),
+                    health,
+                    now,
+                ))
             }
         };
         let endpoints: Box<[_]> = members.iter().map(one).collect();
@@ -90,6 +103,7 @@ impl<B: Payload> Backend<B> {
         let backend = Self {
             hub: Arc::clone(hub),
             policy: policy.clone(),
+            tls: tls.cloned(),
             // Not yet worked out.
             seen: Cell::new(health.changes().wrapping_sub(1)),
             health,

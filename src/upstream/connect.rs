@@ -1,9 +1,17 @@
-//! Making a connection to an endpoint. Names have been resolved long before: see
-//! `controller::discovery`.
+//! Making a connection to an endpoint, with TLS where it wants that. Names have been resolved long
+//! before: see `controller::discovery`.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, rc::Rc, time::Duration};
 
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::{
+    net::{socket::Socket, tls::Transport},
+    routing::{members::Member, snapshot::Endpoint},
+    tls::client::Connector,
+};
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -14,15 +22,48 @@ pub enum ConnectError {
     /// Nobody took it in time.
     #[error("no connection within {}", crate::model::units::format_duration(*.0))]
     TimedOut(Duration),
+    /// It speaks no TLS that we do.
+    #[error("no TLS")]
+    Tls(#[source] io::Error),
+    /// Its certificate is not to be believed.
+    #[error("the certificate is not valid")]
+    Certificate(#[source] io::Error),
 }
 
-/// Connects to an address.
+/// Connects to an address of an endpoint, with TLS if there is a connector for it.
 ///
 /// # Errors
-/// When nobody takes the connection, or not within `timeout`.
-pub async fn connect(address: SocketAddr, timeout: Duration) -> Result<TcpStream, ConnectError> {
-    let connected = tokio::time::timeout(timeout, TcpStream::connect(address)).await;
-    let stream = connected.map_err(|_| ConnectError::TimedOut(timeout))?.map_err(ConnectError::Tcp)?;
-    stream.set_nodelay(true).map_err(ConnectError::Tcp)?;
-    Ok(stream)
+/// When nobody takes the connection, the handshake fails, or all of it takes longer than `timeout`.
+pub async fn connect(
+    member: &Member,
+    tls: Option<&Connector>,
+    timeout: Duration,
+) -> Result<Transport, ConnectError> {
+    let connected = tokio::time::timeout(timeout, async {
+        let stream = TcpStream::connect(member.address).await.map_err(ConnectError::Tcp)?;
+        stream.set_nodelay(true).map_err(ConnectError::Tcp)?;
+        let socket = Socket::new(stream, Rc::default());
+        match tls {
+            None => Ok(Transport::Plain(socket)),
+            Some(connector) => shake_hands(connector, &member.endpoint, socket).await,
+        }
+    });
+    connected.await.unwrap_or(Err(ConnectError::TimedOut(timeout)))
+}
+
+async fn shake_hands(
+    connector: &Connector,
+    endpoint: &Endpoint,
+    socket: Socket,
+) -> Result<Transport, ConnectError> {
+    let name: Option<ServerName<'static>> = connector.server_name(&endpoint.host);
+    let name = name.ok_or_else(|| ConnectError::Tls(io::ErrorKind::InvalidInput.into()))?;
+    let handshake = TlsConnector::from(connector.config()).connect(name, socket);
+    match handshake.await {
+        Ok(stream) => Ok(Transport::tls(stream)),
+        Err(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::InvalidCertificate(_)) => Err(ConnectError::Certificate(error)),
+            _ => Err(ConnectError::Tls(error)),
+        },
+    }
 }

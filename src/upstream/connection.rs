@@ -29,10 +29,9 @@ use hyper::{
     client::conn::{TrySendError, http1},
 };
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
 use super::{Payload, allowance::Slot};
-use crate::net::{socket::Socket, splice::Ends};
+use crate::net::{splice::Ends, tls::Transport};
 
 /// Bytes that one connection may hold of a response (its head included), and as many of a request.
 /// More would not make large responses cheaper: from 32 to 400 KiB, a megabyte costs the same within
@@ -53,13 +52,14 @@ impl Wake for Watcher {
     }
 }
 
-type Driver<B> = http1::Connection<TokioIo<Socket>, B>;
+type Driver<B> = http1::Connection<TokioIo<Transport>, B>;
 
 /// A connection, and how it has been used.
 #[derive(Debug)]
 pub struct Connection<B: Payload> {
     sender: http1::SendRequest<B>,
-    ends: Rc<Ends>,
+    /// The pipes at its socket, where what goes through it may go through a pipe.
+    ends: Option<Rc<Ends>>,
     /// Gone once it is done, and what it still had to send is given back.
     driver: Option<Driver<B>>,
     /// The driver is kept when it is done, because it has the socket that a tunnel will want.
@@ -78,16 +78,14 @@ pub struct Connection<B: Payload> {
 }
 
 impl<B: Payload> Connection<B> {
-    /// Prepares a fresh TCP connection for HTTP/1.1; nothing is sent yet.
+    /// Prepares a fresh connection for HTTP/1.1; nothing is sent yet.
     ///
     /// # Errors
     /// Never on a fresh connection; the signature is hyper's.
-    pub async fn new(stream: TcpStream, slot: Slot<B>, now: Instant) -> hyper::Result<Self> {
-        let ends = Rc::<Ends>::default();
-        let (sender, driver) = http1::Builder::new()
-            .max_buf_size(MAX_BUFFER)
-            .handshake(TokioIo::new(Socket::new(stream, Rc::clone(&ends))))
-            .await?;
+    pub async fn new(transport: Transport, slot: Slot<B>, now: Instant) -> hyper::Result<Self> {
+        let ends = transport.ends().cloned();
+        let (sender, driver) =
+            http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(TokioIo::new(transport)).await?;
         let watcher = Arc::<Watcher>::default();
         let waker = Waker::from(Arc::clone(&watcher));
         let driver = Some(driver);
@@ -138,9 +136,9 @@ impl<B: Payload> Connection<B> {
         }
     }
 
-    /// The pipes at its socket.
-    pub fn ends(&self) -> &Ends {
-        &self.ends
+    /// The pipes at its socket, where what goes through it may go through a pipe.
+    pub fn ends(&self) -> Option<&Ends> {
+        self.ends.as_deref()
     }
 
     /// The next request may switch protocols: [`Self::into_socket`] will be asked for.
@@ -150,7 +148,7 @@ impl<B: Payload> Connection<B> {
 
     /// The socket, and what has been read from it beyond the response, once that was `101 Switching
     /// Protocols`. Nothing without [`Self::keep_socket`].
-    pub async fn into_socket(mut self) -> Option<(Socket, Bytes)> {
+    pub async fn into_socket(mut self) -> Option<(Transport, Bytes)> {
         poll_fn(|cx| self.poll_drive(cx)).await;
         let http1::Parts { io, read_buf, .. } = self.kept?.into_parts();
         Some((io.into_inner(), read_buf))

@@ -23,12 +23,15 @@ use crate::{
         snapshot::Endpoint as Address,
     },
     telemetry::health::EndpointHealth,
+    tls::client::Connector,
 };
 
 /// One worker's view of an endpoint.
 #[derive(Debug)]
 pub struct Endpoint<B: Payload> {
     member: Member,
+    /// How it speaks TLS, if it does.
+    tls: Option<Arc<Connector>>,
     /// What it draws with for a key.
     number: u64,
     /// The last one put back is the first one taken: the rest grow old and are closed.
@@ -67,6 +70,7 @@ impl<B: Payload> Endpoint<B> {
     /// An endpoint without connections.
     pub(super) fn new(
         member: Member,
+        tls: Option<Arc<Connector>>,
         policy: &Policy,
         allowance: Rc<Allowance<B>>,
         health: Arc<EndpointHealth>,
@@ -76,6 +80,7 @@ impl<B: Payload> Endpoint<B> {
         Self {
             number: hash::number(member.address.to_string().as_bytes()),
             member,
+            tls,
             idle: RefCell::default(),
             shared: h2::Pool::default(),
             in_flight: Cell::new(0),
@@ -95,6 +100,11 @@ impl<B: Payload> Endpoint<B> {
     /// Its HTTP/2 connections.
     pub fn shared(&self) -> &h2::Pool<B> {
         &self.shared
+    }
+
+    /// How it speaks TLS, if it does.
+    pub fn tls(&self) -> Option<&Connector> {
+        self.tls.as_deref()
     }
 
     /// As it is written, and where it is.

@@ -7,6 +7,8 @@ pub mod h2;
 
 use std::time::Instant;
 
+use crate::net::splice::Ends;
+
 use super::{Payload, connection::Connection, endpoint::Endpoint};
 
 /// What an exchange holds of an endpoint's connections.
@@ -19,6 +21,14 @@ pub enum Held<B: Payload> {
 }
 
 impl<B: Payload> Held<B> {
+    /// The pipes at its socket, where a body may go through one.
+    pub fn ends(&self) -> Option<&Ends> {
+        match self {
+            Self::Http1(connection) => connection.ends(),
+            Self::Http2(_) => None,
+        }
+    }
+
     /// Gives it back once the response is complete.
     pub fn release(self, endpoint: &Endpoint<B>, now: Instant) {
         match self {

@@ -1,6 +1,6 @@
 //! Taking connections off a listening socket.
 
-use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -11,14 +11,12 @@ use super::{
     connection::serve,
     drain::{Registry, Stage},
     flush::Flusher,
+    handshake::{self, Accepted, Door},
     stream::Stream,
 };
 use crate::{
     net::listen::stop_queueing,
-    proxy::{
-        client::{Client, Patience},
-        context::Context,
-    },
+    proxy::{client::Client, context::Context},
 };
 
 /// How long to wait after an error that the next call would only repeat (descriptors exhausted).
@@ -31,27 +29,49 @@ pub(super) async fn accept(
     registry: Rc<Registry>,
     flusher: Rc<Flusher>,
     listener: TcpListener,
-    patience: Patience,
+    door: Door,
     mut stage: watch::Receiver<Stage>,
 ) {
-    let admit = |socket, address| {
-        let pulse = Rc::clone(context.pulse());
-        let client = Rc::new(Client::new(address, patience, context.timers().deadline(), pulse));
+    let door = Rc::new(door);
+    let admit = |socket, address, place| {
+        let Some(visit) = door.enter(address) else {
+            context.cells().connections_refused.add(1);
+            return;
+        };
+        let (edge, pulse) = (Arc::clone(door.room.edge()), Rc::clone(context.pulse()));
+        let client = Rc::new(Client::new(address, door.patience, edge, context.timers().deadline(), pulse));
         // Here and not in the task, so that a worker never looks empty with connections yet to start.
         let registered = registry.enter(&client, &context);
-        let stream = Stream::new(socket, Rc::clone(&client), Rc::clone(&flusher));
-        tokio::task::spawn_local(serve(Rc::clone(&context), client, registered, stream));
+        let (context, flusher) = (Rc::clone(&context), Rc::clone(&flusher));
+        if door.entrance.is_open() {
+            let stream = Stream::new(socket, Rc::clone(&client), flusher);
+            let served = serve(None, context, client, registered, stream);
+            tokio::task::spawn_local(async move {
+                let _until_it_ends = (place, visit);
+                served.await;
+            });
+        } else {
+            let accepted = Accepted { socket, address, client, registered, visit };
+            let served = handshake::serve(Rc::clone(&door), context, flusher, accepted);
+            tokio::task::spawn_local(async move {
+                let _until_it_ends = place;
+                served.await;
+            });
+        }
     };
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = async {
+                let place = door.room.place().await;
+                listener.accept().await.map(|(socket, address)| (socket, address, place))
+            } => accepted,
             _ = stage.wait_for(|stage| *stage >= Stage::Finishing) => break,
         };
         match accepted {
-            Ok((socket, address)) => {
+            Ok((socket, address, place)) => {
                 failing = false;
-                admit(socket, address);
+                admit(socket, address, place);
             }
             // The client was gone before we looked.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -64,7 +84,8 @@ pub(super) async fn accept(
             }
         }
     }
-    if let Err(error) = accept_rest(listener, admit) {
+    // As many as there is room for, or not: these the kernel has already taken.
+    if let Err(error) = accept_rest(listener, |socket, address| admit(socket, address, None)) {
         tracing::warn!(%error, "connections that were still queued may have been reset");
     }
 }

@@ -1,15 +1,19 @@
 //! Serving one client connection, HTTP/1.1 or HTTP/2, to its end.
 
 use std::{
+    convert::Infallible,
     future::poll_fn,
+    num::NonZeroU16,
     pin::{Pin, pin},
     rc::Rc,
     task::Poll,
 };
 
+use http::{Request, Response};
 use hyper::{
+    body::Incoming,
     server::conn::{http1, http2},
-    service::service_fn,
+    service::{Service, service_fn},
 };
 use hyper_util::rt::TokioIo;
 
@@ -19,7 +23,8 @@ use super::{
 };
 use crate::{
     net::executor::LocalExecutor,
-    proxy::{client::Client, context::Context, exchange::exchange},
+    proxy::{body::ResponseBody, client::Client, context::Context, exchange::exchange, redirect},
+    telemetry::ledger::LocalReason,
 };
 
 /// Bytes that one HTTP/1.1 connection may hold of a request (its head included), and as many of a
@@ -33,38 +38,79 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
 /// Bytes that one stream may hold for a client that does not read.
 const MAX_SEND_BUFFER: usize = 64 * 1024;
-/// Bytes of an HTTP/2 request's fields.
-const MAX_HEADER_LIST: u32 = 32 * 1024;
+/// Fields that hyper has room for without asking for memory.
+const USUAL_HEADERS: usize = 100;
+/// Streams that a client may reset before we have looked at them (CVE-2023-44487).
+const MAX_RESET_BEFORE_ACCEPT: usize = 20;
+/// Streams that we may have to reset for a client's mistakes (CVE-2025-8671). Streams beyond
+/// [`MAX_STREAMS`] are among them, which an honest client may open before it has read that number.
+const MAX_RESET_FOR_ERRORS: usize = 1024;
 
 /// Serves a connection until it ends: closed by the client, idle for too long, or drained.
+/// `known` is what the client speaks, if it has been agreed on already.
 pub(super) async fn serve(
+    known: Option<Protocol>,
     context: Rc<Context>,
     client: Rc<Client>,
     _registered: Registered,
     mut stream: Stream,
 ) {
-    let Some(protocol) = stream.detect().await else { return };
+    let protocol = match known {
+        Some(protocol) => protocol,
+        None => match stream.detect().await {
+            Some(protocol) => protocol,
+            None => return,
+        },
+    };
     let service = {
-        let client = Rc::clone(&client);
+        let (client, context) = (Rc::clone(&client), Rc::clone(&context));
         service_fn(move |request| exchange(Rc::clone(&context), &client, request))
     };
+    run(protocol, stream, service, &client, &context).await;
+}
+
+/// Serves a connection whose client is only sent to HTTPS, on this port.
+pub(super) async fn redirect(
+    context: Rc<Context>,
+    client: Rc<Client>,
+    _registered: Registered,
+    mut stream: Stream,
+    port: NonZeroU16,
+) {
+    let Some(protocol) = stream.detect().await else { return };
+    let service = {
+        let (client, context) = (Rc::clone(&client), Rc::clone(&context));
+        service_fn(move |request| redirect::redirect(&context, &client, request, port))
+    };
+    run(protocol, stream, service, &client, &context).await;
+}
+
+/// Lets hyper call a service for each request of a connection.
+async fn run<S>(protocol: Protocol, stream: Stream, service: S, client: &Client, context: &Context)
+where
+    S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
+    S::Future: 'static,
+{
     let io = TokioIo::new(stream);
+    let edge = client.edge();
     match protocol {
         Protocol::Http1 => {
-            let mut connection = http1::Builder::new()
-                // Kept by the client's deadline, which costs no timer.
-                .header_read_timeout(None)
-                .max_buf_size(MAX_BUFFER)
-                .serve_connection(io, service);
+            let mut builder = http1::Builder::new();
+            // Kept by the client's deadline, which costs no timer.
+            builder.header_read_timeout(None).max_buf_size(MAX_BUFFER).max_header_size(edge.max_header_bytes);
+            if edge.max_headers > USUAL_HEADERS {
+                builder.max_headers(edge.max_headers);
+            }
+            let mut connection = builder.serve_connection(io, service);
             let finish = |connection: Pin<&mut _>| http1::Connection::graceful_shutdown(connection);
-            let whole = drive(Pin::new(&mut connection), finish, &client).await;
+            let whole = drive(Pin::new(&mut connection), finish, client, context).await;
             if let Some(switched) = client.take_switched()
                 && whole
             {
                 let http1::Parts { io, read_buf, .. } = connection.into_parts();
-                let (socket, early) = io.into_inner().into_socket(read_buf);
+                let (transport, early) = io.into_inner().into_transport(read_buf);
                 // Seldom, so its size is not carried by every connection.
-                Box::pin(switched.run(socket, early)).await;
+                Box::pin(switched.run(transport, early)).await;
             }
         }
         Protocol::Http2 => {
@@ -74,10 +120,12 @@ pub(super) async fn serve(
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_send_buf_size(MAX_SEND_BUFFER)
-                .max_header_list_size(MAX_HEADER_LIST)
+                .max_header_list_size(u32::try_from(edge.max_header_bytes).unwrap_or(u32::MAX))
+                .max_pending_accept_reset_streams(MAX_RESET_BEFORE_ACCEPT)
+                .max_local_error_reset_streams(MAX_RESET_FOR_ERRORS)
                 .enable_connect_protocol()
                 .serve_connection(io, service);
-            drive(pin!(connection), |connection| connection.graceful_shutdown(), &client).await;
+            drive(pin!(connection), |connection| connection.graceful_shutdown(), client, context).await;
         }
     }
 }
@@ -88,6 +136,7 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
     mut connection: Pin<&mut C>,
     finish: impl Fn(Pin<&mut C>),
     client: &Client,
+    context: &Context,
 ) -> bool {
     let mut asked = false;
     poll_fn(|cx| {
@@ -104,6 +153,12 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
             return Poll::Ready(match result {
                 Ok(()) => true,
                 Err(error) => {
+                    // hyper has answered what is no request, and nobody else would count it.
+                    if error.is_parse_too_large() {
+                        context.cells().replied(LocalReason::HeadTooLarge);
+                    } else if error.is_parse() {
+                        context.cells().replied(LocalReason::BadRequest);
+                    }
                     tracing::debug!(%error, "connection ended");
                     false
                 }

@@ -15,7 +15,10 @@ use tokio::{
 };
 
 use super::flush::Flusher;
-use crate::{net::socket::Socket, proxy::client::Client};
+use crate::{
+    net::{socket::Socket, tls::Transport},
+    proxy::client::Client,
+};
 
 /// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -29,6 +32,9 @@ pub(super) const OUTBOX: usize = 32 * 1024;
 /// Bytes of memory that it keeps between times.
 const KEPT: usize = 4 * 1024;
 
+/// Bytes that are read and forgotten of a client that has had its answer: more is not waited for.
+const LINGER: usize = 1024 * 1024;
+
 /// What a client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocol {
@@ -39,12 +45,14 @@ pub(super) enum Protocol {
 /// A client's connection.
 #[derive(Debug)]
 pub(super) struct Stream {
-    socket: Socket,
+    socket: Transport,
     /// Read already, and not yet handed on.
     read: Bytes,
     /// Written by HTTP/2 and not yet sent; the first `sent` bytes are.
     outbox: Vec<u8>,
     sent: usize,
+    /// Bytes thrown away since we have said our last, and one more; 0 before.
+    lingered: usize,
     client: Rc<Client>,
     flusher: Rc<Flusher>,
 }
@@ -52,11 +60,16 @@ pub(super) struct Stream {
 impl Stream {
     pub(super) fn new(socket: TcpStream, client: Rc<Client>, flusher: Rc<Flusher>) -> Self {
         let socket = Socket::new(socket, Rc::clone(client.ends()));
-        Self { socket, read: Bytes::new(), outbox: Vec::new(), sent: 0, client, flusher }
+        Self::over(Transport::Plain(socket), client, flusher)
     }
 
-    /// The socket, and what has been read from it beyond `before`.
-    pub(super) fn into_socket(self, before: Bytes) -> (Socket, Bytes) {
+    /// The same over what has been made of a socket.
+    pub(super) fn over(socket: Transport, client: Rc<Client>, flusher: Rc<Flusher>) -> Self {
+        Self { socket, read: Bytes::new(), outbox: Vec::new(), sent: 0, lingered: 0, client, flusher }
+    }
+
+    /// What it is over, and what has been read from that beyond `before`.
+    pub(super) fn into_transport(self, before: Bytes) -> (Transport, Bytes) {
         let Self { socket, read, .. } = self;
         let read = if read.is_empty() { before } else { [&before[..], &read].concat().into() };
         (socket, read)
@@ -96,6 +109,26 @@ impl Stream {
         }
     }
 
+    /// Says that no more will come, and reads and forgets what the client still sends, until it has
+    /// closed, too, or has been waited for long enough.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.lingered == 0 {
+            ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
+            self.client.wait_a_moment();
+            self.lingered = 1;
+        }
+        let mut space = [0; FIRST_READ];
+        while self.lingered < LINGER {
+            let mut buf = ReadBuf::new(&mut space);
+            let read = ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buf));
+            if read.is_err() || buf.filled().is_empty() {
+                break;
+            }
+            self.lingered += buf.filled().len();
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Sends what is gathered, all of it.
     fn poll_outbox(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.outbox.len() {
@@ -112,7 +145,17 @@ impl Stream {
         // One large moment must not cost memory for the rest of the connection's life.
         self.outbox.shrink_to(KEPT);
         self.client.end_flush();
-        Poll::Ready(Ok(()))
+        self.poll_records(cx)
+    }
+
+    /// Sends what TLS has taken and not sent.
+    fn poll_records(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.socket.is_tls() {
+            return Poll::Ready(Ok(()));
+        }
+        let polled = Pin::new(&mut self.socket).poll_flush(cx);
+        self.note_write(&polled);
+        polled
     }
 }
 
@@ -167,7 +210,7 @@ impl AsyncWrite for Stream {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.outbox.is_empty() {
-            return Poll::Ready(Ok(()));
+            return self.poll_records(cx);
         }
         if self.client.is_flush_due() {
             return self.poll_outbox(cx);
@@ -180,8 +223,15 @@ impl AsyncWrite for Stream {
     }
 
     /// Sends what is gathered. The socket is closed right afterwards, which tells the other side the
-    /// same as a shutdown would, for one system call less.
+    /// same as a shutdown would, for one system call less; but a client that is still sending is
+    /// waited for, since closing with bytes unread resets the connection, and with it goes what the
+    /// client has been told and not read yet. TLS has a farewell of its own, without which the other
+    /// side could not tell an end from a cut.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_outbox(cx)
+        ready!(self.poll_outbox(cx))?;
+        if !self.client.is_multiplexed() && self.client.may_be_sending() {
+            return self.poll_linger(cx);
+        }
+        if self.socket.is_tls() { Pin::new(&mut self.socket).poll_shutdown(cx) } else { Poll::Ready(Ok(())) }
     }
 }

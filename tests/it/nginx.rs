@@ -14,14 +14,19 @@ use tempfile::TempDir;
 use crate::support::{Tidegate, Web, eventually, external::program};
 
 /// A running nginx that answers with its name.
-struct Nginx {
+pub struct Nginx {
     child: Child,
-    address: SocketAddr,
+    pub address: SocketAddr,
     _folder: TempDir,
 }
 
 impl Nginx {
     fn start(nginx: &Path, name: &str) -> Self {
+        Self::serve(nginx, "", "", name)
+    }
+
+    /// The same with more words after its address and more lines in its server.
+    pub fn serve(nginx: &Path, listen: &str, lines: &str, name: &str) -> Self {
         // Free a moment ago; nginx cannot be given a socket, and cannot say which port it got.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -33,7 +38,7 @@ impl Nginx {
                  access_log off;
                  client_body_temp_path {at}/body; proxy_temp_path {at}/proxy;
                  fastcgi_temp_path {at}/fastcgi; uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;
-                 server {{ listen {address}; location / {{ return 200 '{name}'; }} }}
+                 server {{ listen {address} {listen}; {lines} location / {{ return 200 '{name}'; }} }}
              }}"
         );
         fs::write(folder.path().join("nginx.conf"), config).unwrap();

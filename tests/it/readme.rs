@@ -6,11 +6,12 @@ use tidegate::config::{diagnostic::render, load::parse};
 
 const README: &str = include_str!("../../README.md");
 /// Where the names of metrics are written.
-const METRICS: [&str; 4] = [
+const METRICS: [&str; 5] = [
     include_str!("../../src/app.rs"),
     include_str!("../../src/controller/metrics.rs"),
     include_str!("../../src/telemetry/exposition.rs"),
     include_str!("../../src/telemetry/health_exposition.rs"),
+    include_str!("../../src/tls/reload.rs"),
 ];
 
 /// The insides of all fenced blocks of a language.

@@ -6,16 +6,22 @@ use std::{
     time::Duration,
 };
 
+use prometheus::Registry;
 use tidegate::{
     config::load::parse,
     controller::publish::Publisher,
     net::listen,
     proxy::client::Patience,
-    routing::snapshot::{BackendId, Endpoint},
+    routing::{
+        edge::Edge,
+        snapshot::{BackendId, Endpoint},
+    },
     telemetry::ledger::Hub,
+    tls::reload::Keeper,
     worker::{
         drain::Stage,
         handle::{Listening, Workers},
+        handshake::Entrance,
     },
 };
 
@@ -76,12 +82,14 @@ impl Bare {
         let toml = Web::at(&["http://name.test:1"]).table("balance", balance).to_string();
         let (config, _) = parse("test.toml", &toml).unwrap();
         let name = config.services[0].backends[0].endpoints[0].clone();
-        let publisher = Arc::new(Publisher::new(&config));
+        let mut keeper = Keeper::new(&Registry::new()).unwrap();
+        let publisher = Arc::new(Publisher::new(&config, &mut keeper).unwrap());
         let hub = Arc::new(Hub::new(1));
         let sockets = listen::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
         let address = sockets[0].local_addr().unwrap();
         let patience = Patience { header: Duration::from_secs(10), idle: Duration::from_secs(10) };
-        let listening = vec![Listening { sockets, patience }];
+        let listening =
+            vec![Listening { sockets, patience, entrance: Entrance::default(), edge: Edge::default() }];
         let workers = Workers::start(1, listening, publisher.snapshots(), &hub).unwrap();
         Self { publisher, workers: Some(workers), address, name }
     }

@@ -2,6 +2,7 @@
 //! write what they are told to, and patience.
 
 pub mod backend;
+pub mod certificates;
 pub mod client;
 pub mod eventually;
 pub mod external;

@@ -13,19 +13,21 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Words.
     ("model", &[]),
     ("clock", &["model"]),
+    // Certificates, which both halves need: one to use them, the other to keep them fresh.
+    ("tls", &["model", "clock"]),
     // Decisions: pure.
-    ("routing", &["model"]),
+    ("routing", &["model", "tls"]),
     ("analysis", &["model"]),
     ("rollout", &["model", "analysis"]),
-    ("config", &["model", "routing", "rollout", "analysis"]),
+    ("config", &["model", "clock", "tls", "routing", "rollout", "analysis"]),
     // The data plane, which knows nothing of control.
     ("telemetry", &["model", "clock"]),
     ("net", &["model", "config"]),
-    ("upstream", &["model", "clock", "routing", "telemetry", "net"]),
-    ("proxy", &["model", "clock", "routing", "telemetry", "net", "upstream"]),
-    ("worker", &["model", "clock", "routing", "telemetry", "net", "upstream", "proxy"]),
+    ("upstream", &["model", "clock", "tls", "routing", "telemetry", "net"]),
+    ("proxy", &["model", "clock", "tls", "routing", "telemetry", "net", "upstream"]),
+    ("worker", &["model", "clock", "tls", "routing", "telemetry", "net", "upstream", "proxy"]),
     // Control, which knows of the data plane only its counts and the snapshot that it reads.
-    ("controller", &["model", "clock", "config", "analysis", "rollout", "routing", "telemetry"]),
+    ("controller", &["model", "clock", "tls", "config", "analysis", "rollout", "routing", "telemetry"]),
     ("admin", &["model", "config", "rollout", "controller"]),
     // The front.
     (
@@ -33,6 +35,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "model",
             "clock",
+            "tls",
             "config",
             "routing",
             "analysis",

@@ -15,22 +15,26 @@ use crate::{
         health::{BackendHealth, EndpointHealth},
         ledger::Hub,
     },
+    tls::client::Connector,
 };
 
 /// Who is checked.
 pub(super) struct Subject {
     pub(super) endpoint: Endpoint,
     pub(super) address: SocketAddr,
+    /// How it speaks TLS, if it does.
+    pub(super) tls: Option<Arc<Connector>>,
     pub(super) health: Arc<EndpointHealth>,
     pub(super) backend: Arc<BackendHealth>,
 }
 
 /// Checks until it is aborted.
 pub(super) async fn run(subject: Subject, check: Arc<HealthCheck>, hub: Arc<Hub>) {
-    let Subject { endpoint, address, health, backend } = subject;
+    let Subject { endpoint, address, tls, health, backend } = subject;
     let mut verdict = Verdict::new();
     for round in 0.. {
-        let asked = time::timeout(check.timeout, probe::ask(&check.probe, &endpoint, address)).await;
+        let asked = probe::ask(&check.probe, &endpoint, address, tls.as_deref());
+        let asked = time::timeout(check.timeout, asked).await;
         let failure = match asked {
             Ok(Ok(())) => None,
             Ok(Err(why)) => Some(format!("{why:#}")),

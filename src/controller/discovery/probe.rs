@@ -8,10 +8,17 @@ use http::{HeaderValue, Request, header};
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::TlsConnector;
 
 use super::grpc;
-use crate::routing::{policy::Probe, snapshot::Endpoint};
+use crate::{
+    routing::{policy::Probe, snapshot::Endpoint},
+    tls::client::Connector,
+};
 
 const USER_AGENT: HeaderValue = HeaderValue::from_static("tidegate-health-check");
 /// Bytes of an answer that are looked at; the right one has seven.
@@ -21,8 +28,13 @@ const MAX_ANSWER: usize = 1024;
 ///
 /// # Errors
 /// When the answer is not the right one, or there is none; what it says is for the log.
-pub(super) async fn ask(probe: &Probe, endpoint: &Endpoint, address: SocketAddr) -> anyhow::Result<()> {
-    let stream = TcpStream::connect(address).await.context("no connection")?;
+pub(super) async fn ask(
+    probe: &Probe,
+    endpoint: &Endpoint,
+    address: SocketAddr,
+    tls: Option<&Connector>,
+) -> anyhow::Result<()> {
+    let stream = connect(endpoint, address, tls).await?;
     match probe {
         Probe::Tcp => Ok(()),
         Probe::Http { path, host, expected_statuses } => {
@@ -37,7 +49,24 @@ pub(super) async fn ask(probe: &Probe, endpoint: &Endpoint, address: SocketAddr)
     }
 }
 
-async fn http_status(stream: TcpStream, path: &str, host: &str) -> anyhow::Result<u16> {
+/// A connection's bytes, with or without TLS.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+async fn connect(
+    endpoint: &Endpoint,
+    address: SocketAddr,
+    tls: Option<&Connector>,
+) -> anyhow::Result<Box<dyn Stream>> {
+    let stream = TcpStream::connect(address).await.context("no connection")?;
+    let Some(connector) = tls else { return Ok(Box::new(stream)) };
+    let name = connector.server_name(&endpoint.host).context("no name for the certificate")?;
+    let stream = TlsConnector::from(connector.config()).connect(name, stream).await;
+    Ok(Box::new(stream.context("no TLS")?))
+}
+
+async fn http_status(stream: impl Stream + 'static, path: &str, host: &str) -> anyhow::Result<u16> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get(path)
         .header(header::HOST, host)
@@ -48,7 +77,11 @@ async fn http_status(stream: TcpStream, path: &str, host: &str) -> anyhow::Resul
     driven(exchange, connection).await
 }
 
-async fn grpc_serving(stream: TcpStream, service: &str, endpoint: &Endpoint) -> anyhow::Result<()> {
+async fn grpc_serving(
+    stream: impl Stream + 'static,
+    service: &str,
+    endpoint: &Endpoint,
+) -> anyhow::Result<()> {
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
     let request = Request::post(format!("http://{endpoint}/grpc.health.v1.Health/Check"))
         .header(header::CONTENT_TYPE, "application/grpc")

@@ -21,11 +21,11 @@ use hyper::{
     client::conn::{TrySendError, http2},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpStream, sync::Notify};
+use tokio::sync::Notify;
 
 use crate::{
     clock,
-    net::{executor::LocalExecutor, socket::Socket},
+    net::{executor::LocalExecutor, tls::Transport},
     upstream::{Payload, connect::ConnectError},
 };
 
@@ -50,7 +50,7 @@ const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs
 /// How often one looks whether a connection's settings have come.
 const SETTINGS_LOOK: Duration = Duration::from_millis(5);
 
-type Driver<B> = http2::Connection<TokioIo<Socket>, B, LocalExecutor>;
+type Driver<B> = http2::Connection<TokioIo<Transport>, B, LocalExecutor>;
 
 /// One connection.
 #[derive(Debug)]
@@ -146,7 +146,7 @@ impl<B: Payload> Pool<B> {
     /// When there is no connection, and none can be made.
     pub async fn lease<C>(&self, connect: impl Fn() -> C) -> Result<Lease<B>, NoStream>
     where
-        C: Future<Output = Result<TcpStream, ConnectError>>,
+        C: Future<Output = Result<Transport, ConnectError>>,
     {
         let failures = self.failed.borrow().0;
         loop {
@@ -169,7 +169,7 @@ impl<B: Payload> Pool<B> {
 
     async fn open<C>(&self, connect: impl Fn() -> C) -> Result<Lease<B>, NoStream>
     where
-        C: Future<Output = Result<TcpStream, ConnectError>>,
+        C: Future<Output = Result<Transport, ConnectError>>,
     {
         self.connections.borrow_mut().retain(|connection| connection.is_open());
         if self.connections.borrow().len() >= MAX_CONNECTIONS
@@ -215,8 +215,8 @@ impl<B: Payload> Pool<B> {
     }
 }
 
-async fn handshake<B: Payload>(stream: TcpStream) -> io::Result<(http2::SendRequest<B>, Driver<B>)> {
-    let io = TokioIo::new(Socket::new(stream, Rc::default()));
+async fn handshake<B: Payload>(transport: Transport) -> io::Result<(http2::SendRequest<B>, Driver<B>)> {
+    let io = TokioIo::new(transport);
     let made = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)

@@ -20,8 +20,8 @@ use super::{
     metrics::Scrape,
 };
 
-/// How often the controller looks, unless a test says otherwise.
-const TICK: Duration = Duration::from_millis(50);
+/// How often it looks at counts and files.
+const OPTIONS: Options = Options { tick: Duration::from_millis(50), certificates: Duration::from_millis(20) };
 
 /// A running Tidegate. It is drained when it is dropped, and a panic in it fails the test.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Tidegate {
         let (give, take) = std::sync::mpsc::channel();
         let thread = thread::spawn(move || {
             runtime().block_on(async {
-                let mut running = app::start(&config, Options { tick: TICK }).await.unwrap();
+                let mut running = app::start(&config, OPTIONS).await.unwrap();
                 give.send((running.listeners.clone(), running.admin.unwrap())).unwrap();
                 let delay = tokio::select! {
                     delay = stopped => delay.unwrap(),

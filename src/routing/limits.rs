@@ -1,0 +1,33 @@
+//! How much of a service's backends may be asked for: settings as values, no decisions.
+
+use std::{
+    num::{NonZeroU32, NonZeroU64},
+    time::Duration,
+};
+
+/// How often something may happen: on average `per_second`, and up to `burst` at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Requests for each second, in the long run.
+    pub per_second: NonZeroU32,
+    /// Requests that may come at once (default: as many as for one second).
+    pub burst: NonZeroU32,
+}
+
+/// How much of a service's backends may be asked for. By default nothing is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Bytes of a request's body.
+    pub max_body_size: Option<u64>,
+    /// Bytes for each second that a client has to send of a body, on average, once its first seconds
+    /// are over.
+    pub min_body_rate: Option<NonZeroU64>,
+    /// Longest time that a request's body may take to arrive.
+    pub body_timeout: Option<Duration>,
+    /// Requests at a time, over all workers.
+    pub max_in_flight: Option<NonZeroU32>,
+    /// Requests over time, of all clients and over all workers.
+    pub rate: Option<Rate>,
+    /// Requests over time of one client address, over all workers.
+    pub client_rate: Option<Rate>,
+}

@@ -1,0 +1,195 @@
+//! Files that change while the proxy runs.
+//!
+//! They are looked at every few seconds, by what is in them: this sees a file that is written anew, one
+//! that is renamed into place, and a link that leads elsewhere (as Kubernetes mounts secrets), on any
+//! file system. What has changed is taken up once it has stayed the same for one look, because a
+//! certificate and its key are seldom replaced in one step. What is no good is not taken up: the last
+//! good one stays in use, with a line in the log and a count.
+
+use std::{fmt, time::Duration};
+
+use prometheus::{GaugeVec, IntCounterVec, Opts, Registry};
+
+use super::{
+    client::{CannotConnect, Client, Settings},
+    files::{Fault, Source},
+    server::Server,
+};
+use crate::clock;
+
+/// Something made of files, and the files that it was made of.
+#[derive(Debug)]
+pub struct Kept<S: Source> {
+    source: S,
+    made: S::Made,
+    /// The fingerprint that was last tried.
+    tried: u64,
+    /// One that is new, and has yet to stay.
+    settling: Option<u64>,
+}
+
+impl<S: Source + fmt::Display> Kept<S> {
+    /// Reads the files for the first time.
+    pub(super) fn load(source: S) -> Result<Self, Fault> {
+        let tried = source.fingerprint();
+        let made = source.load()?;
+        Ok(Self { source, made, tried, settling: None })
+    }
+
+    /// What was made last, and of what.
+    pub(super) fn made(&self) -> (&S, &S::Made) {
+        (&self.source, &self.made)
+    }
+
+    /// Looks at the files; whether what was made is new.
+    pub(super) fn refresh(&mut self, reloads: &mut Reloads) -> bool {
+        let seen = self.source.fingerprint();
+        if seen == self.tried {
+            self.settling = None;
+            return false;
+        }
+        if self.settling.replace(seen) != Some(seen) {
+            return false;
+        }
+        self.settling = None;
+        self.tried = seen;
+        let loaded = self.source.load();
+        match loaded.and_then(|made| self.source.check(&made, clock::now()).map(|()| made)) {
+            Ok(made) => {
+                tracing::info!(file = %self.source, "certificates have changed and are taken up");
+                reloads.succeeded += 1;
+                self.made = made;
+                true
+            }
+            Err(fault) => {
+                tracing::error!(%fault, help = fault.remedy(), "certificates have changed for the worse; the last good ones stay in use");
+                reloads.failed += 1;
+                false
+            }
+        }
+    }
+}
+
+/// What came of a look at the files.
+#[derive(Debug, Default)]
+pub struct Reloads {
+    succeeded: u64,
+    failed: u64,
+}
+
+/// Everything that is made of files, kept fresh.
+pub struct Keeper {
+    servers: Vec<Server>,
+    clients: Vec<Client>,
+    metrics: Metrics,
+}
+
+impl Keeper {
+    /// Registers the metrics; there is nothing to keep yet.
+    ///
+    /// # Errors
+    /// When a metric of that name is there already.
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        Ok(Self { servers: Vec::new(), clients: Vec::new(), metrics: Metrics::register(registry)? })
+    }
+
+    /// Keeps a listener's side fresh.
+    pub fn add_server(&mut self, server: Server) {
+        self.servers.push(server);
+        self.show();
+    }
+
+    /// A connector for backends that are spoken to in this way; the same one for the same way.
+    ///
+    /// # Errors
+    /// When there is none yet and it cannot be made.
+    pub fn connector(
+        &mut self,
+        settings: &Settings,
+    ) -> Result<std::sync::Arc<super::client::Connector>, CannotConnect> {
+        let known = self.clients.iter().find(|client| client.connector().settings() == settings);
+        if let Some(known) = known {
+            return Ok(std::sync::Arc::clone(known.connector()));
+        }
+        let client = Client::new(settings.clone())?;
+        let connector = std::sync::Arc::clone(client.connector());
+        self.clients.push(client);
+        self.show();
+        Ok(connector)
+    }
+
+    /// Looks at the files every so often, for as long as it is polled. Ends at once if there are none.
+    pub async fn run(mut self, every: Duration) {
+        if self.servers.is_empty() && self.clients.is_empty() {
+            return;
+        }
+        let mut interval = tokio::time::interval(every);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            // Files may be on a network.
+            let looked = tokio::task::spawn_blocking(move || {
+                self.refresh();
+                self
+            });
+            match looked.await {
+                Ok(keeper) => self = keeper,
+                Err(error) => return tracing::error!(%error, "certificates are not reloaded any more"),
+            }
+        }
+    }
+
+    /// One look at every file.
+    fn refresh(&mut self) {
+        let mut reloads = Reloads::default();
+        self.servers.iter_mut().for_each(|server| server.refresh(&mut reloads));
+        self.clients.iter_mut().for_each(|client| client.refresh(&mut reloads));
+        self.metrics.count(&reloads);
+        if reloads.succeeded > 0 {
+            self.show();
+        }
+    }
+
+    fn show(&self) {
+        let servers = self.servers.iter().flat_map(Server::certificates);
+        for (pair, certificate) in servers.chain(self.clients.iter().filter_map(Client::certificate)) {
+            let seconds = certificate.not_after.as_millis() / 1000;
+            self.metrics.expiry.with_label_values(&[&pair.to_string()]).set(seconds as f64);
+        }
+    }
+}
+
+struct Metrics {
+    expiry: GaugeVec,
+    reloads: IntCounterVec,
+}
+
+impl Metrics {
+    fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Self {
+            expiry: GaugeVec::new(
+                Opts::new(
+                    "tidegate_tls_certificate_expiry_timestamp_seconds",
+                    "When a certificate in use expires, in seconds since 1970, by its file.",
+                ),
+                &["certificate"],
+            )?,
+            reloads: IntCounterVec::new(
+                Opts::new(
+                    "tidegate_tls_reloads_total",
+                    "Files of certificates, keys and authorities that changed, by whether they were taken up.",
+                ),
+                &["result"],
+            )?,
+        };
+        registry.register(Box::new(metrics.expiry.clone()))?;
+        registry.register(Box::new(metrics.reloads.clone()))?;
+        metrics.count(&Reloads::default());
+        Ok(metrics)
+    }
+
+    fn count(&self, Reloads { succeeded, failed }: &Reloads) {
+        self.reloads.with_label_values(&["success"]).inc_by(*succeeded);
+        self.reloads.with_label_values(&["failure"]).inc_by(*failed);
+    }
+}

@@ -1,0 +1,142 @@
+//! TLS between the proxy and its backends: whom it believes, what it shows, and who is blamed.
+
+use crate::{
+    nginx::Nginx,
+    support::{
+        Backend, Tidegate, Web,
+        certificates::{Authority, Files},
+        eventually,
+        external::program,
+    },
+};
+
+/// A nginx that speaks TLS, and its authority.
+struct Setup {
+    authority: Authority,
+    files: Files,
+    nginx: Nginx,
+}
+
+impl Setup {
+    /// `names` are those of its certificate, `lines` more of its configuration.
+    fn new(names: &[&str], lines: impl Fn(&Files) -> String) -> Option<Self> {
+        let nginx = program("nginx")?;
+        let (authority, files) = (Authority::new("backends"), Files::new());
+        files.pair("nginx", &authority.issue(names));
+        files.write("ca.pem", &authority.pem);
+        let [certificate, key] = ["nginx.pem", "nginx.key"].map(|name| files.path(name));
+        let lines = format!(
+            "ssl_certificate {}; ssl_certificate_key {}; {}",
+            certificate.display(),
+            key.display(),
+            lines(&files)
+        );
+        // The number of the connection shows which requests share one.
+        let nginx = Nginx::serve(&nginx, "ssl", &lines, "$connection $ssl_server_name $ssl_client_verify");
+        Some(Self { authority, files, nginx })
+    }
+
+    fn start(&self, tls: &str) -> Tidegate {
+        let web = Web::new(self.nginx.address).table("backends.v1.tls", tls);
+        Tidegate::start(web.to_string().replace("http://", "https://"))
+    }
+
+    fn ca(&self) -> String {
+        format!("ca = '{}'\n", self.files.path("ca.pem").display())
+    }
+}
+
+/// Asks once, and checks what is said about a failure.
+fn expect_failure(tidegate: &Tidegate, status: u16, error: &str, reason: &str) {
+    let response = tidegate.client().get("/");
+    assert_eq!(response.status, status);
+    assert_eq!(response.fields("proxy-status"), [format!("tidegate; error={error}")]);
+    let scrape = tidegate.wait_until_idle();
+    scrape.expect("tidegate_local_replies_total", &[("reason", reason)], 1.0);
+    scrape.expect("tidegate_requests_total", &[("backend", "v1"), ("status", "connect_failure")], 1.0);
+    scrape.expect("tidegate_upstream_connect_failures_total", &[("backend", "v1")], 1.0);
+}
+
+#[test]
+fn a_verified_connection_is_kept_and_used_again() {
+    let Some(setup) = Setup::new(&["app.test"], |_| String::new()) else { return };
+    let tidegate = setup.start(&format!("{}server_name = 'app.test'", setup.ca()));
+    let mut client = tidegate.client();
+    let (first, second) = (client.get("/"), client.get("/"));
+    assert_eq!(first.status, 200);
+    assert!(first.text().ends_with(" app.test NONE"), "{}", first.text());
+    assert_eq!(first.text(), second.text(), "one connection");
+}
+
+#[test]
+fn an_address_is_verified_without_a_name() {
+    let Some(setup) = Setup::new(&["127.0.0.1"], |_| String::new()) else { return };
+    let response = setup.start(&setup.ca()).client().get("/");
+    assert_eq!(response.status, 200);
+    assert!(response.text().ends_with("  NONE"), "no name is asked for: {}", response.text());
+}
+
+#[test]
+fn a_certificate_for_another_name_is_not_believed() {
+    let Some(setup) = Setup::new(&["app.test"], |_| String::new()) else { return };
+    let tidegate = setup.start(&format!("{}server_name = 'other.test'", setup.ca()));
+    expect_failure(&tidegate, 502, "tls_certificate_error", "tls_certificate_error");
+}
+
+#[test]
+fn a_certificate_of_another_authority_is_not_believed() {
+    let Some(setup) = Setup::new(&["127.0.0.1"], |_| String::new()) else { return };
+    setup.files.write("ca.pem", &Authority::new("others").pem);
+    let tidegate = setup.start(&setup.ca());
+    expect_failure(&tidegate, 502, "tls_certificate_error", "tls_certificate_error");
+    // Once the file names the right one, it is.
+    setup.files.write("ca.pem", &setup.authority.pem);
+    eventually(|| tidegate.client().get("/").status, |status| *status == 200);
+}
+
+#[test]
+fn verification_can_be_given_up() {
+    let Some(setup) = Setup::new(&["app.test"], |_| String::new()) else { return };
+    let tidegate = setup.start("insecure_skip_verify = true");
+    assert_eq!(tidegate.client().get("/").status, 200);
+}
+
+#[test]
+fn a_backend_is_shown_our_certificate() {
+    let clients = Authority::new("clients");
+    let lines = |files: &Files| {
+        files.write("clients.pem", &clients.pem);
+        format!("ssl_client_certificate {}; ssl_verify_client on;", files.path("clients.pem").display())
+    };
+    let Some(setup) = Setup::new(&["127.0.0.1"], lines) else { return };
+    // nginx' own answer to whoever shows nothing.
+    assert_eq!(setup.start(&setup.ca()).client().get("/").status, 400);
+    let shown = setup.files.pair("proxy", &clients.issue(&["proxy"])).replace(", ", "\n");
+    let response = setup.start(&format!("{}{shown}", setup.ca())).client().get("/");
+    assert_eq!(response.status, 200);
+    assert!(response.text().ends_with("SUCCESS"), "{}", response.text());
+}
+
+#[test]
+fn a_backend_that_speaks_no_tls_is_blamed() {
+    let backend = Backend::named("v1");
+    let web = Web::new(backend.address).table("backends.v1.tls", "insecure_skip_verify = true");
+    let refusing = Backend::scripted(|mut peer| {
+        peer.send("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+        peer.wait_for_end();
+    });
+    let web = web
+        .to_string()
+        .replace(&format!("http://{}", backend.address), &format!("https://{}", refusing.address));
+    expect_failure(&Tidegate::start(web), 502, "tls_protocol_error", "tls_protocol_error");
+}
+
+#[test]
+fn the_handshake_is_part_of_connecting_in_time() {
+    let silent = Backend::scripted(|mut peer| peer.wait_for_end());
+    let web = Web::new(silent.address)
+        .table("backends.v1.tls", "insecure_skip_verify = true")
+        .table("timeouts", "connect = '100ms'");
+    let tidegate = Tidegate::start(web.to_string().replace("http://", "https://"));
+    expect_failure(&tidegate, 504, "connection_timeout", "connect_timeout");
+}
