@@ -13,6 +13,7 @@ pub mod fuzzing;
 mod grpc;
 pub mod hash_key;
 pub mod headers;
+mod log_entry;
 mod over_h2;
 pub mod reply;
 pub mod sticky;

@@ -12,6 +12,7 @@ use toml::Value;
 
 use super::{
     Config,
+    access_log::RawAccessLog,
     admin::RawAdmin,
     analysis::RawAnalysis,
     backend::RawBackend,
@@ -134,9 +135,10 @@ fn the_reference_shows_the_defaults() {
 
 #[test]
 fn the_reference_mentions_every_key() {
-    let sections: [(&str, Vec<&str>); 29] = [
+    let sections: [(&str, Vec<&str>); 30] = [
         ("", keys::<RawDocument>()),
         (".shutdown", keys::<RawShutdown>()),
+        (".access_log", keys::<RawAccessLog>()),
         (".listeners", keys::<RawListener>()),
         (".admin", keys::<RawAdmin>()),
         (".paths", keys::<RawPaths>()),

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -19,6 +19,7 @@ use super::{
     grpc,
     grpc::CallDeadline,
     headers,
+    log_entry::LogEntry,
 };
 use crate::{
     model::outcome::Outcome,
@@ -52,6 +53,8 @@ pub enum BodyError {
 pub(super) struct Progress {
     /// Chunks passed on so far.
     pub(super) chunks: Cell<u64>,
+    /// Bytes passed on so far.
+    pub(super) bytes: Cell<u64>,
     /// It is complete.
     pub(super) done: Cell<bool>,
     /// The backend would take more, and the client has not sent it.
@@ -124,6 +127,8 @@ impl Body for RequestBody {
                 if let Some(trailers) = frame.trailers_mut() {
                     headers::prepare_trailers(trailers);
                 }
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                progress.bytes.set(progress.bytes.get() + length as u64);
                 progress.chunks.set(progress.chunks.get() + 1);
                 progress.done.set(incoming.is_end_stream());
             }
@@ -170,6 +175,11 @@ impl ResponseBody {
         }
         Self { source: Source::Backend(Box::new(relay)), busy }
     }
+
+    /// What the exchange has to say to the access log, if it is logged.
+    pub(super) fn entry(&self) -> Option<&Rc<LogEntry>> {
+        self.busy.entry()
+    }
 }
 
 impl Body for ResponseBody {
@@ -180,7 +190,33 @@ impl Body for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
-        let this = &mut *self;
+        let polled = self.poll_source(cx);
+        if let Some(entry) = self.busy.entry()
+            && let Poll::Ready(Some(Ok(frame))) = &polled
+        {
+            entry.add_out(frame.data_ref().map_or(0, Buf::remaining));
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Local(text) => text.is_empty(),
+            Source::Backend(relay) => relay.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Local(text) => SizeHint::with_exact(text.len() as u64),
+            Source::Backend(relay) => relay.body.size_hint(),
+        }
+    }
+}
+
+impl ResponseBody {
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
+        let this = self;
         let relay = match &mut this.source {
             Source::Local(text) if text.is_empty() => return Poll::Ready(None),
             Source::Local(text) => {
@@ -207,20 +243,6 @@ impl Body for ResponseBody {
             return Poll::Ready(Some(Ok(Frame::trailers(grpc::too_late()))));
         }
         Poll::Ready(polled)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Local(text) => text.is_empty(),
-            Source::Backend(relay) => relay.body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Local(text) => SizeHint::with_exact(text.len() as u64),
-            Source::Backend(relay) => relay.body.size_hint(),
-        }
     }
 }
 

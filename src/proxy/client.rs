@@ -10,7 +10,7 @@ use std::{
 
 use http::HeaderValue;
 
-use super::upgrade::Switched;
+use super::{log_entry::LogEntry, upgrade::Switched};
 use crate::net::{splice::Ends, timers::Deadline};
 
 /// How long a connection that has just been made may take over its first request when the worker is
@@ -122,7 +122,7 @@ impl Client {
         self.reading_head.set(false);
         self.blocked.set(false);
         self.deadline.disarm();
-        Busy(Rc::clone(self))
+        Busy { client: Rc::clone(self), entry: None }
     }
 
     /// Bytes have come. If no exchange is on, they begin a head, which may not take for ever.
@@ -238,18 +238,33 @@ impl Client {
 
 /// An exchange is on while this lives.
 #[derive(Debug)]
-pub struct Busy(Rc<Client>);
+pub struct Busy {
+    client: Rc<Client>,
+    /// What the exchange has to say to the access log, if it is logged.
+    entry: Option<Rc<LogEntry>>,
+}
 
 impl Busy {
+    /// The same for an exchange that is logged, if there is an entry.
+    pub(super) fn logged(mut self, entry: Option<Rc<LogEntry>>) -> Self {
+        self.entry = entry;
+        self
+    }
+
     /// The connection.
     pub(super) fn client(&self) -> &Client {
-        &self.0
+        &self.client
+    }
+
+    /// What the exchange has to say to the access log, if it is logged.
+    pub(super) fn entry(&self) -> Option<&Rc<LogEntry>> {
+        self.entry.as_ref()
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let client = &self.0;
+        let client = &self.client;
         client.beat();
         client.exchanges.set(client.exchanges.get() - 1);
         if client.is_idle() {

@@ -19,7 +19,9 @@ use super::{
     context::Context,
     error::ProxyError,
     grpc::{self, CallDeadline},
-    hash_key, headers, over_h2,
+    hash_key, headers,
+    log_entry::LogEntry,
+    over_h2,
     reply::Local,
     upgrade::{self, Offer, Opened},
     way::Way,
@@ -58,15 +60,18 @@ pub fn exchange(
     client: &Rc<Client>,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + use<> {
-    let busy = client.begin();
+    let busy = client.begin().logged(LogEntry::begin(&context, client, &request));
     let version = request.version();
     let is_call = grpc::is_call(&request);
-    let mut routed = route(&context, client, request, is_call);
+    let mut routed = route(&context, client, request, is_call, busy.entry());
     async move {
         let answered = match &mut routed {
             // Seldom, so its size is not carried by every exchange.
             Ok(routed) if routed.offer.is_some() => match Box::pin(upgrade::open(routed)).await {
                 Ok(Opened::Switched(head)) => {
+                    if let Some(entry) = busy.entry() {
+                        entry.answered(head.status);
+                    }
                     return Ok(Response::from_parts(head, ResponseBody::local("", busy)));
                 }
                 Ok(Opened::Declined(held, response)) => Ok((held, response)),
@@ -84,12 +89,18 @@ pub fn exchange(
             }
             Err(local) => {
                 context.cells().replied(local.reason());
+                if let Some(entry) = busy.entry() {
+                    entry.replied(local.reason());
+                }
                 let last = local.is_last();
                 (local.into_response(is_call, busy), last)
             }
         };
         if (last || context.is_draining()) && version != Version::HTTP_2 {
             headers::ask_to_close(response.headers_mut());
+        }
+        if let Some(entry) = response.body().entry() {
+            entry.answered(response.status());
         }
         Ok(response)
     }
@@ -111,21 +122,31 @@ fn route(
     client: &Rc<Client>,
     request: Request<Incoming>,
     is_call: bool,
+    entry: Option<&Rc<LogEntry>>,
 ) -> Result<Routed, Local> {
     let started = clock::monotonic();
     let (mut parts, body) = request.into_parts();
     headers::check(&parts)?;
     let (way, assignment) = Way::find(context, client, &mut parts)?;
     let view = way.view();
+    if let Some(entry) = entry {
+        entry.assigned(view.snapshot.topology(), way.service(), assignment);
+    }
     let key = hash_key::find(&way.service().policy, client, &parts);
     let endpoint = view.backend(assignment.backend).choose(key, started, || context.random());
     let endpoint = endpoint.map_err(ProxyError::from)?;
     let mut attempt = Attempt::begin(view.writer(assignment.backend, assignment.role), endpoint, started);
+    if let Some(entry) = entry {
+        attempt.log_to(entry);
+    }
 
     let version = parts.version;
     let upgrade = headers::prepare_request(&mut parts, client, attempt.endpoint().address());
     way.change_request(&mut parts).inspect_err(|_| attempt.forget())?;
     let (body, progress) = RequestBody::new(body);
+    if let (Some(entry), Some(progress)) = (entry, &progress) {
+        entry.uploads(progress);
+    }
     let allowed = &way.service().upgrades;
     let offer = if version == Version::HTTP_2 {
         Offer::of_connect(&mut parts, allowed, context, client).inspect_err(|_| attempt.forget())?

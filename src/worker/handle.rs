@@ -21,6 +21,7 @@ use super::{
     flush::Flusher,
 };
 use crate::{
+    access_log::queue::Queue,
     proxy::{client::Patience, context::Context},
     routing::snapshot::Snapshot,
     telemetry::ledger::Hub,
@@ -52,7 +53,8 @@ pub struct Workers {
 pub struct Panicked;
 
 impl Workers {
-    /// Starts `count` workers on the listening sockets.
+    /// Starts `count` workers on the listening sockets. Those for which there is an access log's queue
+    /// write to it.
     ///
     /// # Errors
     /// When a thread or its runtime cannot be had. Those that were started are stopped.
@@ -64,6 +66,7 @@ impl Workers {
         listening: Vec<Listening>,
         snapshots: &Arc<ArcSwap<Snapshot>>,
         hub: &Arc<Hub>,
+        access_logs: Vec<Queue>,
     ) -> io::Result<Self> {
         let (stage, _) = watch::channel(Stage::Serving);
         let (sign_off, ended) = mpsc::channel(count.max(1));
@@ -74,10 +77,12 @@ impl Workers {
                 worker.push((socket, patience));
             }
         }
+        let mut access_logs = access_logs.into_iter();
         let mut threads = Vec::new();
         for (index, listeners) in by_worker.into_iter().enumerate() {
             let (snapshots, hub) = (Arc::clone(snapshots), Arc::clone(hub));
             let (stage, sign_off) = (stage.subscribe(), sign_off.clone());
+            let access_log = access_logs.next();
             let runtime = || -> io::Result<LocalRuntime> {
                 Builder::new_current_thread().enable_all().build_local(Default::default())
             };
@@ -96,7 +101,7 @@ impl Workers {
                     }
                 };
                 runtime.block_on(async {
-                    let context = Context::new(index, hub, snapshots, seed());
+                    let context = Context::new(index, hub, snapshots, seed()).logging(access_log);
                     run(Rc::new(context), listeners, stage).await;
                 });
             };

@@ -82,7 +82,7 @@ impl Bare {
         let address = sockets[0].local_addr().unwrap();
         let patience = Patience { header: Duration::from_secs(10), idle: Duration::from_secs(10) };
         let listening = vec![Listening { sockets, patience }];
-        let workers = Workers::start(1, listening, publisher.snapshots(), &hub).unwrap();
+        let workers = Workers::start(1, listening, publisher.snapshots(), &hub, Vec::new()).unwrap();
         Self { publisher, workers: Some(workers), address, name }
     }
 
