@@ -6,8 +6,9 @@ use anyhow::Context as _;
 use prometheus::{IntGaugeVec, Opts, Registry};
 
 use crate::{
+    access_log::{AccessLog, Counts, Reopen, queue::Queue},
     admin::{self, readiness::Readiness},
-    config::{Config, Listener, ListenerTls},
+    config::{Config, Listener, ListenerTls, LogOutput},
     controller::{Controller, Inputs, discovery, publish::Publisher},
     net::listen,
     proxy::client::Patience,
@@ -49,6 +50,7 @@ pub struct Running {
     pub controller: Controller,
     readiness: Readiness,
     workers: Workers,
+    access_log: Option<AccessLog>,
     shutdown: crate::config::Shutdown,
 }
 
@@ -84,10 +86,11 @@ pub async fn start(config: &Config, options: Options) -> anyhow::Result<Running>
 
     let publisher = Publisher::new(config, &mut keeper).context("cannot speak TLS to a backend")?;
     let publisher = Arc::new(publisher);
+    let (access_log, queues) = start_access_log(config, count, &registry)?;
     // Before anybody asks for an endpoint.
     discovery::start(config, &publisher, &hub).await;
-    let workers =
-        Workers::start(count, listening, publisher.snapshots(), &hub).context("cannot start the workers")?;
+    let workers = Workers::start(count, listening, publisher.snapshots(), &hub, queues)
+        .context("cannot start the workers")?;
     let inputs = Inputs { config, publisher, hub, tick: options.tick, registry: &registry };
     let controller = Controller::start(inputs).context("cannot start the controller")?;
     let readiness = Readiness::default();
@@ -102,7 +105,7 @@ pub async fn start(config: &Config, options: Options) -> anyhow::Result<Running>
     tokio::spawn(keeper.run(options.certificates));
     readiness.set(true);
     let shutdown = config.shutdown.clone();
-    Ok(Running { listeners, admin, controller, readiness, workers, shutdown })
+    Ok(Running { listeners, admin, controller, readiness, workers, access_log, shutdown })
 }
 
 impl Running {
@@ -112,6 +115,14 @@ impl Running {
     /// # Errors
     /// When a worker panicked.
     pub async fn drain(mut self, delay: Duration) -> Result<(), Panicked> {
+        let drained = self.drain_workers(delay).await;
+        if let Some(log) = self.access_log {
+            log.written().await;
+        }
+        drained
+    }
+
+    async fn drain_workers(&mut self, delay: Duration) -> Result<(), Panicked> {
         self.readiness.set(false);
         self.workers.enter(Stage::Announcing);
         tokio::select! {
@@ -135,6 +146,11 @@ impl Running {
         Panicked
     }
 
+    /// What asks for the access log's file to be opened anew, if there is one.
+    pub fn reopen_access_log(&self) -> Option<Reopen> {
+        self.access_log.as_ref().map(AccessLog::reopen)
+    }
+
     /// How long clients are told to go before no more are let in.
     pub fn drain_delay(&self) -> Duration {
         self.shutdown.delay
@@ -155,6 +171,23 @@ fn entrance(listener: &Listener, keeper: &mut Keeper) -> anyhow::Result<Entrance
     let proxy_protocol = listener.proxy_protocol.as_ref();
     let proxy_protocol = proxy_protocol.map(|p| ProxyProtocol { from: p.from.clone(), timeout: p.timeout });
     Ok(Entrance { proxy_protocol, tls, redirect_to_https: listener.redirect_to_https })
+}
+
+/// The access log, if there is to be one, and a queue to it for each worker.
+fn start_access_log(
+    config: &Config,
+    workers: usize,
+    registry: &Registry,
+) -> anyhow::Result<(Option<AccessLog>, Vec<Queue>)> {
+    let Some(settings) = &config.access_log else { return Ok((None, Vec::new())) };
+    let counts = Counts::new().and_then(|counts| counts.register(registry).map(|()| counts));
+    let counts = counts.context("cannot register the metrics")?;
+    let started = AccessLog::start(settings, workers, &counts);
+    let (log, queues) = started.with_context(|| match &settings.output {
+        LogOutput::Stdout => "cannot start the access log".to_owned(),
+        LogOutput::File(path) => format!("cannot write the access log to {}", path.display()),
+    })?;
+    Ok((Some(log), queues))
 }
 
 /// One worker for each CPU that the process may use, container limits included.

@@ -4,6 +4,7 @@
 pub mod diagnostic;
 pub mod load;
 
+mod access_log;
 mod address;
 mod admin;
 mod analysis;
@@ -46,6 +47,7 @@ mod tests;
 use std::{
     net::SocketAddr,
     num::{NonZeroU16, NonZeroUsize},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -86,6 +88,8 @@ pub struct Config {
     pub admin: Option<Admin>,
     /// How the process ends.
     pub shutdown: Shutdown,
+    /// What is written about each exchange, if anything.
+    pub access_log: Option<AccessLog>,
     /// What is done to paths before a route is looked for.
     pub paths: PathRules,
     /// Which requests lead to which service; at least one.
@@ -146,6 +150,35 @@ pub struct Shutdown {
     pub delay: Duration,
     /// How long requests in flight may take after that (default 25 s).
     pub deadline: Duration,
+}
+
+/// What is written about each exchange.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AccessLog {
+    /// What a line looks like (default JSON).
+    pub format: LogFormat,
+    /// Where lines go (default stdout).
+    pub output: LogOutput,
+    /// The share of exchanges that are logged; more than none (default all).
+    pub sample: Weight,
+}
+
+/// What a line of the access log looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// A JSON object.
+    Json,
+    /// Keys and values, as `key=value`.
+    Text,
+}
+
+/// Where lines of the access log go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogOutput {
+    /// To the standard output.
+    Stdout,
+    /// To the end of a file, which is made if there is none.
+    File(PathBuf),
 }
 
 /// Which requests lead to a service.
@@ -240,5 +273,11 @@ pub struct Rollout {
 impl Default for Shutdown {
     fn default() -> Self {
         Self { delay: Duration::from_secs(10), deadline: Duration::from_secs(25) }
+    }
+}
+
+impl Default for AccessLog {
+    fn default() -> Self {
+        Self { format: LogFormat::Json, output: LogOutput::Stdout, sample: Weight::FULL }
     }
 }

@@ -23,6 +23,7 @@ pub mod routing;
 pub mod config;
 
 // ── data plane ──────────────────────────────────────────────────────────────────────────────
+pub mod access_log;
 pub mod net;
 pub mod proxy;
 pub mod telemetry;

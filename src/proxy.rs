@@ -15,6 +15,7 @@ pub mod fuzzing;
 mod grpc;
 pub mod hash_key;
 pub mod headers;
+mod log_entry;
 mod names;
 mod over_h2;
 mod rate;

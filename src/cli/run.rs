@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{EXIT_CONFIG, args::ConfigFile, check};
 use crate::{
+    access_log::Reopen,
     app::{self, Options, Running},
     config::Config,
     model::units::format_duration,
@@ -58,6 +59,9 @@ fn serve(config: &Config) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut signals = Signals::new().context("cannot listen to signals")?;
         let mut running = app::start(config, Options::default()).await?;
+        if let Some(log) = running.reopen_access_log() {
+            reopen_on_hangup(log)?;
+        }
         announce(&running);
         let delay = tokio::select! {
             delay = signals.stop(running.drain_delay()) => delay,
@@ -71,6 +75,17 @@ fn serve(config: &Config) -> anyhow::Result<()> {
         tracing::info!("stopped");
         Ok(())
     })
+}
+
+/// SIGHUP is what rotates logs. Where none is written it ends the program, as it would any other.
+fn reopen_on_hangup(log: Reopen) -> anyhow::Result<()> {
+    let mut hangups = signal(SignalKind::hangup()).context("cannot listen to signals")?;
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            log.ask();
+        }
+    });
+    Ok(())
 }
 
 fn announce(running: &Running) {

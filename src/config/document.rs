@@ -7,6 +7,7 @@ use toml::Spanned;
 
 use super::{
     Config,
+    access_log::{self, RawAccessLog},
     admin::{self, RawAdmin},
     listener::{self, RawListener},
     paths::{self, RawPaths},
@@ -26,6 +27,7 @@ const MAX_WORKERS: usize = 1024;
 pub(super) struct RawDocument {
     workers: Option<Spanned<i64>>,
     shutdown: Option<Table<RawShutdown>>,
+    access_log: Option<Table<RawAccessLog>>,
     listeners: Option<Vec<Spanned<Table<RawListener>>>>,
     admin: Option<Spanned<Table<RawAdmin>>>,
     paths: Option<Table<RawPaths>>,
@@ -35,7 +37,7 @@ pub(super) struct RawDocument {
 
 /// What a document means; only to be used if the report has no errors.
 pub(super) fn lower(raw: RawDocument, report: &mut Report<'_>) -> Config {
-    let RawDocument { workers, shutdown, listeners, admin, paths, routes, services } = raw;
+    let RawDocument { workers, shutdown, access_log, listeners, admin, paths, routes, services } = raw;
     let (routes, services) = (routes.unwrap_or_default(), services.unwrap_or_default());
     warn_unrouted(&routes, &services, report);
     let listeners = listener::lower(listeners.unwrap_or_default(), report);
@@ -46,6 +48,7 @@ pub(super) fn lower(raw: RawDocument, report: &mut Report<'_>) -> Config {
         listeners: listeners.into_iter().map(Spanned::into_inner).collect(),
         admin,
         shutdown: shutdown::lower(shutdown.unwrap_or_default().0, report),
+        access_log: access_log.map(|raw| access_log::lower(raw, report)),
         paths: paths::lower(paths.unwrap_or_default().0, report),
         routes: route::lower(routes, &names, report),
         services: service::lower(services, report),

@@ -12,6 +12,7 @@ use toml::Value;
 
 use super::{
     Config,
+    access_log::RawAccessLog,
     admin::RawAdmin,
     analysis::RawAnalysis,
     backend::RawBackend,
@@ -161,9 +162,10 @@ fn the_reference_shows_the_defaults() {
 
 #[test]
 fn the_reference_mentions_every_key() {
-    let sections: [(&str, Vec<&str>); 37] = [
+    let sections: [(&str, Vec<&str>); 38] = [
         ("", keys::<RawDocument>()),
         (".shutdown", keys::<RawShutdown>()),
+        (".access_log", keys::<RawAccessLog>()),
         (".listeners", keys::<RawListener>()),
         (".listeners.request_id", keys::<RawRequestId>()),
         (".listeners.tls", keys::<RawTls>()),

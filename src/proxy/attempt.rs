@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, time::Instant};
 
-use super::context::Endpoint;
+use super::{context::Endpoint, log_entry::LogEntry};
 use crate::{clock, model::outcome::Outcome, telemetry::cells::Writer};
 
 /// One attempt at a backend.
@@ -17,13 +17,26 @@ pub(super) struct Attempt {
     /// From when on its client may give it up because it takes too long.
     kept_from: Option<Instant>,
     ended: bool,
+    /// What hears of it, if the exchange is logged.
+    entry: Option<Rc<LogEntry>>,
 }
 
 impl Attempt {
     pub(super) fn begin(cells: Writer, endpoint: Rc<Endpoint>, started: Instant) -> Self {
         cells.begin();
         endpoint.enter();
-        Self { cells, endpoint, started, kept_from: None, ended: false }
+        Self { cells, endpoint, started, kept_from: None, ended: false, entry: None }
+    }
+
+    /// Tells the access log of it.
+    pub(super) fn log_to(&mut self, entry: &Rc<LogEntry>) {
+        entry.attempted(self.endpoint.member().address);
+        self.entry = Some(Rc::clone(entry));
+    }
+
+    /// What hears of it, if the exchange is logged.
+    pub(super) fn entry(&self) -> Option<&Rc<LogEntry>> {
+        self.entry.as_ref()
     }
 
     /// If its client gives it up from then on, that is the backend's timeout.
@@ -34,9 +47,9 @@ impl Attempt {
     /// The same attempt in other hands; this one has ended.
     pub(super) fn hand_over(&mut self) -> Self {
         self.ended = true;
-        let Self { cells, endpoint, started, kept_from, ended: _ } = self;
-        let (cells, endpoint) = (cells.clone(), Rc::clone(endpoint));
-        Self { cells, endpoint, started: *started, kept_from: *kept_from, ended: false }
+        let Self { cells, endpoint, started, kept_from, ended: _, entry } = self;
+        let (cells, endpoint, entry) = (cells.clone(), Rc::clone(endpoint), entry.take());
+        Self { cells, endpoint, started: *started, kept_from: *kept_from, ended: false, entry }
     }
 
     pub(super) fn endpoint(&self) -> &Rc<Endpoint> {
@@ -50,6 +63,9 @@ impl Attempt {
 
     /// The response has begun.
     pub(super) fn answered(&self) {
+        if let Some(entry) = &self.entry {
+            entry.head_came();
+        }
         if self.endpoint.weighs_latency() {
             let now = clock::monotonic();
             self.endpoint.answered(now - self.started, now);
@@ -70,6 +86,9 @@ impl Attempt {
         let now = clock::monotonic();
         if !self.ended {
             self.ended = true;
+            if let Some(entry) = &self.entry {
+                entry.ended(outcome);
+            }
             self.endpoint.leave();
             self.endpoint.judge(outcome, now);
             // How long a tunnel stood says nothing about how fast anything was.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -20,6 +20,7 @@ use super::{
     grpc,
     grpc::CallDeadline,
     headers,
+    log_entry::LogEntry,
     slow::Watch,
 };
 use crate::{
@@ -68,7 +69,7 @@ pub(super) struct Progress {
     /// Chunks passed on so far.
     pub(super) chunks: Cell<u64>,
     /// Bytes of them.
-    bytes: Cell<u64>,
+    pub(super) bytes: Cell<u64>,
     /// Bytes that there may be.
     most: u64,
     /// There are more.
@@ -250,6 +251,11 @@ impl ResponseBody {
         }
         Self { source: Source::Backend(Box::new(relay)), busy }
     }
+
+    /// What the exchange has to say to the access log, if it is logged.
+    pub(super) fn entry(&self) -> Option<&Rc<LogEntry>> {
+        self.busy.entry()
+    }
 }
 
 impl Body for ResponseBody {
@@ -260,7 +266,33 @@ impl Body for ResponseBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
-        let this = &mut *self;
+        let polled = self.poll_source(cx);
+        if let Some(entry) = self.busy.entry()
+            && let Poll::Ready(Some(Ok(frame))) = &polled
+        {
+            entry.add_out(frame.data_ref().map_or(0, Buf::remaining));
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            Source::Local(text) => text.is_empty(),
+            Source::Backend(relay) => relay.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            Source::Local(text) => SizeHint::with_exact(text.len() as u64),
+            Source::Backend(relay) => relay.body.size_hint(),
+        }
+    }
+}
+
+impl ResponseBody {
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
+        let this = self;
         let relay = match &mut this.source {
             Source::Local(text) if text.is_empty() => return Poll::Ready(None),
             Source::Local(text) => {
@@ -287,20 +319,6 @@ impl Body for ResponseBody {
             return Poll::Ready(Some(Ok(Frame::trailers(grpc::too_late()))));
         }
         Poll::Ready(polled)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Local(text) => text.is_empty(),
-            Source::Backend(relay) => relay.body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Local(text) => SizeHint::with_exact(text.len() as u64),
-            Source::Backend(relay) => relay.body.size_hint(),
-        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use http::{HeaderMap, HeaderValue};
 
-use super::{admission::Permit, forwarded::X_FORWARDED_FOR, upgrade::Switched};
+use super::{admission::Permit, forwarded::X_FORWARDED_FOR, log_entry::LogEntry, upgrade::Switched};
 use crate::{
     net::{identity, splice::Ends, timers::Deadline},
     routing::edge::Edge,
@@ -231,7 +231,7 @@ impl Client {
         self.reading_head.set(false);
         self.blocked.set(false);
         self.deadline.disarm();
-        Busy { client: Rc::clone(self), permit: None }
+        Busy { client: Rc::clone(self), permit: None, entry: None }
     }
 
     /// Bytes have come. If no exchange is on, they begin a head, which may not take for ever.
@@ -351,9 +351,17 @@ pub struct Busy {
     client: Rc<Client>,
     /// Its place among those that the service has at a time.
     permit: Option<Permit>,
+    /// What the exchange has to say to the access log, if it is logged.
+    entry: Option<Rc<LogEntry>>,
 }
 
 impl Busy {
+    /// The same for an exchange that is logged, if there is an entry.
+    pub(super) fn logged(mut self, entry: Option<Rc<LogEntry>>) -> Self {
+        self.entry = entry;
+        self
+    }
+
     /// Keeps a place until the exchange is over.
     pub(super) fn keep(&mut self, permit: Option<Permit>) {
         self.permit = permit;
@@ -367,6 +375,11 @@ impl Busy {
     /// The connection.
     pub(super) fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// What the exchange has to say to the access log, if it is logged.
+    pub(super) fn entry(&self) -> Option<&Rc<LogEntry>> {
+        self.entry.as_ref()
     }
 }
 

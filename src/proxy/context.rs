@@ -15,6 +15,7 @@ use super::{
     body::RequestBody,
 };
 use crate::{
+    access_log::queue::Queue,
     clock,
     model::role::Role,
     net::timers::Timers,
@@ -53,6 +54,7 @@ pub struct Context {
     rng: RefCell<SmallRng>,
     timers: Rc<Timers>,
     draining: Cell<bool>,
+    access_log: Option<Rc<Queue>>,
     pulse: Rc<Cell<u64>>,
 }
 
@@ -77,8 +79,21 @@ impl Context {
             rng: RefCell::new(SmallRng::seed_from_u64(seed)),
             timers: Rc::default(),
             draining: Cell::new(false),
+            access_log: None,
             pulse: Rc::default(),
         }
+    }
+
+    /// The same with an access log.
+    #[must_use]
+    pub fn logging(self, queue: Option<Queue>) -> Self {
+        Self { access_log: queue.map(Rc::new), ..self }
+    }
+
+    /// Where exchanges are logged, if they are.
+    #[inline]
+    pub(super) fn access_log(&self) -> Option<&Rc<Queue>> {
+        self.access_log.as_ref()
     }
 
     /// The newest snapshot and what this worker has for it. A request asks once and keeps the answer.

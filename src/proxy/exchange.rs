@@ -20,7 +20,9 @@ use super::{
     error::ProxyError,
     forwarded,
     grpc::{self, CallDeadline},
-    hash_key, headers, names, over_h2,
+    hash_key, headers,
+    log_entry::LogEntry,
+    names, over_h2,
     reply::Local,
     upgrade::{self, Offer, Opened},
     way::Way,
@@ -59,7 +61,7 @@ pub fn exchange(
     client: &Rc<Client>,
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + use<> {
-    let mut busy = client.begin();
+    let mut busy = client.begin().logged(LogEntry::begin(&context, client, &request));
     let version = request.version();
     client.set_unread(!http_body::Body::is_end_stream(request.body()));
     let is_call = grpc::is_call(&request);
@@ -70,6 +72,9 @@ pub fn exchange(
             // Seldom, so its size is not carried by every exchange.
             Ok(routed) if routed.offer.is_some() => match Box::pin(upgrade::open(routed)).await {
                 Ok(Opened::Switched(head)) => {
+                    if let Some(entry) = busy.entry() {
+                        entry.answered(head.status);
+                    }
                     return Ok(Response::from_parts(head, ResponseBody::local("", busy)));
                 }
                 Ok(Opened::Declined(held, response)) => Ok((held, response)),
@@ -88,6 +93,9 @@ pub fn exchange(
             }
             Err(local) => {
                 context.cells().replied(local.reason());
+                if let Some(entry) = busy.entry() {
+                    entry.replied(local.reason());
+                }
                 let last = local.is_last();
                 (local.into_response(is_call, busy), last)
             }
@@ -98,6 +106,9 @@ pub fn exchange(
             } else if client.is_used_up() {
                 client.close();
             }
+        }
+        if let Some(entry) = response.body().entry() {
+            entry.answered(response.status());
         }
         Ok(response)
     }
@@ -122,6 +133,8 @@ fn route(
     busy: &mut Busy,
 ) -> Result<Routed, Local> {
     let started = clock::monotonic();
+    let entry = busy.entry().cloned();
+    let entry = entry.as_ref();
     let (mut parts, body) = request.into_parts();
     headers::check(&parts, client.edge())?;
     names::screen(&mut parts.headers, client.edge())?;
@@ -133,15 +146,24 @@ fn route(
         return Err(ProxyError::BodyTooLarge.into());
     }
     let view = way.view();
+    if let Some(entry) = entry {
+        entry.assigned(view.snapshot.topology(), way.service(), assignment);
+    }
     let key = hash_key::find(&way.service().policy, client, &parts);
     let endpoint = view.backend(assignment.backend).choose(key, started, || context.random());
     let endpoint = endpoint.map_err(ProxyError::from)?;
     let mut attempt = Attempt::begin(view.writer(assignment.backend, assignment.role), endpoint, started);
+    if let Some(entry) = entry {
+        attempt.log_to(entry);
+    }
 
     let version = parts.version;
     let upgrade = headers::prepare_request(&mut parts, client, attempt.endpoint().address());
     way.change_request(&mut parts).inspect_err(|_| attempt.forget())?;
     let (body, progress) = RequestBody::new(body, limits, started);
+    if let (Some(entry), Some(progress)) = (entry, &progress) {
+        entry.uploads(progress);
+    }
     let allowed = &way.service().upgrades;
     let mut offer = if version == Version::HTTP_2 {
         Offer::of_connect(&mut parts, allowed, context, client).inspect_err(|_| attempt.forget())?

@@ -11,6 +11,7 @@ use super::{
     context::Context,
     error::ProxyError,
     headers::{ask_to_close, authority, check},
+    log_entry::LogEntry,
     reply::Local,
 };
 use crate::telemetry::ledger::LocalReason;
@@ -26,23 +27,27 @@ pub fn redirect(
     request: Request<Incoming>,
     port: NonZeroU16,
 ) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + use<> {
-    let busy = client.begin();
+    let busy = client.begin().logged(LogEntry::begin(context, client, &request));
     client.set_unread(!request.body().is_end_stream());
     let (parts, _body) = request.into_parts();
     let target = check(&parts, client.edge()).and_then(|()| location(&parts, port));
+    let reason = target.as_ref().map_or_else(|error| error.reason(), |_| LocalReason::RedirectToHttps);
+    context.cells().replied(reason);
+    if let Some(entry) = busy.entry() {
+        entry.replied(reason);
+    }
     let mut response = match target {
         Ok(location) => {
-            context.cells().replied(LocalReason::RedirectToHttps);
             let mut response = Response::new(ResponseBody::local("308: this is to be had by HTTPS\n", busy));
             *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
             response.headers_mut().insert(header::LOCATION, location);
             response
         }
-        Err(error) => {
-            context.cells().replied(error.reason());
-            Local::from(error).into_response(false, busy)
-        }
+        Err(error) => Local::from(error).into_response(false, busy),
     };
+    if let Some(entry) = response.body().entry() {
+        entry.answered(response.status());
+    }
     // Nobody has a second question.
     if parts.version != http::Version::HTTP_2 {
         ask_to_close(response.headers_mut());
@@ -54,6 +59,9 @@ pub fn redirect(
 
 /// The same target by HTTPS.
 fn location(parts: &request::Parts, port: NonZeroU16) -> Result<HeaderValue, ProxyError> {
+    if parts.method == http::Method::CONNECT {
+        return Err(ProxyError::ConnectMethod);
+    }
     let authority = authority(parts)?;
     let host = match authority.rfind(']') {
         Some(bracket) => &authority[..=bracket],

@@ -17,7 +17,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 
-use super::{attempt::Attempt, body::RequestBody, context::Context};
+use super::{attempt::Attempt, body::RequestBody, context::Context, log_entry::LogEntry};
 use crate::{model::outcome::Outcome, net::tls::Transport, upstream::pool::h2::Lease};
 
 /// Bytes that each direction may hold.
@@ -57,14 +57,19 @@ impl Tunnel {
     pub(super) async fn run(self, client: impl AsyncRead + AsyncWrite, early: Bytes) {
         let Self { upstream, mut attempt, open, idle_timeout } = self;
         let moved = Rc::new(Cell::new(true));
-        let client = Side { io: pin!(client), early, moved: Rc::clone(&moved) };
+        let entry = attempt.entry().cloned();
+        let up = Counted { entry: entry.clone(), add: LogEntry::add_in };
+        let down = Counted { entry, add: LogEntry::add_out };
+        let client = Side { io: pin!(client), early, moved: Rc::clone(&moved), counted: up };
         let copied = match upstream {
             Upstream::Http1(socket, early) => {
-                let backend = Side { io: Box::pin(socket), early, moved: Rc::clone(&moved) };
+                let io = Box::pin(socket);
+                let backend = Side { io, early, moved: Rc::clone(&moved), counted: down };
                 copy(client, backend, &moved, &open.0, idle_timeout).await
             }
             Upstream::Http2(io, lease) => {
-                let backend = Side { io: Pin::new(io), early: Bytes::new(), moved: Rc::clone(&moved) };
+                let (io, early) = (Pin::new(io), Bytes::new());
+                let backend = Side { io, early, moved: Rc::clone(&moved), counted: down };
                 let copied = copy(client, backend, &moved, &open.0, idle_timeout).await;
                 drop(lease);
                 copied
@@ -116,6 +121,22 @@ struct Side<I> {
     io: Pin<I>,
     early: Bytes,
     moved: Rc<Cell<bool>>,
+    counted: Counted,
+}
+
+/// Where the access log counts what is read from one end, if the tunnel is logged.
+#[derive(Debug)]
+struct Counted {
+    entry: Option<Rc<LogEntry>>,
+    add: fn(&LogEntry, usize),
+}
+
+impl Counted {
+    fn add(&self, bytes: usize) {
+        if let Some(entry) = &self.entry {
+            (self.add)(entry, bytes);
+        }
+    }
 }
 
 impl<I: DerefMut<Target: AsyncRead> + Unpin> AsyncRead for Side<I> {
@@ -128,9 +149,12 @@ impl<I: DerefMut<Target: AsyncRead> + Unpin> AsyncRead for Side<I> {
             let n = self.early.len().min(buf.remaining());
             buf.put_slice(&self.early[..n]);
             self.early.advance(n);
+            self.counted.add(n);
             return Poll::Ready(Ok(()));
         }
+        let before = buf.filled().len();
         ready!(self.io.as_mut().poll_read(task, buf))?;
+        self.counted.add(buf.filled().len() - before);
         self.moved.set(true);
         Poll::Ready(Ok(()))
     }

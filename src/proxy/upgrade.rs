@@ -158,6 +158,9 @@ pub(super) async fn open(routed: &mut Routed) -> Result<Opened, ProxyError> {
             (head, Upstream::Http2(Box::new(TokioIo::new(upgraded)), lease))
         }
     };
+    if let Some(entry) = routed.attempt.entry() {
+        entry.head_came();
+    }
     headers::prepare_response(&mut head);
     routed.way.change_response(&mut head.headers);
     let context = Rc::clone(&offer.context);

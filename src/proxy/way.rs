@@ -30,8 +30,8 @@ pub(super) struct Way {
     assignment: Assignment,
     /// The route, if it has filters.
     route: Option<RouteId>,
-    /// What the client is to remember.
-    cookie: Option<HeaderValue>,
+    /// What the client is to remember. Seldom, so its size is not carried by every exchange.
+    cookie: Option<Box<HeaderValue>>,
 }
 
 impl Way {
@@ -63,7 +63,7 @@ impl Way {
             },
         };
         let (assignment, cookie) = assign(context, client, &view, service, &head)?;
-        Ok((Self { view, service, assignment, route, cookie }, assignment))
+        Ok((Self { view, service, assignment, route, cookie: cookie.map(Box::new) }, assignment))
     }
 
     /// The snapshot by which it was found, and what the worker has for it.
@@ -131,7 +131,7 @@ impl Way {
             headers.insert(name, topology.label(self.assignment.backend).clone());
         }
         if let Some(cookie) = self.cookie.take() {
-            headers.append(header::SET_COOKIE, cookie);
+            headers.append(header::SET_COOKIE, *cookie);
         }
     }
 }

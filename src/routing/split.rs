@@ -37,6 +37,20 @@ pub enum Reason {
     Preview,
 }
 
+impl Reason {
+    /// The reason in a word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Weight => "weight",
+            Self::Sticky => "sticky",
+            Self::Header => "header",
+            Self::Cookie => "cookie",
+            Self::Query => "query",
+            Self::Preview => "preview",
+        }
+    }
+}
+
 /// The choice of a backend for one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Assignment {

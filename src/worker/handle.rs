@@ -23,6 +23,7 @@ use super::{
     room::Room,
 };
 use crate::{
+    access_log::queue::Queue,
     proxy::{
         client::Patience,
         context::{Context, Shared},
@@ -61,7 +62,8 @@ pub struct Workers {
 pub struct Panicked;
 
 impl Workers {
-    /// Starts `count` workers on the listening sockets.
+    /// Starts `count` workers on the listening sockets. Those for which there is an access log's queue
+    /// write to it.
     ///
     /// # Errors
     /// When a thread or its runtime cannot be had. Those that were started are stopped.
@@ -73,6 +75,7 @@ impl Workers {
         listening: Vec<Listening>,
         snapshots: &Arc<ArcSwap<Snapshot>>,
         hub: &Arc<Hub>,
+        access_logs: Vec<Queue>,
     ) -> io::Result<Self> {
         let (stage, _) = watch::channel(Stage::Serving);
         let (sign_off, ended) = mpsc::channel(count.max(1));
@@ -85,10 +88,12 @@ impl Workers {
                 worker.push((socket, Door { patience, entrance: entrance.clone(), room }));
             }
         }
+        let mut access_logs = access_logs.into_iter();
         let mut threads = Vec::new();
         for (index, listeners) in by_worker.into_iter().enumerate() {
             let (snapshots, hub, shared) = (Arc::clone(snapshots), Arc::clone(hub), Arc::clone(&shared));
             let (stage, sign_off) = (stage.subscribe(), sign_off.clone());
+            let access_log = access_logs.next();
             let runtime = || -> io::Result<LocalRuntime> {
                 Builder::new_current_thread().enable_all().build_local(Default::default())
             };
@@ -107,7 +112,7 @@ impl Workers {
                     }
                 };
                 runtime.block_on(async {
-                    let context = Context::new(index, hub, snapshots, shared, seed());
+                    let context = Context::new(index, hub, snapshots, shared, seed()).logging(access_log);
                     run(Rc::new(context), listeners, stage).await;
                 });
             };

@@ -97,7 +97,12 @@ impl Program {
     /// Starts it, and waits until it says where it listens.
     fn run(toml: impl ToString) -> (TempDir, Self) {
         let (folder, path) = file(toml);
-        let mut child = tidegate(&["run", "--config", &path]).stderr(Stdio::piped()).spawn().unwrap();
+        let child = tidegate(&["run", "--config", &path]).stderr(Stdio::piped()).spawn().unwrap();
+        (folder, Self::watched(child))
+    }
+
+    /// One that has been started, with its log piped; waits until it says where it listens.
+    fn watched(mut child: Child) -> Self {
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let (give, take) = mpsc::channel();
         thread::spawn(move || {
@@ -111,7 +116,7 @@ impl Program {
             }
         });
         let listener = take.recv_timeout(patience()).expect("it says where it listens");
-        (folder, Self { child, listener })
+        Self { child, listener }
     }
 
     fn signal(&self, name: &str) {
@@ -165,6 +170,53 @@ fn an_interrupted_program_does_not_wait() {
     );
     program.signal("TERM");
     assert_eq!(program.wait_for_code(), Some(1));
+}
+
+#[test]
+fn a_hangup_opens_the_access_log_anew() {
+    let backend = Backend::named("v1");
+    let logs = tempfile::tempdir().unwrap();
+    let path = logs.path().join("access.log");
+    let web = Web::new(backend.address);
+    let (_folder, mut program) = Program::run(format!("{web}[access_log]\noutput = '{}'\n", path.display()));
+    std::fs::rename(&path, logs.path().join("access.log.1")).unwrap();
+    program.signal("HUP");
+    // Before there is anything to write, when it would be noticed anyway.
+    crate::support::eventually_is(true, || path.exists());
+    assert_eq!(Raw::connect(program.listener).get("/").status, 200);
+    program.signal("INT");
+    assert_eq!(program.wait_for_code(), Some(0));
+    assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1);
+    assert_eq!(std::fs::read_to_string(logs.path().join("access.log.1")).unwrap(), "");
+}
+
+#[test]
+fn the_access_log_goes_to_stdout_and_nothing_else_does() {
+    let backend = Backend::named("v1");
+    let (_folder, path) = file(format!("{}[access_log]\n", Web::new(backend.address)));
+    let piped = tidegate(&["run", "-c", &path]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut program = Program::watched(piped.unwrap());
+    let mut lines = BufReader::new(program.child.stdout.take().unwrap());
+    assert_eq!(Raw::connect(program.listener).get("/a").status, 200);
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&parsed["path"], &parsed["outcome"]), (&"/a".into(), &"2xx".into()));
+    program.signal("INT");
+    assert_eq!(program.wait_for_code(), Some(0));
+    let mut rest = String::new();
+    lines.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "");
+}
+
+#[test]
+fn a_log_that_cannot_be_opened_ends_the_start() {
+    let web = Web::new(([127, 0, 0, 1], 9).into());
+    let (_folder, path) = file(format!("{web}[access_log]\noutput = '/nowhere/access.log'\n"));
+    let (code, _, said) = output(&["run", "--config", &path]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("error: cannot write the access log to /nowhere/access.log\n"), "{said}");
+    assert!(said.contains("\n  caused by: No such file or directory"), "{said}");
 }
 
 #[test]

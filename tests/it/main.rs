@@ -2,6 +2,7 @@
 //!
 //! | module | what is tested |
 //! | --- | --- |
+//! | `access_log` | what is written about each exchange, and that nobody waits for it |
 //! | `admin_api` | the admin API: every route, and every way to be told off by it |
 //! | `balance` | which endpoint of a backend gets a request |
 //! | `assignment` | who decides which version a request gets, before any weight does |
@@ -44,6 +45,7 @@
 #![allow(unreachable_pub, reason = "`pub` marks what a module of a test binary offers to the others")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, helpers included")]
 
+mod access_log;
 mod admin_api;
 mod assignment;
 mod balance;

@@ -6,7 +6,8 @@ use tidegate::config::{diagnostic::render, load::parse};
 
 const README: &str = include_str!("../../README.md");
 /// Where the names of metrics are written.
-const METRICS: [&str; 5] = [
+const METRICS: [&str; 6] = [
+    include_str!("../../src/access_log.rs"),
     include_str!("../../src/app.rs"),
     include_str!("../../src/controller/metrics.rs"),
     include_str!("../../src/telemetry/exposition.rs"),

@@ -90,7 +90,7 @@ impl Bare {
         let patience = Patience { header: Duration::from_secs(10), idle: Duration::from_secs(10) };
         let listening =
             vec![Listening { sockets, patience, entrance: Entrance::default(), edge: Edge::default() }];
-        let workers = Workers::start(1, listening, publisher.snapshots(), &hub).unwrap();
+        let workers = Workers::start(1, listening, publisher.snapshots(), &hub, Vec::new()).unwrap();
         Self { publisher, workers: Some(workers), address, name }
     }
 

@@ -22,10 +22,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &["model", "clock", "tls", "routing", "rollout", "analysis"]),
     // The data plane, which knows nothing of control.
     ("telemetry", &["model", "clock"]),
+    ("access_log", &["model", "config"]),
     ("net", &["model", "config"]),
     ("upstream", &["model", "clock", "tls", "routing", "telemetry", "net"]),
-    ("proxy", &["model", "clock", "tls", "routing", "telemetry", "net", "upstream"]),
-    ("worker", &["model", "clock", "tls", "routing", "telemetry", "net", "upstream", "proxy"]),
+    ("proxy", &["model", "clock", "tls", "routing", "telemetry", "access_log", "net", "upstream"]),
+    ("worker", &["model", "clock", "tls", "routing", "telemetry", "access_log", "net", "upstream", "proxy"]),
     // Control, which knows of the data plane only its counts and the snapshot that it reads.
     ("controller", &["model", "clock", "tls", "config", "analysis", "rollout", "routing", "telemetry"]),
     ("admin", &["model", "config", "rollout", "controller"]),
@@ -41,6 +42,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "analysis",
             "rollout",
             "telemetry",
+            "access_log",
             "net",
             "upstream",
             "proxy",
@@ -50,7 +52,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("demo", &["model", "clock", "config", "analysis", "rollout", "app", "admin", "controller"]),
-    ("cli", &["model", "config", "app", "admin", "controller", "demo"]),
+    ("cli", &["model", "config", "access_log", "app", "admin", "controller", "demo"]),
 ];
 
 /// What control may know of `telemetry`: whoever writes counts is none of its business.
@@ -218,7 +220,7 @@ fn the_order_has_no_circles_and_the_halves_do_not_meet() {
             assert!(place.is_some_and(|place| place < at), "`{module}` uses `{used}`, which is not above it");
         }
     }
-    let (data, control) = (["net", "upstream", "proxy", "worker"], ["controller", "admin"]);
+    let (data, control) = (["access_log", "net", "upstream", "proxy", "worker"], ["controller", "admin"]);
     for (module, uses) in MAY_USE {
         let others: &[&str] = match module {
             _ if data.contains(module) || *module == "telemetry" => &control,

@@ -1,0 +1,185 @@
+//! What one exchange has to say to the access log, gathered on its way.
+//!
+//! There is one only where the exchange is logged. Whoever has a part in the exchange holds it: the
+//! client's connection while it is busy, the attempt at the backend, which outlives that in a tunnel.
+//! When the last of them lets go, however that comes about, the exchange has ended and the record is
+//! written.
+
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    io::Write as _,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    time::Instant,
+};
+
+use http::{Request, StatusCode, Version, header};
+
+use super::{body::Progress, client::Client, context::Context};
+use crate::{
+    access_log::{
+        queue::Queue,
+        record::{Record, Text, Texts},
+    },
+    clock,
+    model::{outcome::Outcome, role::Role, time::Timestamp},
+    routing::{
+        snapshot::{Service, Topology},
+        split::{Assignment, Reason},
+    },
+    telemetry::ledger::LocalReason,
+};
+
+/// An exchange that will be logged.
+#[derive(Debug)]
+pub(super) struct LogEntry {
+    queue: Rc<Queue>,
+    at: Timestamp,
+    started: Instant,
+    client: IpAddr,
+    version: Version,
+    texts: RefCell<Texts>,
+    status: Cell<Option<StatusCode>>,
+    /// Bytes from the client that `upload` does not count.
+    bytes_in: Cell<u64>,
+    bytes_out: Cell<u64>,
+    upload: OnceCell<Rc<Progress>>,
+    head_at: Cell<Option<Instant>>,
+    assigned: Cell<Option<(Role, Reason)>>,
+    local_reply: Cell<Option<LocalReason>>,
+    outcome: Cell<Option<Outcome>>,
+}
+
+impl LogEntry {
+    /// Notes a request as it came, if there is a log and the request is in its sample.
+    #[inline]
+    pub(super) fn begin<B>(context: &Context, client: &Client, request: &Request<B>) -> Option<Rc<Self>> {
+        let queue = context.access_log()?;
+        queue.takes(|| context.random()).then(|| Rc::new(Self::new(queue, client, request)))
+    }
+
+    fn new<B>(queue: &Rc<Queue>, client: &Client, request: &Request<B>) -> Self {
+        let (uri, headers) = (request.uri(), request.headers());
+        let mut texts = Texts::default();
+        texts.set(Text::Method, request.method().as_str().as_bytes());
+        if let Some(target) = uri.path_and_query() {
+            texts.set(Text::Path, target.as_str().as_bytes());
+        }
+        if let Some(authority) = uri.authority() {
+            texts.set(Text::Host, authority.as_str().as_bytes());
+        }
+        let fields = [
+            (Text::Host, header::HOST),
+            (Text::UserAgent, header::USER_AGENT),
+            (Text::Referer, header::REFERER),
+        ];
+        for (text, name) in fields {
+            if let Some(value) = headers.get(name) {
+                texts.set(text, value.as_bytes());
+            }
+        }
+        Self {
+            queue: Rc::clone(queue),
+            at: clock::now(),
+            started: clock::monotonic(),
+            client: client.address(headers),
+            version: request.version(),
+            texts: RefCell::new(texts),
+            status: Cell::default(),
+            bytes_in: Cell::default(),
+            bytes_out: Cell::default(),
+            upload: OnceCell::default(),
+            head_at: Cell::default(),
+            assigned: Cell::default(),
+            local_reply: Cell::default(),
+            outcome: Cell::default(),
+        }
+    }
+
+    /// It has been given a backend.
+    pub(super) fn assigned(&self, topology: &Topology, service: &Service, assignment: Assignment) {
+        let mut texts = self.texts.borrow_mut();
+        texts.set(Text::Service, service.name.as_str().as_bytes());
+        texts.set(Text::Backend, topology.backend(assignment.backend).name.as_str().as_bytes());
+        self.assigned.set(Some((assignment.role, assignment.reason)));
+    }
+
+    /// An attempt at this endpoint begins.
+    pub(super) fn attempted(&self, endpoint: SocketAddr) {
+        // An address of IPv6 with a scope and a port has 58 characters at most.
+        let mut text = [0; 64];
+        let mut left = &mut text[..];
+        if write!(left, "{endpoint}").is_ok() {
+            let length = 64 - left.len();
+            self.texts.borrow_mut().set(Text::Endpoint, &text[..length]);
+        }
+    }
+
+    /// The request has a body, which is watched.
+    pub(super) fn uploads(&self, progress: &Rc<Progress>) {
+        // It has one body, so this is the first.
+        let _first = self.upload.set(Rc::clone(progress));
+    }
+
+    /// The head of the backend's response has come.
+    pub(super) fn head_came(&self) {
+        self.head_at.set(Some(clock::monotonic()));
+    }
+
+    /// What became of the attempt.
+    pub(super) fn ended(&self, outcome: Outcome) {
+        self.outcome.set(Some(outcome));
+    }
+
+    /// Tidegate answers itself.
+    pub(super) fn replied(&self, reason: LocalReason) {
+        self.local_reply.set(Some(reason));
+    }
+
+    /// The client is answered with this.
+    pub(super) fn answered(&self, status: StatusCode) {
+        self.status.set(Some(status));
+    }
+
+    /// More bytes from the client.
+    pub(super) fn add_in(&self, bytes: usize) {
+        self.bytes_in.set(self.bytes_in.get() + bytes as u64);
+    }
+
+    /// More bytes to the client.
+    pub(super) fn add_out(&self, bytes: usize) {
+        self.bytes_out.set(self.bytes_out.get() + bytes as u64);
+    }
+}
+
+impl Drop for LogEntry {
+    fn drop(&mut self) {
+        let uploaded = self.upload.get().map_or(0, |progress| progress.bytes.get());
+        let assigned = self.assigned.get();
+        self.queue.push(Record {
+            at: self.at,
+            client: self.client,
+            protocol: protocol(self.version),
+            status: self.status.get().map(|status| status.as_u16()),
+            bytes_in: self.bytes_in.get() + uploaded,
+            bytes_out: self.bytes_out.get(),
+            duration: clock::monotonic() - self.started,
+            head_after: self.head_at.get().map(|at| at - self.started),
+            role: assigned.map(|(role, _)| role.as_str()),
+            assignment: assigned.map(|(_, reason)| reason.as_str()),
+            local_reply: self.local_reply.get().map(LocalReason::label),
+            outcome: self.outcome.get().map(Outcome::label),
+            texts: self.texts.take(),
+        });
+    }
+}
+
+/// The protocol in the words of its standard.
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        // Nothing else is spoken here.
+        _ => "HTTP/1.1",
+    }
+}
