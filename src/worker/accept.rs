@@ -43,20 +43,20 @@ pub(super) async fn accept(
         // Here and not in the task, so that a worker never looks empty with connections yet to start.
         let registered = registry.enter(&client, &context);
         let (context, flusher) = (Rc::clone(&context), Rc::clone(&flusher));
+        // Boxed, because tokio moves a task about when it begins and when it ends, and these are large.
         if door.entrance.is_open() {
             let stream = Stream::new(socket, Rc::clone(&client), flusher);
-            let served = serve(None, context, client, registered, stream);
-            tokio::task::spawn_local(async move {
+            tokio::task::spawn_local(Box::pin(async move {
                 let _until_it_ends = (place, visit);
-                served.await;
-            });
+                serve(None, context, client, registered, stream).await;
+            }));
         } else {
             let accepted = Accepted { socket, address, client, registered, visit };
-            let served = handshake::serve(Rc::clone(&door), context, flusher, accepted);
-            tokio::task::spawn_local(async move {
+            let door = Rc::clone(&door);
+            tokio::task::spawn_local(Box::pin(async move {
                 let _until_it_ends = place;
-                served.await;
-            });
+                handshake::serve(door, context, flusher, accepted).await;
+            }));
         }
     };
     let mut failing = false;
