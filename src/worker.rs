@@ -10,4 +10,5 @@ mod flush;
 pub mod handle;
 pub mod handshake;
 mod room;
+mod spread;
 pub mod stream;

@@ -1,4 +1,4 @@
-//! Taking connections off a listening socket.
+//! Taking connections off a listening socket, and from workers that have too many.
 
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
@@ -12,6 +12,7 @@ use super::{
     drain::{Registry, Stage},
     flush::Flusher,
     handshake::{self, Accepted, Door},
+    spread::{Moved, Spread},
     stream::Stream,
 };
 use crate::{
@@ -28,12 +29,12 @@ pub(super) async fn accept(
     context: Rc<Context>,
     registry: Rc<Registry>,
     flusher: Rc<Flusher>,
-    listener: TcpListener,
+    (listener, mut spread): (TcpListener, Spread),
     door: Door,
     mut stage: watch::Receiver<Stage>,
 ) {
     let door = Rc::new(door);
-    let admit = |socket, address, place| {
+    let admit = |socket, address, place, counted| {
         let Some(visit) = door.enter(address) else {
             context.cells().connections_refused.add(1);
             return;
@@ -47,16 +48,23 @@ pub(super) async fn accept(
         if door.entrance.is_open() {
             let stream = Stream::new(socket, Rc::clone(&client), flusher);
             tokio::task::spawn_local(Box::pin(async move {
-                let _until_it_ends = (place, visit);
+                let _until_it_ends = (place, counted, visit);
                 serve(None, context, client, registered, stream).await;
             }));
         } else {
             let accepted = Accepted { socket, address, client, registered, visit };
             let door = Rc::clone(&door);
             tokio::task::spawn_local(Box::pin(async move {
-                let _until_it_ends = place;
+                let _until_it_ends = (place, counted);
                 handshake::serve(door, context, flusher, accepted).await;
             }));
+        }
+    };
+    let arrive = |Moved { socket, address, place, counted }| match TcpStream::from_std(socket) {
+        Ok(socket) => admit(socket, address, place, counted),
+        Err(error) => {
+            context.cells().accept_errors.add(1);
+            tracing::warn!(%error, "a connection that another worker handed over is lost");
         }
     };
     let mut failing = false;
@@ -66,27 +74,50 @@ pub(super) async fn accept(
                 let place = door.room.place().await;
                 listener.accept().await.map(|(socket, address)| (socket, address, place))
             } => accepted,
+            Some(moved) = spread.arrival() => {
+                arrive(moved);
+                continue;
+            }
             _ = stage.wait_for(|stage| *stage >= Stage::Finishing) => break,
         };
-        match accepted {
+        let error = match accepted {
             Ok((socket, address, place)) => {
                 failing = false;
-                admit(socket, address, place);
+                let counted = spread.count();
+                if spread.is_ours(&counted) {
+                    admit(socket, address, place, counted);
+                    continue;
+                }
+                match socket.into_std() {
+                    Ok(socket) => {
+                        let moved = Moved { socket, address, place, counted };
+                        if let Err(ours) = spread.hand_over(moved) {
+                            arrive(ours);
+                        }
+                        continue;
+                    }
+                    Err(error) => error,
+                }
             }
             // The client was gone before we looked.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                context.cells().accept_errors.add(1);
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::error!(%error, "cannot accept connections (is the limit of open files too low?)");
-                }
-                tokio::time::sleep(BACK_OFF).await;
-            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) => error,
+        };
+        context.cells().accept_errors.add(1);
+        if !std::mem::replace(&mut failing, true) {
+            tracing::error!(%error, "cannot accept connections (is the limit of open files too low?)");
         }
+        tokio::time::sleep(BACK_OFF).await;
     }
     // As many as there is room for, or not: these the kernel has already taken.
-    if let Err(error) = accept_rest(listener, |socket, address| admit(socket, address, None)) {
+    if let Err(error) =
+        accept_rest(listener, |socket, address| admit(socket, address, None, spread.count_here()))
+    {
         tracing::warn!(%error, "connections that were still queued may have been reset");
+    }
+    spread.close();
+    while let Some(moved) = spread.arrival().await {
+        arrive(moved);
     }
 }
 

@@ -21,6 +21,7 @@ use super::{
     flush::Flusher,
     handshake::{Door, Entrance},
     room::Room,
+    spread::Spread,
 };
 use crate::{
     access_log::queue::Queue,
@@ -80,12 +81,13 @@ impl Workers {
         let (stage, _) = watch::channel(Stage::Serving);
         let (sign_off, ended) = mpsc::channel(count.max(1));
         let shared = Arc::new(Shared::default());
-        let mut by_worker: Vec<Vec<(TcpListener, Door)>> = (0..count).map(|_| Vec::new()).collect();
+        let mut by_worker: Vec<Vec<(TcpListener, Spread, Door)>> = (0..count).map(|_| Vec::new()).collect();
         for Listening { sockets, patience, entrance, edge } in listening {
             assert!(sockets.len() >= count, "one socket for each worker");
             let rooms = Room::split(edge, count);
-            for ((worker, socket), room) in by_worker.iter_mut().zip(sockets).zip(rooms) {
-                worker.push((socket, Door { patience, entrance: entrance.clone(), room }));
+            let sides = rooms.zip(Spread::over(count));
+            for ((worker, socket), (room, spread)) in by_worker.iter_mut().zip(sockets).zip(sides) {
+                worker.push((socket, spread, Door { patience, entrance: entrance.clone(), room }));
             }
         }
         let mut access_logs = access_logs.into_iter();
@@ -166,7 +168,11 @@ fn seed() -> u64 {
 }
 
 /// A worker's life.
-async fn run(context: Rc<Context>, listeners: Vec<(TcpListener, Door)>, mut stage: watch::Receiver<Stage>) {
+async fn run(
+    context: Rc<Context>,
+    listeners: Vec<(TcpListener, Spread, Door)>,
+    mut stage: watch::Receiver<Stage>,
+) {
     let timers = Rc::clone(context.timers());
     tokio::task::spawn_local(async move { timers.run().await });
     tokio::task::spawn_local(sweep(Rc::clone(&context)));
@@ -175,13 +181,13 @@ async fn run(context: Rc<Context>, listeners: Vec<(TcpListener, Door)>, mut stag
     let flushing = Rc::clone(&flusher);
     tokio::task::spawn_local(async move { flushing.run().await });
     let mut accepting = Vec::new();
-    for (listener, door) in listeners {
+    for (listener, spread, door) in listeners {
         match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => accepting.push(tokio::task::spawn_local(accept(
                 Rc::clone(&context),
                 Rc::clone(&registry),
                 Rc::clone(&flusher),
-                listener,
+                (listener, spread),
                 door,
                 stage.clone(),
             ))),

@@ -92,3 +92,23 @@ fn a_scrape_before_the_first_request_has_the_versions_and_the_weights() {
     scrape.expect("tidegate_rollout_running", &[("service", "web")], 0.0);
     assert!(scrape.sum("process_open_fds", &[]) > 0.0);
 }
+
+#[test]
+fn connections_are_spread_evenly_over_the_workers() {
+    let backend = Backend::named("v1");
+    let tidegate = Tidegate::start(Web::new(backend.address).workers(4));
+    let clients: Vec<_> = (0..64)
+        .map(|_| {
+            let mut client = tidegate.client();
+            assert_eq!(client.get("/").text(), "v1");
+            client
+        })
+        .collect();
+    let scrape = tidegate.scrape();
+    for worker in ["0", "1", "2", "3"] {
+        let open = scrape.sum("tidegate_connections_open", &[("worker", worker)]);
+        assert!((16.0 - open).abs() <= 0.2 * 16.0, "worker {worker} has {open} of 64");
+    }
+    drop(clients);
+    eventually_is(0.0, || tidegate.scrape().sum("tidegate_connections_open", &[]));
+}
