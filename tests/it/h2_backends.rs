@@ -2,11 +2,12 @@
 //! and left when it says so.
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    thread,
 };
 
 use bytes::Bytes;
@@ -24,8 +25,13 @@ use crate::support::{
 
 /// A backend that answers only once so many requests are there together.
 fn gathering(limits: Limits, together: usize) -> HyperBackend {
+    gathering_on(TcpListener::bind("127.0.0.1:0").unwrap(), limits, together)
+}
+
+/// The same on a socket that listens already.
+fn gathering_on(listener: TcpListener, limits: Limits, together: usize) -> HyperBackend {
     let barrier = Arc::new(Barrier::new(together));
-    HyperBackend::serving(limits, move |_| {
+    HyperBackend::serving_on(listener, limits, move |_| {
         let barrier = Arc::clone(&barrier);
         async move {
             barrier.wait().await;
@@ -68,6 +74,23 @@ fn what_one_connection_may_not_have_goes_to_another() {
     tidegate.wait_until_idle().expect("tidegate_requests_total", &[("status", "2xx")], 40.0);
 }
 
+/// How many streams a connection may have is known when the backend's settings come, which may be after the
+/// requests did.
+#[test]
+fn requests_wait_for_what_a_new_connection_may_have() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tidegate = Tidegate::start(Web::h2c(listener.local_addr().unwrap()));
+    let backend = thread::scope(|scope| {
+        let sent = scope.spawn(|| send_together(&tidegate, 40));
+        eventually_is(40.0, || tidegate.scrape().sum("tidegate_requests_in_flight", &[]));
+        let backend = gathering_on(listener, Limits { streams: 10, ..Limits::default() }, 40);
+        sent.join().unwrap();
+        backend
+    });
+    assert_eq!(backend.connections(), 4);
+    tidegate.wait_until_idle().expect("tidegate_requests_total", &[("status", "2xx")], 40.0);
+}
+
 #[test]
 fn a_backend_that_leaves_after_each_request_is_followed() {
     let limits = Limits { requests: 1, ..Limits::default() };
@@ -83,13 +106,13 @@ fn a_backend_that_leaves_after_each_request_is_followed() {
 
 /// A backend that has `reject` answer each connection's first request, and answers the others with 200.
 fn rejecting(reject: Reject) -> Rejecting {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     listener.set_nonblocking(true).unwrap();
     let requests = Arc::<AtomicUsize>::default();
     let counted = Arc::clone(&requests);
     // Ends with the test's process: what it does, the test has seen by then.
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         runtime().block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             loop {
@@ -156,7 +179,7 @@ fn somebody_elses_server_is_understood() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("file"), vec![b'x'; 300_000]).unwrap();
     // Free a moment ago; it cannot be given a socket, and does not say which port it got.
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut server = std::process::Command::new(nghttpd)
         .args(["--no-tls", "--address=127.0.0.1", "--htdocs"])
         .arg(folder.path())

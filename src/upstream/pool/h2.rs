@@ -4,21 +4,24 @@
 //! the first connection that has one left, so that connections that are needed no more run empty and
 //! are closed. How many a connection has is what the other side says
 //! (`SETTINGS_MAX_CONCURRENT_STREAMS`), and at most `MAX_STREAMS`. When all are taken, one exchange
-//! makes another connection and the others wait for it.
+//! makes another connection and the others wait for it. Until a new connection's settings have come, only
+//! the exchange that made it uses it: more could be more than it may have, and would wait there for each
+//! other instead of going elsewhere.
 
 use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
-    task::Poll,
+    task::{Poll, Waker},
     time::{Duration, Instant},
 };
 
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http2},
+    rt::Executor,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
@@ -32,6 +35,8 @@ use crate::{
 /// Streams that a connection has at most at a time, whatever the other side allows. One connection
 /// is one flow of TCP: a lost packet holds up all of them.
 const MAX_STREAMS: u32 = 100;
+/// Streams that a connection has before the other side has said how many.
+const FIRST_STREAMS: usize = 1;
 /// Connections that one worker has to one endpoint. Beyond, requests wait for a stream.
 const MAX_CONNECTIONS: usize = 16;
 /// Longest time that a connection is kept without a stream.
@@ -50,7 +55,50 @@ const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs
 /// How often one looks whether a connection's settings have come.
 const SETTINGS_LOOK: Duration = Duration::from_millis(5);
 
-type Driver<B> = http2::Connection<TokioIo<Transport>, B, LocalExecutor>;
+type Driver<B> = http2::Connection<TokioIo<Transport>, B, Attentive>;
+
+/// Whether the other side's settings have come, of one connection.
+#[derive(Debug)]
+struct Settling {
+    settled: Cell<bool>,
+    /// Of the connection's task, which sees whether they have.
+    waker: RefCell<Option<Waker>>,
+    /// Told when they have, or when they will not.
+    changed: Rc<Notify>,
+}
+
+impl Settling {
+    fn end(&self) {
+        if !self.settled.replace(true) {
+            self.changed.notify_waiters();
+        }
+    }
+}
+
+/// Spawns what hyper wants spawned. Until the settings have come, the connection's task looks for them
+/// whenever some of it has moved, because it is not what reads them, and hyper does not tell.
+#[derive(Debug, Clone)]
+struct Attentive(Rc<Settling>);
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for Attentive {
+    fn execute(&self, future: F) {
+        if self.0.settled.get() {
+            return LocalExecutor.execute(future);
+        }
+        let settling = Rc::clone(&self.0);
+        LocalExecutor.execute(async move {
+            let mut future = pin!(future);
+            poll_fn(|cx| {
+                let polled = future.as_mut().poll(cx);
+                if let Some(waker) = settling.waker.take() {
+                    waker.wake();
+                }
+                polled
+            })
+            .await;
+        });
+    }
+}
 
 /// One connection.
 #[derive(Debug)]
@@ -63,24 +111,30 @@ struct Shared<B: Payload> {
     idle_since: Cell<Instant>,
     /// The other side takes no more requests here.
     retired: Cell<bool>,
-    /// A response has come, so the other side's settings have too.
-    settled: Cell<bool>,
+    settling: Rc<Settling>,
 }
 
 impl<B: Payload> Shared<B> {
-    fn new(sender: http2::SendRequest<B>, driver: Driver<B>) -> Self {
+    fn new(sender: http2::SendRequest<B>, driver: Driver<B>, settling: Rc<Settling>) -> Self {
         let driver = Rc::new(RefCell::new(Some(driver)));
-        let driven = Rc::clone(&driver);
+        let (driven, watched) = (Rc::clone(&driver), Rc::clone(&settling));
         tokio::task::spawn_local(async move {
-            let drive = poll_fn(|cx| match &mut *driven.borrow_mut() {
-                Some(driver) => Pin::new(driver).poll(cx),
-                None => Poll::Ready(Ok(())),
+            let drive = poll_fn(|cx| {
+                let Some(driver) = &mut *driven.borrow_mut() else { return Poll::Ready(Ok(())) };
+                let polled = Pin::new(&mut *driver).poll(cx);
+                if driver.current_max_send_streams() != FIRST_STREAMS {
+                    watched.end();
+                } else if !watched.settled.get() {
+                    *watched.waker.borrow_mut() = Some(cx.waker().clone());
+                }
+                polled
             });
             if let Err(error) = drive.await {
                 tracing::debug!(%error, "a connection to a backend ended");
             }
             let over = driven.borrow_mut().take();
             drop(over);
+            watched.end();
         });
         Self {
             sender: RefCell::new(sender),
@@ -88,7 +142,7 @@ impl<B: Payload> Shared<B> {
             streams: Cell::new(0),
             idle_since: Cell::new(clock::monotonic()),
             retired: Cell::new(false),
-            settled: Cell::new(false),
+            settling,
         }
     }
 
@@ -155,7 +209,7 @@ impl<B: Payload> Pool<B> {
             if let Some(lease) = self.take() {
                 return Ok(lease);
             }
-            if !self.connecting.get() {
+            if !self.connecting.get() && !self.is_unsettled() {
                 return self.open(connect).await;
             }
             changed.await;
@@ -165,6 +219,12 @@ impl<B: Payload> Pool<B> {
                 return self.least_busy().ok_or_else(none);
             }
         }
+    }
+
+    /// Whether a connection has yet to hear how many streams it may have.
+    fn is_unsettled(&self) -> bool {
+        let connections = self.connections.borrow();
+        connections.iter().any(|connection| connection.is_open() && !connection.settling.settled.get())
     }
 
     async fn open<C>(&self, connect: impl Fn() -> C) -> Result<Lease<B>, NoStream>
@@ -178,10 +238,16 @@ impl<B: Payload> Pool<B> {
             return Ok(lease);
         }
         let _connecting = Connecting::begin(self);
-        let connected = async { handshake(connect().await?).await.map_err(ConnectError::Tcp) };
+        let settling = Rc::new(Settling {
+            settled: Cell::new(false),
+            waker: RefCell::default(),
+            changed: Rc::clone(&self.changed),
+        });
+        let attentive = Attentive(Rc::clone(&settling));
+        let connected = async { handshake(connect().await?, attentive).await.map_err(ConnectError::Tcp) };
         match connected.await {
             Ok((sender, driver)) => {
-                let shared = Rc::new(Shared::new(sender, driver));
+                let shared = Rc::new(Shared::new(sender, driver, settling));
                 let lease = Lease::new(&shared);
                 self.connections.borrow_mut().push(shared);
                 Ok(lease)
@@ -215,14 +281,18 @@ impl<B: Payload> Pool<B> {
     }
 }
 
-async fn handshake<B: Payload>(transport: Transport) -> io::Result<(http2::SendRequest<B>, Driver<B>)> {
+async fn handshake<B: Payload>(
+    transport: Transport,
+    executor: Attentive,
+) -> io::Result<(http2::SendRequest<B>, Driver<B>)> {
     let io = TokioIo::new(transport);
-    let made = http2::Builder::new(LocalExecutor)
+    let made = http2::Builder::new(executor)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(MAX_SEND_BUFFER)
         .max_header_list_size(MAX_HEADER_LIST)
+        .initial_max_send_streams(FIRST_STREAMS)
         .keep_alive_interval(PING.0)
         .keep_alive_timeout(PING.1)
         .handshake(io);
@@ -267,11 +337,12 @@ impl<B: Payload> Lease<B> {
     /// The other side takes no more requests on this connection.
     pub fn retire(&self) {
         self.0.retired.set(true);
+        self.0.settling.end();
     }
 
-    /// A response has come.
+    /// A response has come, and so have the other side's settings.
     pub fn settle(&self) {
-        self.0.settled.set(true);
+        self.0.settling.end();
     }
 
     /// Whether the other side takes extended CONNECT (RFC 8441), which it says with its settings. On a
@@ -280,7 +351,7 @@ impl<B: Payload> Lease<B> {
         let driver = &self.0.driver;
         let takes = || driver.borrow().as_ref().is_some_and(|d| d.is_extended_connect_protocol_enabled());
         let look = async {
-            while !takes() && !self.0.settled.get() && self.0.is_open() {
+            while !takes() && !self.0.settling.settled.get() && self.0.is_open() {
                 tokio::time::sleep(SETTINGS_LOOK).await;
             }
         };

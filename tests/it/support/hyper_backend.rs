@@ -66,7 +66,18 @@ impl HyperBackend {
     where
         F: Future<Output = Response<AnyBody>> + Send + 'static,
     {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::serving_on(std::net::TcpListener::bind("127.0.0.1:0").unwrap(), limits, answer)
+    }
+
+    /// The same on a socket that listens already: who has connected before gets its first byte now.
+    pub fn serving_on<F>(
+        listener: std::net::TcpListener,
+        limits: Limits,
+        answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Response<AnyBody>> + Send + 'static,
+    {
         let address = listener.local_addr().unwrap();
         listener.set_nonblocking(true).unwrap();
         let (stop, mut stopped) = watch::channel(false);
