@@ -10,4 +10,5 @@ pub mod client;
 mod guard;
 pub mod problem;
 pub mod readiness;
+pub mod reload;
 pub mod server;

@@ -1,22 +1,33 @@
-//! The whole program put together, and taken apart again. The only module that knows both halves.
+//! The whole program put together, changed and taken apart again. The only module that knows both halves.
 
-use std::{io, net::SocketAddr, sync::Arc, thread, time::Duration};
+mod reload;
+
+use std::{io, net::SocketAddr, path::Path, sync::Arc, thread, time::Duration};
 
 use anyhow::Context as _;
 use prometheus::{IntGaugeVec, Opts, Registry};
+use tokio::sync::{Mutex, watch};
+
+use self::reload::{Opened, Reloader};
 
 use crate::{
     access_log::{AccessLog, Counts, Reopen, queue::Queue},
-    admin::{self, readiness::Readiness},
-    config::{Config, Listener, ListenerTls, LogOutput},
-    controller::{Controller, Inputs, discovery, publish::Publisher},
-    net::listen,
+    admin::{self, readiness::Readiness, reload::Reload},
+    config::{Config, Listener, ListenerTls, LogOutput, Shutdown},
+    controller::{
+        Controller, Inputs,
+        discovery::Discovery,
+        publish::{Compiled, Publisher},
+    },
     proxy::client::Patience,
     telemetry::{exposition::CellsCollector, health_exposition::HealthCollector, ledger::Hub},
-    tls::{reload::Keeper, server::Server},
+    tls::{
+        reload::Keeper,
+        server::{Published, Server},
+    },
     worker::{
         drain::Stage,
-        handle::{Listening, Panicked, Workers},
+        handle::{Behind, ListenerChanges, Panicked, Workers},
         handshake::{Entrance, ProxyProtocol, Tls},
     },
 };
@@ -31,50 +42,53 @@ pub struct Options {
     pub tick: Duration,
     /// How often files of certificates are looked at.
     pub certificates: Duration,
+    /// How often the configuration's file is.
+    pub configuration: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { tick: Duration::from_secs(1), certificates: Duration::from_secs(2) }
+        let files = Duration::from_secs(2);
+        Self { tick: Duration::from_secs(1), certificates: files, configuration: files }
     }
 }
 
 /// A running Tidegate. Dropping it without [`Running::drain`] cuts what is in flight.
 #[derive(Debug)]
 pub struct Running {
-    /// Where requests come in, in the configuration's order, with the ports that were given.
+    /// Where requests came in at the start, in the configuration's order, with the ports that were given.
     pub listeners: Vec<SocketAddr>,
     /// Where the admin API is, if anywhere.
     pub admin: Option<SocketAddr>,
     /// The control half.
     pub controller: Controller,
+    /// Has the configuration read anew.
+    pub reload: Reload,
     readiness: Readiness,
     workers: Workers,
     access_log: Option<AccessLog>,
-    shutdown: crate::config::Shutdown,
+    shutdown: watch::Receiver<Shutdown>,
 }
 
 /// Starts everything: binds every address, then starts the workers, the controller and the admin API
-/// on the current runtime. When it returns, requests are served.
+/// on the current runtime. When it returns, requests are served. If the configuration is from a `file`,
+/// changes of that are taken up.
 ///
 /// # Errors
 /// When an address cannot be bound or a thread cannot be started; nothing is left running then.
-pub async fn start(config: &Config, options: Options) -> anyhow::Result<Running> {
+pub async fn start(config: &Config, file: Option<&Path>, options: Options) -> anyhow::Result<Running> {
     let count = config.workers.map_or_else(available_cpus, |workers| workers.get());
     let hub = Arc::new(Hub::new(count));
     let registry = registry(&hub).context("cannot register the metrics")?;
     let mut keeper = Keeper::new(&registry).context("cannot register the metrics")?;
-    let mut listening = Vec::new();
-    let mut listeners = Vec::new();
+    let (mut opened, mut opening) = (Vec::new(), Vec::new());
     for listener in &config.listeners {
-        let sockets = listen::bind(listener.address, count)
-            .with_context(|| format!("cannot listen on {} {TAKEN}", listener.address))?;
-        listeners.push(sockets[0].local_addr()?);
-        let patience = Patience { header: listener.header_timeout, idle: listener.idle_timeout };
-        let entrance = entrance(listener, &mut keeper)
-            .with_context(|| format!("cannot speak TLS on {}", listener.address))?;
-        listening.push(Listening { sockets, patience, entrance, edge: listener.edge.clone() });
+        let entrance = entrance(listener, None, &mut keeper)?;
+        let open = reload::open(listener, count, |bound| behind(listener, bound, entrance.clone()))?;
+        opened.push(Opened { config: listener.clone(), bound: open.behind.address, entrance });
+        opening.push(open);
     }
+    let listeners = opened.iter().map(|opened| opened.bound).collect();
     let admin_socket = match &config.admin {
         Some(admin) => Some(
             admin::server::bind(admin.address)
@@ -84,28 +98,57 @@ pub async fn start(config: &Config, options: Options) -> anyhow::Result<Running>
     };
     let admin = admin_socket.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
 
-    let publisher = Publisher::new(config, &mut keeper).context("cannot speak TLS to a backend")?;
-    let publisher = Arc::new(publisher);
+    let compiled = Compiled::new(config, &mut keeper).context("cannot speak TLS to a backend")?;
+    let publisher = Arc::new(Publisher::new(compiled));
     let (access_log, queues) = start_access_log(config, count, &registry)?;
     // Before anybody asks for an endpoint.
-    discovery::start(config, &publisher, &hub).await;
-    let workers = Workers::start(count, listening, publisher.snapshots(), &hub, queues)
-        .context("cannot start the workers")?;
-    let inputs = Inputs { config, publisher, hub, tick: options.tick, registry: &registry };
+    let mut discovery = Discovery::new(Arc::clone(&publisher), Arc::clone(&hub));
+    let addresses = discovery.resolve_new(config).await;
+    discovery.follow(config, addresses);
+    let workers =
+        Workers::start(count, publisher.snapshots(), &hub, queues).context("cannot start the workers")?;
+    workers.listeners().change(ListenerChanges { opened: opening, ..ListenerChanges::default() }).await;
+    let inputs =
+        Inputs { config, publisher: Arc::clone(&publisher), hub, tick: options.tick, registry: &registry };
     let controller = Controller::start(inputs).context("cannot start the controller")?;
+    let keeper = Arc::new(Mutex::new(keeper));
+    let (shutdown_control, shutdown) = watch::channel(config.shutdown.clone());
+    let (reload, asked) = Reload::channel();
+    if let Some(file) = file {
+        let metrics = reload::Metrics::register(&registry).context("cannot register the metrics")?;
+        let running = reload::Running {
+            config: config.clone(),
+            workers: count,
+            opened,
+            listeners: workers.listeners().clone(),
+            keeper: Arc::clone(&keeper),
+            publisher,
+            controller: controller.clone(),
+            discovery,
+            shutdown: shutdown_control,
+        };
+        let reloader = Reloader { running, file: file.to_owned(), asked, metrics };
+        tokio::spawn(reloader.run(options.configuration));
+    } else {
+        // It goes on watching what it does.
+        tokio::spawn(async move {
+            let _discovery = discovery;
+            std::future::pending::<()>().await;
+        });
+    }
     let readiness = Readiness::default();
     if let Some(socket) = admin_socket {
-        let served = admin::server::serve(socket, controller.clone(), registry, readiness.clone());
+        let served =
+            admin::server::serve(socket, controller.clone(), reload.clone(), registry, readiness.clone());
         tokio::spawn(async move {
             if let Err(error) = served.await {
                 tracing::error!(%error, "the admin API has stopped");
             }
         });
     }
-    tokio::spawn(keeper.run(options.certificates));
+    tokio::spawn(Keeper::run(keeper, options.certificates));
     readiness.set(true);
-    let shutdown = config.shutdown.clone();
-    Ok(Running { listeners, admin, controller, readiness, workers, access_log, shutdown })
+    Ok(Running { listeners, admin, controller, reload, readiness, workers, access_log, shutdown })
 }
 
 impl Running {
@@ -131,7 +174,7 @@ impl Running {
             ended = self.workers.ended() => return ended.and(Err(Panicked)),
         }
         self.workers.enter(Stage::Finishing);
-        let deadline = self.shutdown.deadline;
+        let deadline = self.shutdown.borrow().deadline;
         if let Ok(ended) = tokio::time::timeout(deadline, self.workers.ended()).await {
             return ended;
         }
@@ -153,24 +196,42 @@ impl Running {
 
     /// How long clients are told to go before no more are let in.
     pub fn drain_delay(&self) -> Duration {
-        self.shutdown.delay
+        self.shutdown.borrow().delay
     }
 }
 
-/// What clients of a listener meet before their first request.
-fn entrance(listener: &Listener, keeper: &mut Keeper) -> anyhow::Result<Entrance> {
+/// What clients of a listener meet before their first request; `published` is its side of TLS, if it has
+/// one already.
+fn entrance(
+    listener: &Listener,
+    published: Option<&Published>,
+    keeper: &mut Keeper,
+) -> anyhow::Result<Entrance> {
     let tls = match &listener.tls {
         None => None,
         Some(ListenerTls { settings, handshake_timeout }) => {
-            let server = Server::new(settings.clone())?;
-            let published = Arc::clone(server.published());
-            keeper.add_server(server);
+            let published = match published {
+                Some(published) => Arc::clone(published),
+                None => {
+                    let server = Server::new(settings.clone())
+                        .with_context(|| format!("cannot speak TLS on {}", listener.address))?;
+                    let published = Arc::clone(server.published());
+                    keeper.add_server(server);
+                    published
+                }
+            };
             Some(Tls { published, timeout: *handshake_timeout })
         }
     };
     let proxy_protocol = listener.proxy_protocol.as_ref();
     let proxy_protocol = proxy_protocol.map(|p| ProxyProtocol { from: p.from.clone(), timeout: p.timeout });
     Ok(Entrance { proxy_protocol, tls, redirect_to_https: listener.redirect_to_https })
+}
+
+/// What is behind a listener that is bound there.
+fn behind(listener: &Listener, bound: SocketAddr, entrance: Entrance) -> Behind {
+    let patience = Patience { header: listener.header_timeout, idle: listener.idle_timeout };
+    Behind { address: bound, patience, entrance, edge: listener.edge.clone() }
 }
 
 /// The access log, if there is to be one, and a queue to it for each worker.

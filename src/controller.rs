@@ -13,14 +13,18 @@ pub mod publish;
 mod service;
 pub mod status;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::{metrics::Metrics, publish::Publisher, service::ServiceTask, status::ServiceStatus};
 use crate::{
     clock,
-    config::Config,
+    config::{Config, Service},
     model::{name::ServiceName, weight::Weight},
     rollout::{event::Command, refused::Refused},
     telemetry::{
@@ -78,12 +82,24 @@ type Answer = oneshot::Sender<Result<ServiceStatus, CommandError>>;
 /// A handle on the running controller.
 #[derive(Debug, Clone)]
 pub struct Controller {
-    services: Arc<BTreeMap<ServiceName, Handle>>,
+    services: Arc<RwLock<BTreeMap<ServiceName, Handle>>>,
+    common: Common,
 }
 
-#[derive(Debug)]
+/// What the tasks of all services have in common.
+#[derive(Debug, Clone)]
+struct Common {
+    publisher: Arc<Publisher>,
+    metrics: Metrics,
+    tick: Duration,
+    reading: watch::Receiver<Reading>,
+}
+
+/// One service's task, which ends when every handle on it is gone.
+#[derive(Debug, Clone)]
 struct Handle {
     requests: mpsc::Sender<(Request, Answer)>,
+    config: watch::Sender<Service>,
     status: watch::Receiver<ServiceStatus>,
 }
 
@@ -112,19 +128,38 @@ impl Controller {
         let metrics = Metrics::register(registry)?;
         let (readings, reading) = watch::channel(Reading::default());
         tokio::spawn(read(hub, tick, readings));
-        let start = |service: &crate::config::Service| {
-            let (requests, queue) = mpsc::channel(QUEUE);
-            let task = ServiceTask::new(service.clone(), Arc::clone(&publisher), metrics.clone(), tick);
-            let (sender, status) = watch::channel(task.status());
-            tokio::spawn(task.run(queue, reading.clone(), sender));
-            (service.name.clone(), Handle { requests, status })
-        };
-        Ok(Self { services: Arc::new(config.services.iter().map(start).collect()) })
+        let common = Common { publisher, metrics, tick, reading };
+        let services = config.services.iter().map(|s| (s.name.clone(), common.start(s.clone())));
+        Ok(Self { services: Arc::new(RwLock::new(services.collect())), common })
+    }
+
+    /// Takes up a configuration that has just been published. Tasks of services that are gone end; those
+    /// of services that are there still see it before whatever is asked of them next.
+    pub fn take_up(&self, config: &Config) {
+        let mut services = self.services.write().unwrap_or_else(PoisonError::into_inner);
+        services.retain(|name, _| config.services.iter().any(|service| service.name == *name));
+        for service in &config.services {
+            match services.get(&service.name) {
+                Some(handle) => {
+                    handle.config.send_if_modified(|current| {
+                        let changed = current != service;
+                        if changed {
+                            *current = service.clone();
+                        }
+                        changed
+                    });
+                }
+                None => {
+                    services.insert(service.name.clone(), self.common.start(service.clone()));
+                }
+            }
+        }
     }
 
     /// Every service as it stands, by name.
     pub fn services(&self) -> Vec<ServiceStatus> {
-        self.services.values().map(|handle| handle.status.borrow().clone()).collect()
+        let services = self.services.read().unwrap_or_else(PoisonError::into_inner);
+        services.values().map(|handle| handle.status.borrow().clone()).collect()
     }
 
     /// One service as it stands.
@@ -140,7 +175,7 @@ impl Controller {
     /// # Errors
     /// When there is none of this name.
     pub fn watch(&self, name: &str) -> Result<watch::Receiver<ServiceStatus>, CommandError> {
-        Ok(self.handle(name)?.status.clone())
+        Ok(self.handle(name)?.status)
     }
 
     /// Asks something of a service, and returns how it stands once that is done.
@@ -149,13 +184,27 @@ impl Controller {
     /// When there is no such service, or it does not do what was asked; nothing has changed then.
     pub async fn request(&self, name: &str, request: Request) -> Result<ServiceStatus, CommandError> {
         let (answer, answered) = oneshot::channel();
-        let queue = &self.handle(name)?.requests;
+        let queue = self.handle(name)?.requests;
         queue.send((request, answer)).await.map_err(|_| CommandError::Stopped)?;
         answered.await.map_err(|_| CommandError::Stopped)?
     }
 
-    fn handle(&self, name: &str) -> Result<&Handle, CommandError> {
-        self.services.get(name).ok_or_else(|| CommandError::UnknownService(name.to_owned()))
+    fn handle(&self, name: &str) -> Result<Handle, CommandError> {
+        let services = self.services.read().unwrap_or_else(PoisonError::into_inner);
+        services.get(name).cloned().ok_or_else(|| CommandError::UnknownService(name.to_owned()))
+    }
+}
+
+impl Common {
+    /// Starts a service's task.
+    fn start(&self, service: Service) -> Handle {
+        let (requests, queue) = mpsc::channel(QUEUE);
+        let (config, configs) = watch::channel(service.clone());
+        let (publisher, metrics) = (Arc::clone(&self.publisher), self.metrics.clone());
+        let task = ServiceTask::new(service, publisher, metrics, self.tick);
+        let (sender, status) = watch::channel(task.status());
+        tokio::spawn(task.run(queue, configs, self.reading.clone(), sender));
+        Handle { requests, config, status }
     }
 }
 

@@ -60,7 +60,7 @@ async fn demo(keep: bool, plain: bool) -> anyhow::Result<()> {
     let interrupts = Interrupts::new().context("cannot listen to signals")?;
     let backends = Backends::start().context("cannot start the backends")?;
     let config = configuration(keep, backends.addresses)?;
-    let running = app::start(&config, Options { tick: TICK, ..Options::default() }).await?;
+    let running = app::start(&config, None, Options { tick: TICK, ..Options::default() }).await?;
     let (proxy, admin) = (running.listeners[0], running.admin.context("the configuration has an admin API")?);
     let load = Load::start(proxy, (!keep).then_some(LOAD_LIMIT)).context("cannot start the load")?;
     let mut play = Play {

@@ -9,6 +9,7 @@ pub mod drain;
 mod flush;
 pub mod handle;
 pub mod handshake;
+mod listeners;
 mod room;
 mod spread;
 pub mod stream;

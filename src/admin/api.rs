@@ -4,13 +4,14 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::{FromRequest, Path, State},
+    response::IntoResponse,
     routing::{get, post, put},
 };
 use http::StatusCode;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::problem::Problem;
+use super::{problem::Problem, reload::Reload};
 use crate::{
     controller::{Controller, Request, status::ServiceStatus},
     model::weight::Weight,
@@ -93,6 +94,18 @@ async fn ask(
     request: Request,
 ) -> Answer<ServiceStatus> {
     Ok(Json(controller.request(&name, request).await?))
+}
+
+#[derive(Serialize)]
+struct Reloaded {
+    /// What has changed, a line for each.
+    changes: Vec<String>,
+}
+
+/// Has the configuration read anew.
+pub(super) async fn reload(State(reload): State<Reload>) -> Result<impl IntoResponse, Problem> {
+    let changes = reload.ask().await?;
+    Ok(Json(Reloaded { changes }))
 }
 
 async fn no_such_path() -> Problem {

@@ -4,6 +4,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 
+use super::reload::NotReloaded;
 use crate::controller::CommandError;
 
 /// What went wrong with a request to the API.
@@ -31,6 +32,17 @@ impl IntoResponse for Problem {
         let problem = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, problem);
         response
+    }
+}
+
+impl From<NotReloaded> for Problem {
+    fn from(error: NotReloaded) -> Self {
+        let status = match &error {
+            NotReloaded::Wrong(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            NotReloaded::Refused(_) => StatusCode::CONFLICT,
+            NotReloaded::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
     }
 }
 

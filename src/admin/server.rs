@@ -8,14 +8,14 @@ use axum::{
     extract::{DefaultBodyLimit, State},
     middleware,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use http::{StatusCode, header};
 use prometheus::{Registry, TextEncoder};
 use tokio::net::TcpListener;
 use tower::{BoxError, ServiceBuilder};
 
-use super::{api, guard, problem::Problem, readiness::Readiness};
+use super::{api, guard, problem::Problem, readiness::Readiness, reload::Reload};
 use crate::controller::Controller;
 
 /// Longest time that a reply may take.
@@ -32,12 +32,13 @@ const MAX_BODY: usize = 64 * 1024;
 pub async fn serve(
     listener: std::net::TcpListener,
     controller: Controller,
+    reload: Reload,
     registry: Registry,
     readiness: Readiness,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
-    axum::serve(listener, router(controller, registry, readiness)).await
+    axum::serve(listener, router(controller, reload, registry, readiness)).await
 }
 
 /// Binds the admin address.
@@ -48,7 +49,7 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     std::net::TcpListener::bind(address)
 }
 
-fn router(controller: Controller, registry: Registry, readiness: Readiness) -> Router {
+fn router(controller: Controller, reload: Reload, registry: Registry, readiness: Readiness) -> Router {
     let limits = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(overloaded))
         .load_shed()
@@ -57,6 +58,7 @@ fn router(controller: Controller, registry: Registry, readiness: Readiness) -> R
     Router::new()
         .nest("/api/v1", api::router())
         .with_state(controller)
+        .route("/api/v1/reload", post(api::reload).with_state(reload))
         .route("/metrics", get(metrics).with_state(registry))
         .layer(limits)
         // Outside the limits: that the API is busy does not make the process unwell.

@@ -1,6 +1,6 @@
 //! `tidegate run`.
 
-use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
+use std::{io::IsTerminal as _, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 use super::{EXIT_CONFIG, args::ConfigFile, check};
 use crate::{
     access_log::Reopen,
+    admin::reload::Reload,
     app::{self, Options, Running},
     config::Config,
     model::units::format_duration,
@@ -18,7 +19,7 @@ use crate::{
 pub(super) fn run(args: &ConfigFile) -> ExitCode {
     let Some(config) = check::load(args) else { return ExitCode::from(EXIT_CONFIG) };
     log();
-    finish(serve(&config))
+    finish(serve(&config, &args.config))
 }
 
 /// Turns the end of a command into an exit code, and says what went wrong.
@@ -44,7 +45,7 @@ fn log() {
     }
 }
 
-fn serve(config: &Config) -> anyhow::Result<()> {
+fn serve(config: &Config, file: &Path) -> anyhow::Result<()> {
     match app::raise_open_files_limit() {
         Ok(limit) if limit < 4096 => {
             tracing::warn!(limit, "few open files are allowed; each client needs two");
@@ -58,10 +59,8 @@ fn serve(config: &Config) -> anyhow::Result<()> {
         .context("cannot start the control half")?;
     runtime.block_on(async {
         let mut signals = Signals::new().context("cannot listen to signals")?;
-        let mut running = app::start(config, Options::default()).await?;
-        if let Some(log) = running.reopen_access_log() {
-            reopen_on_hangup(log)?;
-        }
+        let mut running = app::start(config, Some(file), Options::default()).await?;
+        heed_hangups(running.reload.clone(), running.reopen_access_log())?;
         announce(&running);
         let delay = tokio::select! {
             delay = signals.stop(running.drain_delay()) => delay,
@@ -77,12 +76,14 @@ fn serve(config: &Config) -> anyhow::Result<()> {
     })
 }
 
-/// SIGHUP is what rotates logs. Where none is written it ends the program, as it would any other.
-fn reopen_on_hangup(log: Reopen) -> anyhow::Result<()> {
+/// SIGHUP is what rotates logs, and what tells a daemon that its configuration has changed.
+fn heed_hangups(reload: Reload, log: Option<Reopen>) -> anyhow::Result<()> {
     let mut hangups = signal(SignalKind::hangup()).context("cannot listen to signals")?;
     tokio::spawn(async move {
         while hangups.recv().await.is_some() {
-            log.ask();
+            log.iter().for_each(Reopen::ask);
+            // Whatever comes of it is logged where it is done.
+            let _logged = reload.ask().await;
         }
     });
     Ok(())

@@ -14,124 +14,181 @@ mod grpc;
 mod probe;
 mod verdict;
 
-use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     task::{AbortHandle, JoinSet},
     time,
 };
 
-use super::publish::Publisher;
+use super::publish::{Addresses, Publisher};
 use crate::{
     clock,
     config::Config,
-    model::name::ServiceName,
-    routing::{
-        policy::HealthCheck,
-        snapshot::{BackendId, Endpoint},
-    },
+    model::name::{BackendName, ServiceName},
+    routing::{policy::HealthCheck, snapshot::Endpoint},
     telemetry::{
         health::BackendHealth,
         ledger::{Hub, Key},
     },
+    tls::client,
 };
 
-/// How long the start waits for names; those that take longer have no address for a while.
+/// How long one waits for new names; those that take longer have no address for a while.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Resolves every name once and publishes what it finds, then goes on resolving and checking for as long
-/// as the current runtime lives.
-pub async fn start(config: &Config, publisher: &Arc<Publisher>, hub: &Arc<Hub>) {
-    let mut first = JoinSet::new();
-    for service in &config.services {
-        for backend in &service.backends {
-            let Some(id) = publisher.backend(&service.name, &backend.name) else { continue };
-            let key = Key { service: service.name.clone(), backend: backend.name.clone() };
-            let health = hub.health().backend(&key);
-            for endpoint in &backend.endpoints {
-                let watched = Watched {
-                    service: service.name.clone(),
-                    backend: id,
-                    endpoint: endpoint.clone(),
-                    health: Arc::clone(&health),
-                    check: service.policy.health_check.clone().map(Arc::new),
-                    publisher: Arc::clone(publisher),
-                    hub: Arc::clone(hub),
+/// An endpoint as it is written, and where.
+type Subject = (ServiceName, BackendName, Endpoint);
+
+/// How an endpoint is watched.
+#[derive(Debug, Clone, PartialEq)]
+struct How {
+    check: Option<HealthCheck>,
+    interval: Duration,
+    tls: Option<client::Settings>,
+}
+
+/// What watches endpoints, until it is dropped.
+#[derive(Debug)]
+pub struct Discovery {
+    publisher: Arc<Publisher>,
+    hub: Arc<Hub>,
+    watched: HashMap<Subject, (How, Task)>,
+}
+
+impl Discovery {
+    /// Watches nothing yet.
+    pub fn new(publisher: Arc<Publisher>, hub: Arc<Hub>) -> Self {
+        Self { publisher, hub, watched: HashMap::new() }
+    }
+
+    /// Resolves the names of endpoints that are not watched yet. Those that cannot be resolved, or not in
+    /// time, have no addresses.
+    pub async fn resolve_new(&self, config: &Config) -> Addresses {
+        let mut lookups = JoinSet::new();
+        for (subject, _) in subjects(config) {
+            if subject.2.host.parse::<IpAddr>().is_err() && !self.watched.contains_key(&subject) {
+                lookups.spawn(async move {
+                    let found = time::timeout(PATIENCE, lookup(&subject.2)).await;
+                    (subject, found.unwrap_or_else(|late| Err(late.into())))
+                });
+            }
+        }
+        let mut addresses = Addresses::new();
+        while let Some(looked) = lookups.join_next().await {
+            if let Ok((subject, Ok(found))) = looked {
+                addresses.insert(subject, found);
+            }
+        }
+        addresses
+    }
+
+    /// Watches what a configuration has, once that is in force, and nothing else. Endpoints that are
+    /// watched as they should be already are left alone.
+    pub fn follow(&mut self, config: &Config, mut addresses: Addresses) {
+        let wanted: HashMap<Subject, How> = subjects(config).collect();
+        self.watched.retain(|subject, (how, _)| wanted.get(subject) == Some(how));
+        for (subject, how) in wanted {
+            if let Entry::Vacant(vacant) = self.watched.entry(subject) {
+                let (service, backend, endpoint) = vacant.key().clone();
+                let key = Key { service: service.clone(), backend: backend.clone() };
+                let mut watched = Watched {
+                    service,
+                    backend,
+                    health: self.hub.health().backend(&key),
+                    check: how.check.clone().map(Arc::new),
+                    publisher: Arc::clone(&self.publisher),
+                    hub: Arc::clone(&self.hub),
                     addresses: Vec::new(),
                     checks: HashMap::new(),
                     fails: false,
+                    endpoint,
                 };
-                let interval = service.policy.resolve_interval;
-                first.spawn(time::timeout(PATIENCE, begin(watched, interval)));
+                let found = match watched.endpoint.host.parse() {
+                    Ok(ip) => Some(vec![SocketAddr::new(ip, watched.endpoint.port)]),
+                    Err(_) => addresses.remove(vacant.key()),
+                };
+                let is_found = found.is_some();
+                if let Some(found) = found {
+                    watched.has(found);
+                }
+                let task = tokio::spawn(watched.follow(how.interval, is_found)).abort_handle();
+                vacant.insert((how, Task(task)));
             }
         }
+        let kept: HashSet<_> = self.watched.keys().map(|(s, b, e)| (s, b, e.to_string())).collect();
+        self.hub
+            .health()
+            .retain(|key, endpoint| kept.contains(&(&key.service, &key.backend, endpoint.to_owned())));
     }
-    while first.join_next().await.is_some() {}
 }
 
-/// Looks for the first time, and leaves the rest to a task of its own.
-async fn begin(mut watched: Watched, interval: Duration) {
-    match watched.endpoint.host.parse() {
-        Ok(ip) => {
-            watched.has(vec![SocketAddr::new(ip, watched.endpoint.port)]);
-            // Nothing more will come: it stays for its checks alone.
-            tokio::spawn(async move {
-                std::future::pending::<()>().await;
-                drop(watched);
-            });
-        }
-        Err(_) => {
-            let (told, first) = tokio::sync::oneshot::channel();
-            tokio::spawn(watched.follow(interval, told));
-            // Gone only with the runtime.
-            let _looked = first.await;
-        }
-    }
+/// Every endpoint, and how it is to be watched.
+fn subjects(config: &Config) -> impl Iterator<Item = (Subject, How)> {
+    config.services.iter().flat_map(|service| {
+        service.backends.iter().flat_map(|backend| {
+            let how = How {
+                check: service.policy.health_check.clone(),
+                interval: service.policy.resolve_interval,
+                tls: backend.tls.clone(),
+            };
+            let subject = |e: &Endpoint| (service.name.clone(), backend.name.clone(), e.clone());
+            backend.endpoints.iter().map(move |endpoint| (subject(endpoint), how.clone()))
+        })
+    })
+}
+
+async fn lookup(endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
+    let Endpoint { host, port, protocol: _ } = endpoint;
+    let found = tokio::net::lookup_host((host.as_str(), *port)).await?;
+    let found: Vec<_> = found.collect();
+    if found.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(found) }
 }
 
 /// An endpoint as it is written, and what has become of it.
 struct Watched {
     service: ServiceName,
-    backend: BackendId,
+    backend: BackendName,
     endpoint: Endpoint,
     health: Arc<BackendHealth>,
     check: Option<Arc<HealthCheck>>,
     publisher: Arc<Publisher>,
     hub: Arc<Hub>,
     addresses: Vec<SocketAddr>,
-    checks: HashMap<SocketAddr, Check>,
+    checks: HashMap<SocketAddr, Task>,
     fails: bool,
 }
 
-/// A running check, which ends with this.
-struct Check(AbortHandle);
+/// A running task, which ends with this.
+#[derive(Debug)]
+struct Task(AbortHandle);
 
-impl Drop for Check {
+impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
 impl Watched {
-    /// Resolves its name again and again.
-    async fn follow(mut self, interval: Duration, told: tokio::sync::oneshot::Sender<()>) {
-        let mut told = Some(told);
+    /// Resolves its name again and again; at once, unless it has been `found`. What is an address stays
+    /// for its checks alone.
+    async fn follow(mut self, interval: Duration, mut found: bool) {
+        if self.endpoint.host.parse::<IpAddr>().is_ok() {
+            std::future::pending::<()>().await;
+        }
         loop {
-            let found = self.lookup().await;
-            self.found(found);
-            if let Some(told) = told.take() {
-                // Whoever waited may have lost patience.
-                let _late = told.send(());
+            if !std::mem::take(&mut found) {
+                let looked = lookup(&self.endpoint).await;
+                self.found(looked);
             }
             time::sleep(interval).await;
         }
-    }
-
-    async fn lookup(&self) -> io::Result<Vec<SocketAddr>> {
-        let Endpoint { host, port, protocol: _ } = &self.endpoint;
-        let found = tokio::net::lookup_host((host.as_str(), *port)).await?;
-        let found: Vec<_> = found.collect();
-        if found.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(found) }
     }
 
     /// Takes what a lookup found; where it failed, things stay as they are.
@@ -172,16 +229,16 @@ impl Watched {
                 let subject = check::Subject {
                     endpoint: self.endpoint.clone(),
                     address: *address,
-                    tls: self.publisher.connector(self.backend),
+                    tls: self.publisher.connector(&self.service, &self.backend),
                     health,
                     backend: Arc::clone(&self.health),
                 };
                 let task = tokio::spawn(check::run(subject, Arc::clone(check), Arc::clone(&self.hub)));
-                self.checks.insert(*address, Check(task.abort_handle()));
+                self.checks.insert(*address, Task(task.abort_handle()));
             }
         }
         self.checks.retain(|address, _| addresses.contains(address));
-        if self.publisher.set_addresses(self.backend, &self.endpoint, &addresses) {
+        if self.publisher.set_addresses(&self.service, &self.backend, &self.endpoint, &addresses) {
             tracing::info!(service = %self.service, endpoint = %name, ?addresses, "an endpoint has new addresses");
         }
         self.health.retain(|other, address| other != name || addresses.contains(&address));

@@ -37,9 +37,12 @@ impl ServiceTask {
             self.salt = super::publish::salt(&self.config.name, now.as_millis());
             self.begin_analysis();
         }
-        let idle = Phase::Idle;
-        let phase = self.record.as_ref().map_or(&idle, |record| &record.phase).clone();
-        let transition = machine::step(phase, &self.config.rollout.plan, Event::Command(command), now)?;
+        // A rollout goes on with the plan that it began with.
+        let (phase, plan) = match &self.record {
+            Some(record) => (record.phase.clone(), &record.plan),
+            None => (Phase::Idle, &self.config.rollout.plan),
+        };
+        let transition = machine::step(phase, plan, Event::Command(command), now)?;
         self.carry_out(transition);
         Ok(())
     }
@@ -94,7 +97,7 @@ impl ServiceTask {
         let Some(analysis) = &mut self.analysis else { return };
         match phase {
             Phase::Stepping { step, .. } if before.step() != Some(*step) => {
-                analysis.begin_step(step + 1 == self.config.rollout.plan.steps().len());
+                analysis.begin_step(step + 1 == record.plan.steps().len());
             }
             Phase::Baking { .. } if !matches!(before, Phase::Baking { .. }) => analysis.begin_baking(),
             _ => {}

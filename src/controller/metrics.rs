@@ -53,6 +53,21 @@ impl Metrics {
         }
     }
 
+    /// The service is not there any more.
+    pub(super) fn end(&self, service: &ServiceName, roles: &Roles) {
+        let service = service.as_str();
+        // What was never set need not be removed.
+        for outcome in ["succeeded", "rolled_back"] {
+            let _absent = self.ended.remove_label_values(&[service, outcome]);
+        }
+        let _absent = self.running.remove_label_values(&[service]);
+        let _absent = self.evidence.remove_label_values(&[service]);
+        let stable = (roles.stable(), "stable");
+        for (backend, role) in roles.canary().map(|canary| (canary, "canary")).into_iter().chain([stable]) {
+            let _absent = self.weight.remove_label_values(&[service, backend.as_str(), role]);
+        }
+    }
+
     pub(super) fn published(&self, service: &ServiceName, before: &Roles, roles: &Roles, weight: Weight) {
         let canary_share = weight.percent() / 100.0;
         let series = |roles: &Roles| {

@@ -1,6 +1,11 @@
 //! The only writer of the snapshot.
 
-use std::{collections::HashMap, hash::Hasher, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hasher,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use arc_swap::ArcSwap;
 use siphasher::sip::SipHasher13;
@@ -14,7 +19,7 @@ use crate::{
     },
     routing::{
         filter::{self, End},
-        members::with_addresses,
+        members::{Member, with_addresses},
         snapshot::{Backend, BackendId, Endpoint, RouteId, Service, ServiceId, Snapshot, Topology},
         split::Split,
         table::{Rule, Target},
@@ -25,21 +30,37 @@ use crate::{
     },
 };
 
+/// Where services and their backends are in a topology.
+type Places = HashMap<ServiceName, (ServiceId, HashMap<BackendName, BackendId>)>;
+
+/// Addresses of endpoints that are names, as far as they are known.
+pub type Addresses = HashMap<(ServiceName, BackendName, Endpoint), Vec<SocketAddr>>;
+
 /// Publishes snapshots to the workers.
 #[derive(Debug)]
 pub struct Publisher {
     snapshots: Arc<ArcSwap<Snapshot>>,
-    services: HashMap<ServiceName, (ServiceId, HashMap<BackendName, BackendId>)>,
+    // Held by whoever publishes, so that places and snapshot belong together.
+    places: Mutex<Places>,
 }
 
-impl Publisher {
-    /// Compiles a configuration into the first snapshot.
+/// A configuration that can take the place of the one in force.
+#[derive(Debug)]
+pub struct Compiled {
+    topology: Arc<Topology>,
+    places: Places,
+    /// Roles and weights as they are written.
+    splits: Vec<Split>,
+}
+
+impl Compiled {
+    /// Compiles a configuration.
     ///
     /// # Errors
     /// When it is not possible to speak TLS to a backend as it should be.
     pub fn new(config: &Config, keeper: &mut Keeper) -> Result<Self, CannotConnect> {
         let mut backends = Vec::new();
-        let mut services = HashMap::new();
+        let mut places = Places::new();
         for (service, id) in config.services.iter().zip(0..) {
             let mut ids = HashMap::new();
             for config::Backend { name, endpoints, tls } in &service.backends {
@@ -48,17 +69,25 @@ impl Publisher {
                 let tls = tls.as_ref().map(|settings| keeper.connector(settings)).transpose()?;
                 backends.push(Backend { service: ServiceId(id), name: name.clone(), endpoints, tls });
             }
-            services.insert(service.name.clone(), (ServiceId(id), ids));
+            places.insert(service.name.clone(), (ServiceId(id), ids));
         }
-        let routes = compile(&config.routes, |name| services[name].0);
-        let services_of_topology = config.services.iter().map(of_service).collect();
-        let topology = Topology::new(config.paths, routes, services_of_topology, backends);
+        let routes = compile(&config.routes, |name| places[name].0);
+        let services = config.services.iter().map(of_service).collect();
+        let topology = Arc::new(Topology::new(config.paths, routes, services, backends));
         let splits = config.services.iter().map(|service| {
-            let (_, ids) = &services[&service.name];
+            let (_, ids) = &places[&service.name];
             split(ids, &service.roles, service.weight, salt(&service.name, 0))
         });
-        let snapshot = Snapshot::new(Arc::new(topology), splits.collect());
-        Ok(Self { snapshots: Arc::new(ArcSwap::from_pointee(snapshot)), services })
+        Ok(Self { splits: splits.collect(), topology, places })
+    }
+}
+
+impl Publisher {
+    /// Makes a configuration the first snapshot.
+    pub fn new(compiled: Compiled) -> Self {
+        let Compiled { topology, places, splits } = compiled;
+        let snapshot = Snapshot::new(topology, splits);
+        Self { snapshots: Arc::new(ArcSwap::from_pointee(snapshot)), places: Mutex::new(places) }
     }
 
     /// Where workers read.
@@ -66,41 +95,109 @@ impl Publisher {
         &self.snapshots
     }
 
-    /// Gives a service new roles and a new weight; the next request on every worker sees them.
+    /// Makes a configuration the one in force; the next request on every worker sees it. Services of
+    /// `kept` keep the roles and weights that they have; endpoints keep their addresses, and new ones
+    /// have `addresses`.
+    pub fn take_up(&self, compiled: Compiled, kept: &HashSet<ServiceName>, addresses: &Addresses) {
+        let mut places = self.places();
+        let Compiled { topology, places: new, mut splits } = compiled;
+        let before = self.snapshots.load_full();
+        let mut members_before: HashMap<(&ServiceName, &BackendName), &[Member]> = HashMap::new();
+        for (service, (id, backends)) in &*places {
+            let names: HashMap<_, _> = backends.iter().map(|(name, id)| (*id, name)).collect();
+            for (name, id) in backends {
+                members_before.insert((service, name), before.members_of(*id));
+            }
+            let Some((new_id, new_backends)) = new.get(service).filter(|_| kept.contains(service)) else {
+                continue;
+            };
+            let Split { stable, canary, weight, salt } = *before.split(*id);
+            let moved = |id: BackendId| new_backends.get(names[&id]).copied();
+            match (moved(stable), canary.map(moved)) {
+                (Some(stable), None) => {
+                    splits[new_id.0 as usize] = Split { stable, canary: None, weight, salt }
+                }
+                (Some(stable), Some(Some(canary))) => {
+                    splits[new_id.0 as usize] = Split { stable, canary: Some(canary), weight, salt };
+                }
+                _ => debug_assert!(false, "a kept service has the backends that hold its roles"),
+            }
+        }
+        let snapshot = Snapshot::new(topology, splits);
+        let mut members = snapshot.members().to_vec();
+        for (service, (_, backends)) in &new {
+            for (name, id) in backends {
+                let known = members_before.get(&(service, name)).copied().unwrap_or_default();
+                let members = &mut members[id.0 as usize];
+                for endpoint in &snapshot.topology().backend(*id).endpoints {
+                    let had = known.iter().filter(|member| member.endpoint == *endpoint).map(|m| m.address);
+                    let had: Vec<_> = had.collect();
+                    let found = addresses.get(&(service.clone(), name.clone(), endpoint.clone()));
+                    let has = if had.is_empty() { found.cloned().unwrap_or_default() } else { had };
+                    // One that is an address has it already.
+                    if !has.is_empty()
+                        && let Some(more) = with_addresses(members, endpoint, has)
+                    {
+                        *members = more;
+                    }
+                }
+            }
+        }
+        let snapshot = snapshot.with_all_members(members);
+        self.snapshots.store(Arc::new(snapshot));
+        drop(members_before);
+        *places = new;
+    }
+
+    /// Gives a service new roles and a new weight; the next request on every worker sees them. One that
+    /// is not there any more gets nothing.
     ///
     /// # Panics
-    /// When the service or a backend is not in the configuration.
+    /// When a role's backend is not in the configuration.
     pub fn publish(&self, service: &ServiceName, roles: &Roles, weight: Weight, salt: u64) {
-        let (id, backends) = &self.services[service];
+        let places = self.places();
+        let Some((id, backends)) = places.get(service) else { return };
         let split = split(backends, roles, weight, salt);
         self.snapshots.rcu(|snapshot| snapshot.with_split(*id, split.clone()));
     }
 
-    /// The place of a backend in the topology.
-    pub fn backend(&self, service: &ServiceName, backend: &BackendName) -> Option<BackendId> {
-        self.services.get(service)?.1.get(backend).copied()
-    }
-
     /// How a backend speaks TLS, if it does.
-    pub fn connector(&self, backend: BackendId) -> Option<Arc<Connector>> {
-        self.snapshots.load().topology().backend(backend).tls.clone()
+    pub fn connector(&self, service: &ServiceName, backend: &BackendName) -> Option<Arc<Connector>> {
+        let id = place(&self.places(), service, backend)?;
+        self.snapshots.load().topology().backend(id).tls.clone()
     }
 
     /// Gives an endpoint of a backend these addresses, each of which becomes one to choose among. Those
     /// that it had before keep their connections and their health. Returns whether anything changed.
-    pub fn set_addresses(&self, backend: BackendId, endpoint: &Endpoint, addresses: &[SocketAddr]) -> bool {
+    pub fn set_addresses(
+        &self,
+        service: &ServiceName,
+        backend: &BackendName,
+        endpoint: &Endpoint,
+        addresses: &[SocketAddr],
+    ) -> bool {
+        let places = self.places();
+        let Some(id) = place(&places, service, backend) else { return false };
         let mut changed = false;
         self.snapshots.rcu(|snapshot| {
-            let members = snapshot.members_of(backend);
+            let members = snapshot.members_of(id);
             let members = with_addresses(members, endpoint, addresses.iter().copied());
             changed = members.is_some();
             match members {
-                Some(members) => Arc::new(snapshot.with_members(backend, members)),
+                Some(members) => Arc::new(snapshot.with_members(id, members)),
                 None => Arc::clone(snapshot),
             }
         });
         changed
     }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn place(places: &Places, service: &ServiceName, backend: &BackendName) -> Option<BackendId> {
+    places.get(service)?.1.get(backend).copied()
 }
 
 /// Routes as rules, one for each host, and those of them that have filters.

@@ -88,13 +88,22 @@ impl ServiceTask {
     pub(super) async fn run(
         mut self,
         mut requests: mpsc::Receiver<(Request, Answer)>,
+        mut configs: watch::Receiver<Service>,
         mut readings: watch::Receiver<Reading>,
         status: watch::Sender<ServiceStatus>,
     ) {
         loop {
             tokio::select! {
+                // First, so that nothing is decided by a configuration that is not in force any more.
+                biased;
+                Ok(()) = configs.changed() => {
+                    let config = configs.borrow_and_update().clone();
+                    self.reconfigure(config);
+                }
                 request = requests.recv() => {
-                    let Some((request, answer)) = request else { return };
+                    let Some((request, answer)) = request else {
+                        return self.metrics.end(&self.config.name, &self.roles);
+                    };
                     let result = self.obey(request);
                     // Published before it is answered: whoever asked may look at once.
                     status.send_replace(self.status());
@@ -118,6 +127,23 @@ impl ServiceTask {
             }
             status.send_replace(self.status());
         }
+    }
+
+    /// Another configuration is in force. Roles and weight that are written anew have been published with
+    /// it; otherwise they stay as they have become.
+    fn reconfigure(&mut self, config: Service) {
+        if self.config.roles != config.roles || self.config.weight != config.weight {
+            self.metrics.published(&config.name, &self.roles, &config.roles, config.weight);
+            self.roles = config.roles.clone();
+            self.weight = config.weight;
+            self.salt = publish::salt(&config.name, 0);
+            let stable = self.roles.stable();
+            self.note(match self.roles.canary() {
+                Some(canary) => format!("configured anew: {stable} is stable, {canary} gets {}", self.weight),
+                None => format!("configured anew: {stable} gets all requests"),
+            });
+        }
+        self.config = config;
     }
 
     fn obey(&mut self, request: Request) -> Result<(), CommandError> {

@@ -57,6 +57,8 @@ impl Gates {
         let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = gates.get(&service.name).filter(|gate| gate.limits == service.limits);
         let gate = known.cloned().unwrap_or_else(|| Arc::new(Gate::new(service.limits)));
+        // Those of services that are not there any more go with their last request.
+        gates.retain(|_, gate| Arc::strong_count(gate) > 1);
         gates.insert(service.name.clone(), Arc::clone(&gate));
         Some(gate)
     }

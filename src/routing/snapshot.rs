@@ -273,6 +273,13 @@ impl Snapshot {
     pub fn with_members(&self, backend: BackendId, members: Members) -> Self {
         let mut all = self.members.to_vec();
         all[backend.0 as usize] = members;
+        self.with_all_members(all)
+    }
+
+    /// The same with other addresses for all backends, in the order of their ids.
+    #[must_use]
+    pub fn with_all_members(&self, all: Vec<Members>) -> Self {
+        debug_assert_eq!(all.len(), self.topology.backends.len(), "members of each backend");
         Self { topology: Arc::clone(&self.topology), members: all.into(), splits: self.splits.clone() }
     }
 }

@@ -48,6 +48,16 @@ impl Board {
         Arc::clone(backends.entry(key.clone()).or_default())
     }
 
+    /// Forgets all endpoints but these, which are told by backend and as they are written.
+    pub fn retain(&self, is_kept: impl Fn(&Key, &str) -> bool) {
+        locked(&self.backends).retain(|key, health| {
+            let known = &mut *locked(&health.endpoints);
+            known.addresses.retain(|(name, _), _| is_kept(key, name));
+            known.ejections.retain(|name, _| is_kept(key, name));
+            !known.ejections.is_empty()
+        });
+    }
+
     /// What is known of all of them.
     pub fn backends(&self) -> Vec<(Key, Arc<BackendHealth>)> {
         let backends = locked(&self.backends);

@@ -6,9 +6,10 @@
 //! certificate and its key are seldom replaced in one step. What is no good is not taken up: the last
 //! good one stays in use, with a line in the log and a count.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use prometheus::{GaugeVec, IntCounterVec, Opts, Registry};
+use tokio::sync::Mutex;
 
 use super::{
     client::{CannotConnect, Client, Settings},
@@ -103,49 +104,52 @@ impl Keeper {
     ///
     /// # Errors
     /// When there is none yet and it cannot be made.
-    pub fn connector(
-        &mut self,
-        settings: &Settings,
-    ) -> Result<std::sync::Arc<super::client::Connector>, CannotConnect> {
+    pub fn connector(&mut self, settings: &Settings) -> Result<Arc<super::client::Connector>, CannotConnect> {
         let known = self.clients.iter().find(|client| client.connector().settings() == settings);
         if let Some(known) = known {
-            return Ok(std::sync::Arc::clone(known.connector()));
+            return Ok(Arc::clone(known.connector()));
         }
         let client = Client::new(settings.clone())?;
-        let connector = std::sync::Arc::clone(client.connector());
+        let connector = Arc::clone(client.connector());
         self.clients.push(client);
         self.show();
         Ok(connector)
     }
 
-    /// Looks at the files every so often, for as long as it is polled. Ends at once if there are none.
-    pub async fn run(mut self, every: Duration) {
-        if self.servers.is_empty() && self.clients.is_empty() {
-            return;
-        }
+    /// Looks at the files every so often, for as long as it is polled.
+    pub async fn run(keeper: Arc<Mutex<Self>>, every: Duration) {
         let mut interval = tokio::time::interval(every);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
             // Files may be on a network.
-            let looked = tokio::task::spawn_blocking(move || {
-                self.refresh();
-                self
-            });
-            match looked.await {
-                Ok(keeper) => self = keeper,
-                Err(error) => return tracing::error!(%error, "certificates are not reloaded any more"),
+            let mut keeper = Arc::clone(&keeper).lock_owned().await;
+            let looked = tokio::task::spawn_blocking(move || keeper.refresh());
+            if let Err(error) = looked.await {
+                return tracing::error!(%error, "certificates are not reloaded any more");
             }
         }
     }
 
     /// One look at every file.
     fn refresh(&mut self) {
+        self.forget_unused();
         let mut reloads = Reloads::default();
         self.servers.iter_mut().for_each(|server| server.refresh(&mut reloads));
         self.clients.iter_mut().for_each(|client| client.refresh(&mut reloads));
         self.metrics.count(&reloads);
         if reloads.succeeded > 0 {
+            self.show();
+        }
+    }
+
+    /// Forgets what nobody else has any more, since a configuration without it is in force.
+    fn forget_unused(&mut self) {
+        let before = (self.servers.len(), self.clients.len());
+        self.servers.retain(|server| Arc::strong_count(server.published()) > 1);
+        self.clients.retain(|client| Arc::strong_count(client.connector()) > 1);
+        if before != (self.servers.len(), self.clients.len()) {
+            self.metrics.expiry.reset();
             self.show();
         }
     }

@@ -1,15 +1,12 @@
 //! Taking connections off a listening socket, and from workers that have too many.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, io, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::watch,
-};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::{
     connection::serve,
-    drain::{Registry, Stage},
+    drain::{ListenerId, Registry},
     flush::Flusher,
     handshake::{self, Accepted, Door},
     spread::{Moved, Spread},
@@ -23,18 +20,28 @@ use crate::{
 /// How long to wait after an error that the next call would only repeat (descriptors exhausted).
 const BACK_OFF: Duration = Duration::from_millis(50);
 
-/// Accepts connections until the worker finishes, and then those that the kernel has already taken
-/// for us: closing the socket would reset them.
+/// One of a worker's listeners.
+pub(super) struct Listener {
+    pub(super) id: ListenerId,
+    pub(super) context: Rc<Context>,
+    pub(super) registry: Rc<Registry>,
+    pub(super) flusher: Rc<Flusher>,
+    /// What the next connection finds.
+    pub(super) door: Rc<RefCell<Rc<Door>>>,
+}
+
+/// Accepts connections until `end`, and then those that the kernel has already taken for us: closing the
+/// socket would reset them.
 pub(super) async fn accept(
-    context: Rc<Context>,
-    registry: Rc<Registry>,
-    flusher: Rc<Flusher>,
-    (listener, mut spread): (TcpListener, Spread),
-    door: Door,
-    mut stage: watch::Receiver<Stage>,
+    listener: Listener,
+    socket: TcpListener,
+    mut spread: Spread,
+    end: impl Future<Output = ()>,
 ) {
-    let door = Rc::new(door);
+    let Listener { id, context, registry, flusher, door } = listener;
+    let mut end = pin!(end);
     let admit = |socket, address, place, counted| {
+        let door = Rc::clone(&door.borrow());
         let Some(visit) = door.enter(address) else {
             context.cells().connections_refused.add(1);
             return;
@@ -42,7 +49,7 @@ pub(super) async fn accept(
         let (edge, pulse) = (Arc::clone(door.room.edge()), Rc::clone(context.pulse()));
         let client = Rc::new(Client::new(address, door.patience, edge, context.timers().deadline(), pulse));
         // Here and not in the task, so that a worker never looks empty with connections yet to start.
-        let registered = registry.enter(&client, &context);
+        let registered = registry.enter(id, &client, &context);
         let (context, flusher) = (Rc::clone(&context), Rc::clone(&flusher));
         // Boxed, because tokio moves a task about when it begins and when it ends, and these are large.
         if door.entrance.is_open() {
@@ -53,7 +60,6 @@ pub(super) async fn accept(
             }));
         } else {
             let accepted = Accepted { socket, address, client, registered, visit };
-            let door = Rc::clone(&door);
             tokio::task::spawn_local(Box::pin(async move {
                 let _until_it_ends = (place, counted);
                 handshake::serve(door, context, flusher, accepted).await;
@@ -71,14 +77,15 @@ pub(super) async fn accept(
     loop {
         let accepted = tokio::select! {
             accepted = async {
-                let place = door.room.place().await;
-                listener.accept().await.map(|(socket, address)| (socket, address, place))
+                let room = Rc::clone(&door.borrow());
+                let place = room.room.place().await;
+                socket.accept().await.map(|(socket, address)| (socket, address, place))
             } => accepted,
             Some(moved) = spread.arrival() => {
                 arrive(moved);
                 continue;
             }
-            _ = stage.wait_for(|stage| *stage >= Stage::Finishing) => break,
+            () = &mut end => break,
         };
         let error = match accepted {
             Ok((socket, address, place)) => {
@@ -111,7 +118,7 @@ pub(super) async fn accept(
     }
     // As many as there is room for, or not: these the kernel has already taken.
     if let Err(error) =
-        accept_rest(listener, |socket, address| admit(socket, address, None, spread.count_here()))
+        accept_rest(socket, |socket, address| admit(socket, address, None, spread.count_here()))
     {
         tracing::warn!(%error, "connections that were still queued may have been reset");
     }

@@ -25,31 +25,49 @@ pub enum Stage {
     Cutting,
 }
 
+/// One listener among all that a worker has had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ListenerId(pub(super) u32);
+
 /// The connections of one worker.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
-    clients: RefCell<Slab<Weak<Client>>>,
+    clients: RefCell<Slab<(ListenerId, Weak<Client>)>>,
     closing: Cell<bool>,
     left: Notify,
 }
 
 impl Registry {
     /// A connection begins; it lasts until the returned guard is dropped.
-    pub(super) fn enter(self: &Rc<Self>, client: &Rc<Client>, context: &Rc<Context>) -> Registered {
+    pub(super) fn enter(
+        self: &Rc<Self>,
+        listener: ListenerId,
+        client: &Rc<Client>,
+        context: &Rc<Context>,
+    ) -> Registered {
         context.cells().connections_accepted.add(1);
         context.cells().connections_open.add(1);
         if self.closing.get() {
             client.close();
         }
-        let key = self.clients.borrow_mut().insert(Rc::downgrade(client));
+        let key = self.clients.borrow_mut().insert((listener, Rc::downgrade(client)));
         Registered { registry: Rc::clone(self), context: Rc::clone(context), key }
     }
 
     /// Asks every connection, those to come included, to end after the exchanges that are on.
     pub(super) fn close_all(&self) {
         self.closing.set(true);
-        for (_, client) in self.clients.borrow().iter() {
-            if let Some(client) = client.upgrade() {
+        self.close_where(|_| true);
+    }
+
+    /// Asks every connection of a listener to end after the exchange that is on.
+    pub(super) fn close_of(&self, listener: ListenerId) {
+        self.close_where(|of| of == listener);
+    }
+
+    fn close_where(&self, which: impl Fn(ListenerId) -> bool) {
+        for (_, (listener, client)) in self.clients.borrow().iter() {
+            if let Some(client) = client.upgrade().filter(|_| which(*listener)) {
                 client.close();
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     rc::Rc,
     sync::Arc,
     thread::{self, JoinHandle},
@@ -16,10 +16,10 @@ use tokio::{
 };
 
 use super::{
-    accept::accept,
     drain::{Registry, Stage},
     flush::Flusher,
     handshake::{Door, Entrance},
+    listeners::{Change, Listeners},
     room::Room,
     spread::Spread,
 };
@@ -36,11 +36,23 @@ use crate::{
 /// How often idle upstream connections are looked at.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// A listening address: one socket for each worker, and how long its clients may take.
+/// Changes of its listeners that may wait for a worker.
+const CHANGES: usize = 16;
+
+/// A listener that is to be opened.
 #[derive(Debug)]
-pub struct Listening {
+pub struct Opening {
     /// One socket for each worker.
     pub sockets: Vec<TcpListener>,
+    /// What is behind it.
+    pub behind: Behind,
+}
+
+/// What a client finds behind a listener.
+#[derive(Debug)]
+pub struct Behind {
+    /// The address that the listener is configured with.
+    pub address: SocketAddr,
     /// How long its clients may take.
     pub patience: Patience,
     /// What they meet before their first request.
@@ -49,9 +61,64 @@ pub struct Listening {
     pub edge: Edge,
 }
 
+/// What is to become of the workers' listeners.
+#[derive(Debug, Default)]
+pub struct ListenerChanges {
+    /// Those that there shall be, too.
+    pub opened: Vec<Opening>,
+    /// Those whose next connections find something else.
+    pub altered: Vec<Behind>,
+    /// Those that there shall not be any more.
+    pub closed: Vec<SocketAddr>,
+}
+
+/// Changes the listeners of running workers.
+#[derive(Debug, Clone)]
+pub struct ListenerControl(Arc<[mpsc::Sender<Change>]>);
+
+impl ListenerControl {
+    /// Makes changes; returns when the sockets of closed listeners are closed, so that their addresses can
+    /// be used again. Connections that came through them end after the exchanges that are on.
+    ///
+    /// # Panics
+    /// When a listener has fewer sockets than there are workers.
+    pub async fn change(&self, changes: ListenerChanges) {
+        let workers = self.0.len();
+        let ListenerChanges { opened, altered, closed } = changes;
+        let (done, mut all_done) = mpsc::channel(1);
+        for address in closed {
+            for worker in self.0.iter() {
+                // A worker that is gone has no listeners.
+                let _gone = worker.send(Change::Close { address, closed: done.clone() }).await;
+            }
+        }
+        for behind in altered {
+            for (worker, (address, door)) in self.0.iter().zip(doors(behind, workers)) {
+                let _gone = worker.send(Change::Alter { address, door }).await;
+            }
+        }
+        for Opening { sockets, behind } in opened {
+            assert!(sockets.len() >= workers, "one socket for each worker");
+            let sides = doors(behind, workers).zip(Spread::over(workers)).zip(sockets);
+            for (worker, (((address, door), spread), socket)) in self.0.iter().zip(sides) {
+                let _gone = worker.send(Change::Open { address, socket, spread, door }).await;
+            }
+        }
+        drop(done);
+        let _none = all_done.recv().await;
+    }
+}
+
+/// Each worker's side of what is behind a listener.
+fn doors(behind: Behind, workers: usize) -> impl Iterator<Item = (SocketAddr, Door)> {
+    let Behind { address, patience, entrance, edge } = behind;
+    Room::split(edge, workers).map(move |room| (address, Door { patience, entrance: entrance.clone(), room }))
+}
+
 /// Running workers.
 #[derive(Debug)]
 pub struct Workers {
+    listeners: ListenerControl,
     stage: watch::Sender<Stage>,
     ended: mpsc::Receiver<Panicked>,
     threads: Vec<JoinHandle<()>>,
@@ -63,17 +130,13 @@ pub struct Workers {
 pub struct Panicked;
 
 impl Workers {
-    /// Starts `count` workers on the listening sockets. Those for which there is an access log's queue
+    /// Starts `count` workers, which have no listeners yet. Those for which there is an access log's queue
     /// write to it.
     ///
     /// # Errors
     /// When a thread or its runtime cannot be had. Those that were started are stopped.
-    ///
-    /// # Panics
-    /// When a listener has fewer sockets than there are workers.
     pub fn start(
         count: usize,
-        listening: Vec<Listening>,
         snapshots: &Arc<ArcSwap<Snapshot>>,
         hub: &Arc<Hub>,
         access_logs: Vec<Queue>,
@@ -81,18 +144,11 @@ impl Workers {
         let (stage, _) = watch::channel(Stage::Serving);
         let (sign_off, ended) = mpsc::channel(count.max(1));
         let shared = Arc::new(Shared::default());
-        let mut by_worker: Vec<Vec<(TcpListener, Spread, Door)>> = (0..count).map(|_| Vec::new()).collect();
-        for Listening { sockets, patience, entrance, edge } in listening {
-            assert!(sockets.len() >= count, "one socket for each worker");
-            let rooms = Room::split(edge, count);
-            let sides = rooms.zip(Spread::over(count));
-            for ((worker, socket), (room, spread)) in by_worker.iter_mut().zip(sockets).zip(sides) {
-                worker.push((socket, spread, Door { patience, entrance: entrance.clone(), room }));
-            }
-        }
         let mut access_logs = access_logs.into_iter();
-        let mut threads = Vec::new();
-        for (index, listeners) in by_worker.into_iter().enumerate() {
+        let (mut threads, mut listeners) = (Vec::new(), Vec::new());
+        for index in 0..count {
+            let (changes, changed) = mpsc::channel(CHANGES);
+            listeners.push(changes);
             let (snapshots, hub, shared) = (Arc::clone(snapshots), Arc::clone(hub), Arc::clone(&shared));
             let (stage, sign_off) = (stage.subscribe(), sign_off.clone());
             let access_log = access_logs.next();
@@ -115,13 +171,18 @@ impl Workers {
                 };
                 runtime.block_on(async {
                     let context = Context::new(index, hub, snapshots, shared, seed()).logging(access_log);
-                    run(Rc::new(context), listeners, stage).await;
+                    run(Rc::new(context), changed, stage).await;
                 });
             };
             threads.push(thread::Builder::new().name(format!("worker-{index}")).spawn(body)?);
             start.recv().map_err(|_| io::Error::other(Panicked))??;
         }
-        Ok(Self { stage, ended, threads })
+        Ok(Self { listeners: ListenerControl(listeners.into()), stage, ended, threads })
+    }
+
+    /// What changes their listeners.
+    pub fn listeners(&self) -> &ListenerControl {
+        &self.listeners
     }
 
     /// Moves all workers to a stage of their end; never back.
@@ -168,11 +229,7 @@ fn seed() -> u64 {
 }
 
 /// A worker's life.
-async fn run(
-    context: Rc<Context>,
-    listeners: Vec<(TcpListener, Spread, Door)>,
-    mut stage: watch::Receiver<Stage>,
-) {
+async fn run(context: Rc<Context>, mut changes: mpsc::Receiver<Change>, mut stage: watch::Receiver<Stage>) {
     let timers = Rc::clone(context.timers());
     tokio::task::spawn_local(async move { timers.run().await });
     tokio::task::spawn_local(sweep(Rc::clone(&context)));
@@ -180,35 +237,27 @@ async fn run(
     let flusher = Rc::new(Flusher::new(Rc::clone(context.pulse())));
     let flushing = Rc::clone(&flusher);
     tokio::task::spawn_local(async move { flushing.run().await });
-    let mut accepting = Vec::new();
-    for (listener, spread, door) in listeners {
-        match tokio::net::TcpListener::from_std(listener) {
-            Ok(listener) => accepting.push(tokio::task::spawn_local(accept(
-                Rc::clone(&context),
-                Rc::clone(&registry),
-                Rc::clone(&flusher),
-                (listener, spread),
-                door,
-                stage.clone(),
-            ))),
-            Err(error) => tracing::error!(%error, "a worker cannot use its listening socket"),
+    let mut listeners = Listeners::new(Rc::clone(&context), Rc::clone(&registry), flusher, stage.clone());
+    loop {
+        tokio::select! {
+            Some(change) = changes.recv() => listeners.change(change),
+            () = reached(&mut stage, Stage::Announcing) => break,
         }
     }
-    // A sender that is gone means the same as the last stage: nobody is left to ask for another.
-    let reached = async |stage: &mut watch::Receiver<Stage>, wanted| {
-        let _gone = stage.wait_for(|stage| *stage >= wanted).await;
-    };
-    reached(&mut stage, Stage::Announcing).await;
     context.start_draining();
     reached(&mut stage, Stage::Finishing).await;
-    for task in accepting {
-        let _cancelled = task.await;
-    }
+    listeners.closed().await;
     registry.close_all();
     tokio::select! {
         () = registry.emptied() => {}
         () = reached(&mut stage, Stage::Cutting) => {}
     }
+}
+
+/// Waits for a stage, or a later one. A sender that is gone means the same as the last: nobody is left to ask
+/// for another.
+async fn reached(stage: &mut watch::Receiver<Stage>, wanted: Stage) {
+    let _gone = stage.wait_for(|stage| *stage >= wanted).await;
 }
 
 async fn sweep(context: Rc<Context>) {

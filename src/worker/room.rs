@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    num::NonZeroU32,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -19,6 +18,8 @@ use crate::{net::identity, routing::edge::Edge};
 pub(super) struct Room {
     edge: Arc<Edge>,
     places: Arc<Semaphore>,
+    /// How many places there are, taken ones included.
+    share: usize,
     /// Set where the connections of an address are limited.
     visitors: Option<Arc<Visitors>>,
 }
@@ -28,13 +29,35 @@ impl Room {
     pub(super) fn split(edge: Edge, workers: usize) -> impl Iterator<Item = Self> {
         let share = (edge.max_connections.get() as usize).div_ceil(workers.max(1));
         let most = edge.max_connections_per_client;
-        let visitors = most.map(|most| Arc::new(Visitors { most, open: Mutex::default() }));
+        let visitors = most.map(|_| Arc::<Visitors>::default());
         let edge = Arc::new(edge);
         (0..workers).map(move |_| Self {
             edge: Arc::clone(&edge),
             places: Arc::new(Semaphore::new(share)),
+            share,
             visitors: visitors.clone(),
         })
+    }
+
+    /// The same room in the place of `before`: whoever is there already is counted on. If there are more
+    /// than may be, nobody has to go, and nobody is let in until there are fewer.
+    #[must_use]
+    pub(super) fn in_place_of(self, before: &Self) -> Self {
+        let Self { edge, places: _, share, visitors } = self;
+        let places = Arc::clone(&before.places);
+        if let Some(more) = share.checked_sub(before.share) {
+            places.add_permits(more);
+        } else {
+            let fewer = u32::try_from(before.share - share).unwrap_or(u32::MAX);
+            let places = Arc::clone(&places);
+            tokio::task::spawn_local(async move {
+                if let Ok(gone) = places.acquire_many_owned(fewer).await {
+                    gone.forget();
+                }
+            });
+        }
+        let visitors = visitors.map(|new| before.visitors.clone().unwrap_or(new));
+        Self { edge, places, share, visitors }
     }
 
     pub(super) fn edge(&self) -> &Arc<Edge> {
@@ -53,7 +76,9 @@ impl Room {
     /// Lets a client in, unless its address has as many connections as it may. A trusted proxy may have
     /// any number: it has many clients.
     pub(super) fn visit(&self, address: SocketAddr) -> Option<Visit> {
-        let Some(visitors) = &self.visitors else { return Some(Visit(None)) };
+        let (Some(visitors), Some(most)) = (&self.visitors, self.edge.max_connections_per_client) else {
+            return Some(Visit(None));
+        };
         let address = address.ip().to_canonical();
         if identity::is_trusted(address, &self.edge.trusted_proxies) {
             return Some(Visit(None));
@@ -61,7 +86,7 @@ impl Room {
         let address = identity::household(address);
         let mut open = visitors.open.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(address).or_insert(0);
-        if *count >= visitors.most.get() {
+        if *count >= most.get() {
             return None;
         }
         *count += 1;
@@ -70,9 +95,8 @@ impl Room {
 }
 
 /// Addresses that have connections open; locked once when one begins and once when it ends.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Visitors {
-    most: NonZeroU32,
     open: Mutex<HashMap<IpAddr, u32>>,
 }
 
@@ -95,6 +119,10 @@ impl Drop for Visit {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
+    use tokio::runtime::{Builder, LocalRuntime};
+
     use super::*;
 
     fn address(text: &str) -> SocketAddr {
@@ -121,5 +149,40 @@ mod tests {
         let edge = Edge { max_connections: NonZeroU32::new(3).unwrap(), ..Edge::default() };
         let places: Vec<_> = Room::split(edge, 2).map(|room| room.places.available_permits()).collect();
         assert_eq!(places, [2, 2]);
+    }
+
+    #[test]
+    fn a_room_can_be_made_larger_and_smaller_with_people_in_it() {
+        let runtime: LocalRuntime = Builder::new_current_thread().build_local(Default::default()).unwrap();
+        runtime.block_on(async {
+            let room = |most: u32| {
+                let edge = Edge { max_connections: NonZeroU32::new(most).unwrap(), ..Edge::default() };
+                Room::split(edge, 1).next().unwrap()
+            };
+            let two = room(2);
+            let taken = [two.place().await, two.place().await];
+            let three = room(3).in_place_of(&two);
+            assert_eq!(three.places.available_permits(), 1);
+            let one = room(1).in_place_of(&three);
+            tokio::task::yield_now().await;
+            assert_eq!(one.places.available_permits(), 0);
+            drop(taken);
+            tokio::task::yield_now().await;
+            assert_eq!(one.places.available_permits(), 1);
+        });
+    }
+
+    #[test]
+    fn who_was_counted_before_is_counted_on() {
+        let limited = |most| Edge { max_connections_per_client: NonZeroU32::new(most), ..Edge::default() };
+        let room = |most| Room::split(limited(most), 1).next().unwrap();
+        let two = room(2);
+        let visits = [two.visit(address("192.0.2.1")), two.visit(address("192.0.2.1"))];
+        let three = room(3).in_place_of(&two);
+        let third = three.visit(address("192.0.2.1"));
+        assert!(third.is_some());
+        assert!(three.visit(address("192.0.2.1")).is_none());
+        drop((visits, third));
+        assert!(three.visitors.unwrap().open.lock().unwrap().is_empty());
     }
 }

@@ -191,6 +191,18 @@ fn a_hangup_opens_the_access_log_anew() {
 }
 
 #[test]
+fn a_hangup_has_the_configuration_read_anew() {
+    let (one, two) = (Backend::named("one"), Backend::named("two"));
+    let (folder, mut program) = Program::run(Web::new(one.address));
+    assert_eq!(Raw::connect(program.listener).get("/").text(), "one");
+    std::fs::write(folder.path().join("tidegate.toml"), Web::new(two.address).to_string()).unwrap();
+    program.signal("HUP");
+    crate::support::eventually_is("two".to_owned(), || Raw::connect(program.listener).get("/").text());
+    program.signal("INT");
+    assert_eq!(program.wait_for_code(), Some(0));
+}
+
+#[test]
 fn the_access_log_goes_to_stdout_and_nothing_else_does() {
     let backend = Backend::named("v1");
     let (_folder, path) = file(format!("{}[access_log]\n", Web::new(backend.address)));

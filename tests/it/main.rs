@@ -27,6 +27,7 @@
 //! | `proxy_protocol` | who may say whose connection it is, and who is believed |
 //! | `readme` | what README.md tells people to copy |
 //! | `pool` | how much a backend is given at a time |
+//! | `reload` | a configuration that changes while requests are on |
 //! | `resolve` | names of endpoints, and endpoints that come and go |
 //! | `rollout` | whole rollouts with real requests |
 //! | `routing` | which service a request gets to |
@@ -70,6 +71,7 @@ mod outlier;
 mod pool;
 mod proxy_protocol;
 mod readme;
+mod reload;
 mod resolve;
 mod rollout;
 mod routing;

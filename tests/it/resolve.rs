@@ -9,18 +9,15 @@ use std::{
 use prometheus::Registry;
 use tidegate::{
     config::load::parse,
-    controller::publish::Publisher,
+    controller::publish::{Compiled, Publisher},
     net::listen,
     proxy::client::Patience,
-    routing::{
-        edge::Edge,
-        snapshot::{BackendId, Endpoint},
-    },
+    routing::{edge::Edge, snapshot::Endpoint},
     telemetry::ledger::Hub,
     tls::reload::Keeper,
     worker::{
         drain::Stage,
-        handle::{Listening, Workers},
+        handle::{Behind, ListenerChanges, Opening, Workers},
         handshake::Entrance,
     },
 };
@@ -83,19 +80,21 @@ impl Bare {
         let (config, _) = parse("test.toml", &toml).unwrap();
         let name = config.services[0].backends[0].endpoints[0].clone();
         let mut keeper = Keeper::new(&Registry::new()).unwrap();
-        let publisher = Arc::new(Publisher::new(&config, &mut keeper).unwrap());
+        let publisher = Arc::new(Publisher::new(Compiled::new(&config, &mut keeper).unwrap()));
         let hub = Arc::new(Hub::new(1));
         let sockets = listen::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
         let address = sockets[0].local_addr().unwrap();
         let patience = Patience { header: Duration::from_secs(10), idle: Duration::from_secs(10) };
-        let listening =
-            vec![Listening { sockets, patience, entrance: Entrance::default(), edge: Edge::default() }];
-        let workers = Workers::start(1, listening, publisher.snapshots(), &hub, Vec::new()).unwrap();
+        let (entrance, edge) = (Entrance::default(), Edge::default());
+        let opening = Opening { sockets, behind: Behind { address, patience, entrance, edge } };
+        let workers = Workers::start(1, publisher.snapshots(), &hub, Vec::new()).unwrap();
+        let opened = ListenerChanges { opened: vec![opening], ..ListenerChanges::default() };
+        runtime().block_on(workers.listeners().change(opened));
         Self { publisher, workers: Some(workers), address, name }
     }
 
     fn set(&self, addresses: &[SocketAddr]) -> bool {
-        self.publisher.set_addresses(BackendId(0), &self.name, addresses)
+        self.publisher.set_addresses(&"web".parse().unwrap(), &"v1".parse().unwrap(), &self.name, addresses)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     net::SocketAddr,
+    path::{Path, PathBuf},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -10,7 +11,11 @@ use std::{
 use serde_json::Value;
 use tidegate::{
     app::{self, Options},
-    config::{diagnostic::render, load::parse},
+    config::{
+        Config,
+        diagnostic::render,
+        load::{load, parse},
+    },
 };
 use tokio::sync::oneshot;
 
@@ -21,7 +26,11 @@ use super::{
 };
 
 /// How often it looks at counts and files.
-const OPTIONS: Options = Options { tick: Duration::from_millis(50), certificates: Duration::from_millis(20) };
+const OPTIONS: Options = Options {
+    tick: Duration::from_millis(50),
+    certificates: Duration::from_millis(20),
+    configuration: Duration::from_millis(20),
+};
 
 /// A running Tidegate. It is drained when it is dropped, and a panic in it fails the test.
 #[derive(Debug)]
@@ -37,11 +46,25 @@ impl Tidegate {
     #[track_caller]
     pub fn start(toml: impl ToString) -> Self {
         let (config, _) = parse("test.toml", &toml.to_string()).unwrap_or_else(|e| panic!("{}", render(&e)));
+        Self::run(config, None, OPTIONS)
+    }
+
+    /// Starts it with the configuration in a file, whose changes it takes up when it is told to, or also
+    /// when it `notices` them.
+    #[track_caller]
+    pub fn start_from(file: &Path, notices: bool) -> Self {
+        let (config, _) = load(file).unwrap_or_else(|e| panic!("{}", render(&e)));
+        let never = Options { configuration: Duration::from_secs(24 * 60 * 60), ..OPTIONS };
+        Self::run(config, Some(file.to_owned()), if notices { OPTIONS } else { never })
+    }
+
+    #[track_caller]
+    fn run(config: Config, file: Option<PathBuf>, options: Options) -> Self {
         let (stop, stopped) = oneshot::channel::<Duration>();
         let (give, take) = std::sync::mpsc::channel();
         let thread = thread::spawn(move || {
             runtime().block_on(async {
-                let mut running = app::start(&config, OPTIONS).await.unwrap();
+                let mut running = app::start(&config, file.as_deref(), options).await.unwrap();
                 give.send((running.listeners.clone(), running.admin.unwrap())).unwrap();
                 let delay = tokio::select! {
                     delay = stopped => delay.unwrap(),
