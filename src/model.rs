@@ -4,6 +4,7 @@
 pub mod histogram;
 pub mod name;
 pub mod outcome;
+pub mod protocol;
 pub mod role;
 pub mod time;
 pub mod units;

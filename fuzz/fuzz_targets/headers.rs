@@ -14,9 +14,10 @@ use tidegate::{
         client::{Client, Patience},
         fuzzing,
     },
+    model::protocol::Protocol,
     routing::{
         edge::Edge,
-        snapshot::{Endpoint, Protocol},
+        snapshot::Endpoint,
     },
 };
 

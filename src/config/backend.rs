@@ -12,7 +12,7 @@ use super::{
     report::Report,
     written::{Section, Table, Text, name},
 };
-use crate::routing::snapshot::Protocol;
+use crate::model::protocol::Protocol;
 
 /// `[services.NAME.backends.NAME]` as written.
 #[derive(Debug, Deserialize)]
@@ -104,8 +104,8 @@ struct InvalidEndpoint {
     remedy: String,
 }
 
-/// Reads `http://HOST:PORT`, `https://HOST:PORT` or `h2c://HOST:PORT`. A path has no place in it: a request goes on with the path it came
-/// with.
+/// Reads `http://HOST:PORT` or `https://HOST:PORT` for HTTP/1.1, `h2c://HOST:PORT` or `h2://HOST:PORT` for
+/// HTTP/2. A path has no place in it: a request goes on with the path it came with.
 fn parse(text: &str) -> Result<(Endpoint, Scheme), InvalidEndpoint> {
     let invalid =
         |remedy: String| InvalidEndpoint { problem: format!("`{text}` is not an endpoint"), remedy };
@@ -118,16 +118,11 @@ fn parse(text: &str) -> Result<(Endpoint, Scheme), InvalidEndpoint> {
         "http" => (Scheme::Http, Protocol::Http1, 80),
         "h2c" => (Scheme::Http, Protocol::Http2, 80),
         "https" => (Scheme::Https, Protocol::Http1, 443),
+        "h2" => (Scheme::Https, Protocol::Http2, 443),
         "grpc" => return Err(invalid(format!("write `\"h2c://{authority}\"`: gRPC is HTTP/2"))),
-        "h2" | "grpcs" => {
-            return Err(InvalidEndpoint {
-                problem: format!("endpoint `{text}`: `{scheme}://` is not supported yet"),
-                remedy: "use `h2c://HOST:PORT` for HTTP/2, or `https://HOST:PORT` for TLS: not yet both"
-                    .to_owned(),
-            });
-        }
+        "grpcs" => return Err(invalid(format!("write `\"h2://{authority}\"`: gRPC is HTTP/2"))),
         _ => {
-            let remedy = "write `http://HOST:PORT`, `https://HOST:PORT`, or `h2c://HOST:PORT` for HTTP/2";
+            let remedy = "write `http://HOST:PORT` or, with TLS, `https://HOST:PORT`; for HTTP/2 `h2c://HOST:PORT` or, with TLS, `h2://HOST:PORT`";
             return Err(invalid(remedy.to_owned()));
         }
     };
@@ -189,9 +184,10 @@ mod tests {
     }
 
     #[test]
-    fn h2c_is_http_2_without_tls() {
-        let (h2c, _) = parse("H2C://a:9001").unwrap();
-        assert_eq!((h2c.host.as_str(), h2c.port, h2c.protocol), ("a", 9001, Protocol::Http2));
+    fn h2c_is_http_2_without_tls_and_h2_with() {
+        let http_2 = |port| Endpoint { protocol: Protocol::Http2, ..endpoint("a", port) };
+        assert_eq!(parse("H2C://a:9001").unwrap(), (http_2(9001), Scheme::Http));
+        assert_eq!(parse("h2://a").unwrap(), (http_2(443), Scheme::Https));
     }
 
     #[test]
@@ -199,10 +195,13 @@ mod tests {
         for (text, expected) in [
             ("127.0.0.1:9001", "write it as a URL: `\"http://127.0.0.1:9001\"`"),
             ("", "write it as a URL: `\"http://127.0.0.1:9001\"`"),
-            ("grpcs://a", "use `h2c://HOST:PORT` for HTTP/2, or `https://HOST:PORT` for TLS: not yet both"),
+            ("grpcs://a", "write `\"h2://a\"`: gRPC is HTTP/2"),
             ("grpc://a:1", "write `\"h2c://a:1\"`: gRPC is HTTP/2"),
             ("h2c://a:80/x", "write only `\"h2c://a:80\"`: a request keeps the path that it came with"),
-            ("ftp://a", "write `http://HOST:PORT`, `https://HOST:PORT`, or `h2c://HOST:PORT` for HTTP/2"),
+            (
+                "ftp://a",
+                "write `http://HOST:PORT` or, with TLS, `https://HOST:PORT`; for HTTP/2 `h2c://HOST:PORT` or, with TLS, `h2://HOST:PORT`",
+            ),
             ("http://a:80/", "write only `\"http://a:80\"`: a request keeps the path that it came with"),
             ("https://a/b", "write only `\"https://a\"`: a request keeps the path that it came with"),
             ("http://me:secret@a", "write it without user name and password"),

@@ -29,9 +29,9 @@ use super::{
 };
 use crate::{
     clock,
-    model::outcome::Outcome,
+    model::{outcome::Outcome, protocol::Protocol},
     net::timers::Deadline,
-    routing::snapshot::{Protocol, Timeouts},
+    routing::snapshot::Timeouts,
     upstream::{
         allowance::{Slot, Turn},
         connect::connect,

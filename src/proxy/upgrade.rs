@@ -23,7 +23,7 @@ use super::{
     tunnel::{Tunnel, Upstream},
     websocket,
 };
-use crate::{net::tls::Transport, routing::snapshot::Protocol};
+use crate::{model::protocol::Protocol, net::tls::Transport};
 
 const WEBSOCKET: &str = "websocket";
 pub(super) const KEY: HeaderName = HeaderName::from_static("sec-websocket-key");

@@ -49,7 +49,7 @@ pub fn with_addresses(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::snapshot::Protocol;
+    use crate::model::protocol::Protocol;
 
     fn endpoint(host: &str) -> Endpoint {
         Endpoint { host: host.to_owned(), port: 80, protocol: Protocol::Http1 }

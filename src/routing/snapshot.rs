@@ -21,7 +21,10 @@ use super::{
     table::{Rule, Table, Target},
 };
 use crate::{
-    model::name::{BackendName, ServiceName},
+    model::{
+        name::{BackendName, ServiceName},
+        protocol::Protocol,
+    },
     tls::client::Connector,
 };
 
@@ -33,15 +36,6 @@ pub struct ServiceId(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendId(pub u32);
 
-/// What is spoken to an endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Protocol {
-    /// HTTP/1.1.
-    #[default]
-    Http1,
-    /// HTTP/2 without TLS, known to be spoken beforehand (`h2c`).
-    Http2,
-}
 /// The place of a route with filters among those of its topology.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RouteId(pub u32);

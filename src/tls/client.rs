@@ -8,7 +8,10 @@ use std::{
 use arc_swap::ArcSwap;
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
     sign::SingleCertAndKey,
@@ -19,6 +22,7 @@ use super::{
     provider,
     reload::{Kept, Reloads},
 };
+use crate::model::protocol::Protocol;
 
 /// How a backend is spoken to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -38,13 +42,37 @@ pub struct Settings {
 pub struct Connector {
     settings: Settings,
     server_name: Option<ServerName<'static>>,
-    config: ArcSwap<ClientConfig>,
+    configs: ArcSwap<Configs>,
 }
 
+/// What is the same for both protocols but for what is offered. Sessions are not resumed across them.
+struct Configs {
+    http1: Arc<ClientConfig>,
+    http2: Arc<ClientConfig>,
+}
+
+/// What is offered for HTTP/1.1, by the name that ALPN has for it.
+const HTTP1: &[u8] = b"http/1.1";
+/// The same for HTTP/2.
+const HTTP2: &[u8] = b"h2";
+
 impl Connector {
-    /// The configuration to use now.
-    pub fn config(&self) -> Arc<ClientConfig> {
-        self.config.load_full()
+    /// The configuration to use now, with what an endpoint speaks as the only protocol that is offered.
+    pub fn config(&self, protocol: Protocol) -> Arc<ClientConfig> {
+        let configs = self.configs.load();
+        Arc::clone(match protocol {
+            Protocol::Http1 => &configs.http1,
+            Protocol::Http2 => &configs.http2,
+        })
+    }
+
+    /// Whether what was agreed on in the handshake is what the endpoint is said to speak. HTTP/1.1 is
+    /// spoken where nothing is said; HTTP/2 has to be agreed on (RFC 9113, section 3.2).
+    pub fn is_agreed(protocol: Protocol, agreed: Option<&[u8]>) -> bool {
+        match protocol {
+            Protocol::Http1 => agreed.is_none_or(|agreed| agreed == HTTP1),
+            Protocol::Http2 => agreed == Some(HTTP2),
+        }
     }
 
     /// The name that the certificate of an endpoint on `host` has to be for. Nothing, if `host` is no
@@ -110,8 +138,9 @@ impl Client {
         let certificate = settings.certificate.clone().map(Kept::load).transpose()?;
         let server_name = settings.server_name.clone().map(ServerName::try_from).transpose();
         let server_name = server_name.map_err(|error| CannotConnect::Setup(error.to_string()))?;
-        let config = build(&settings, authorities.as_ref(), certificate.as_ref())?;
-        let connector = Arc::new(Connector { settings, server_name, config: ArcSwap::from_pointee(config) });
+        let configs = build(&settings, authorities.as_ref(), certificate.as_ref())?;
+        let connector =
+            Arc::new(Connector { settings, server_name, configs: ArcSwap::from_pointee(configs) });
         Ok(Self { connector, authorities, certificate })
     }
 
@@ -132,9 +161,9 @@ impl Client {
         if !authorities && !certificate {
             return;
         }
-        let Connector { settings, config, .. } = &*self.connector;
+        let Connector { settings, configs, .. } = &*self.connector;
         match build(settings, self.authorities.as_ref(), self.certificate.as_ref()) {
-            Ok(fresh) => config.store(Arc::new(fresh)),
+            Ok(fresh) => configs.store(Arc::new(fresh)),
             Err(error) => tracing::error!(%error, "certificates for backends are not reloaded"),
         }
     }
@@ -144,7 +173,7 @@ fn build(
     settings: &Settings,
     authorities: Option<&Kept<Authorities>>,
     certificate: Option<&Kept<Pair>>,
-) -> Result<ClientConfig, CannotConnect> {
+) -> Result<Configs, CannotConnect> {
     let setup = |error: rustls::Error| CannotConnect::Setup(error.to_string());
     let provider = provider();
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
@@ -164,9 +193,11 @@ fn build(
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
         }
     };
-    // Where HTTP/2 to backends would be offered.
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
+    config.alpn_protocols = vec![HTTP1.to_vec()];
+    let http1 = Arc::new(config.clone());
+    config.alpn_protocols = vec![HTTP2.to_vec()];
+    config.resumption = Resumption::default();
+    Ok(Configs { http1, http2: Arc::new(config) })
 }
 
 /// The authorities that this system trusts, read once. Those and not a list that is compiled in: they

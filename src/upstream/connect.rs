@@ -58,9 +58,12 @@ async fn shake_hands(
 ) -> Result<Transport, ConnectError> {
     let name: Option<ServerName<'static>> = connector.server_name(&endpoint.host);
     let name = name.ok_or_else(|| ConnectError::Tls(io::ErrorKind::InvalidInput.into()))?;
-    let handshake = TlsConnector::from(connector.config()).connect(name, socket);
+    let handshake = TlsConnector::from(connector.config(endpoint.protocol)).connect(name, socket);
     match handshake.await {
-        Ok(stream) => Ok(Transport::tls(stream)),
+        Ok(stream) if Connector::is_agreed(endpoint.protocol, stream.get_ref().1.alpn_protocol()) => {
+            Ok(Transport::tls(stream))
+        }
+        Ok(_) => Err(ConnectError::Tls(io::Error::other("the endpoint does not speak HTTP/2"))),
         Err(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(rustls::Error::InvalidCertificate(_)) => Err(ConnectError::Certificate(error)),
             _ => Err(ConnectError::Tls(error)),

@@ -5,10 +5,13 @@ use crate::{
     support::{
         Backend, Tidegate, Web,
         certificates::{Authority, Files},
-        eventually,
+        eventually, eventually_is,
         external::program,
+        python::{Server, python, run_client},
     },
 };
+
+const PEER: &str = "tests/peers/grpc_peer.py";
 
 /// A nginx that speaks TLS, and its authority.
 struct Setup {
@@ -20,6 +23,11 @@ struct Setup {
 impl Setup {
     /// `names` are those of its certificate, `lines` more of its configuration.
     fn new(names: &[&str], lines: impl Fn(&Files) -> String) -> Option<Self> {
+        Self::speaking("ssl", names, lines)
+    }
+
+    /// The same with other words in `listen`.
+    fn speaking(speaks: &str, names: &[&str], lines: impl Fn(&Files) -> String) -> Option<Self> {
         let nginx = program("nginx")?;
         let (authority, files) = (Authority::new("backends"), Files::new());
         files.pair("nginx", &authority.issue(names));
@@ -32,13 +40,19 @@ impl Setup {
             lines(&files)
         );
         // The number of the connection shows which requests share one.
-        let nginx = Nginx::serve(&nginx, "ssl", &lines, "$connection $ssl_server_name $ssl_client_verify");
+        let nginx = Nginx::serve(&nginx, speaks, &lines, "$connection $ssl_server_name $ssl_client_verify");
         Some(Self { authority, files, nginx })
     }
 
     fn start(&self, tls: &str) -> Tidegate {
         let web = Web::new(self.nginx.address).table("backends.v1.tls", tls);
         Tidegate::start(web.to_string().replace("http://", "https://"))
+    }
+
+    /// A proxy that speaks HTTP/2 to it.
+    fn start_h2(&self) -> Tidegate {
+        let web = Web::new(self.nginx.address).table("backends.v1.tls", &self.ca());
+        Tidegate::start(web.to_string().replace("http://", "h2://"))
     }
 
     fn ca(&self) -> String {
@@ -66,6 +80,56 @@ fn a_verified_connection_is_kept_and_used_again() {
     assert_eq!(first.status, 200);
     assert!(first.text().ends_with(" app.test NONE"), "{}", first.text());
     assert_eq!(first.text(), second.text(), "one connection");
+}
+
+#[test]
+fn http_2_is_agreed_on_and_its_connection_is_shared() {
+    let named = |_: &Files| "add_header x-protocol $server_protocol;".to_owned();
+    let Some(setup) = Setup::speaking("ssl http2", &["127.0.0.1"], named) else { return };
+    let tidegate = setup.start_h2();
+    let (first, second) = (tidegate.client().get("/"), tidegate.client().get("/"));
+    assert_eq!((first.status, first.fields("x-protocol")), (200, vec!["HTTP/2.0"]));
+    assert_eq!(first.text(), second.text(), "one connection");
+    tidegate.wait_until_idle().expect("tidegate_requests_total", &[("status", "2xx")], 2.0);
+}
+
+#[test]
+fn one_that_does_not_agree_on_http_2_is_blamed() {
+    let Some(setup) = Setup::new(&["127.0.0.1"], |_| String::new()) else { return };
+    expect_failure(&setup.start_h2(), 502, "tls_protocol_error", "tls_protocol_error");
+}
+
+#[test]
+fn calls_of_every_shape_go_to_google_s_own_server_with_tls() {
+    let Some(python) = python("grpc") else { return };
+    let (authority, files) = (Authority::new("backends"), Files::new());
+    files.pair("grpc", &authority.issue(&["127.0.0.1"]));
+    let ca = files.write("ca.pem", &authority.pem);
+    let pair = ["grpc.pem", "grpc.key"].map(|name| files.path(name).display().to_string());
+    let server = Server::start_with(&python, PEER, &pair.each_ref().map(String::as_str));
+    let web = Web::new(server.address).table("backends.v1.tls", &format!("ca = '{}'", ca.display()));
+    let tidegate = Tidegate::start(web.to_string().replace("http://", "h2://"));
+    run_client(&python, PEER, &["client", &tidegate.address().to_string()]);
+}
+
+#[test]
+fn health_checks_speak_tls_too() {
+    let Some(setup) = Setup::new(&["127.0.0.1"], |_| String::new()) else { return };
+    for (scheme, kind, healthy) in
+        [("https", "path = '/'", 1.0), ("https", "kind = 'tcp'", 1.0), ("h2", "kind = 'tcp'", 0.0)]
+    {
+        let check = format!("interval = '20ms'\nunhealthy_threshold = 1\n{kind}\n");
+        let web = Web::new(setup.nginx.address).table("backends.v1.tls", &setup.ca());
+        let web = web.table("health_check", &check).to_string();
+        let tidegate = Tidegate::start(web.replace("http://", &format!("{scheme}://")));
+        eventually_is(healthy, || tidegate.scrape().sum("tidegate_endpoint_healthy", &[]));
+    }
+    // It is not believed, and so not well.
+    setup.files.write("ca.pem", &Authority::new("others").pem);
+    let web = Web::new(setup.nginx.address).table("backends.v1.tls", &setup.ca());
+    let web = web.table("health_check", "interval = '20ms'\nunhealthy_threshold = 1\n").to_string();
+    let tidegate = Tidegate::start(web.replace("http://", "https://"));
+    eventually_is(0.0, || tidegate.scrape().sum("tidegate_endpoint_healthy", &[]));
 }
 
 #[test]

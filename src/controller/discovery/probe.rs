@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 
 use super::grpc;
 use crate::{
+    model::protocol::Protocol,
     routing::{policy::Probe, snapshot::Endpoint},
     tls::client::Connector,
 };
@@ -34,7 +35,12 @@ pub(super) async fn ask(
     address: SocketAddr,
     tls: Option<&Connector>,
 ) -> anyhow::Result<()> {
-    let stream = connect(endpoint, address, tls).await?;
+    let speaks = match probe {
+        Probe::Tcp => endpoint.protocol,
+        Probe::Http { .. } => Protocol::Http1,
+        Probe::Grpc { .. } => Protocol::Http2,
+    };
+    let stream = connect(endpoint, address, speaks, tls).await?;
     match probe {
         Probe::Tcp => Ok(()),
         Probe::Http { path, host, expected_statuses } => {
@@ -57,13 +63,18 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 async fn connect(
     endpoint: &Endpoint,
     address: SocketAddr,
+    speaks: Protocol,
     tls: Option<&Connector>,
 ) -> anyhow::Result<Box<dyn Stream>> {
     let stream = TcpStream::connect(address).await.context("no connection")?;
     let Some(connector) = tls else { return Ok(Box::new(stream)) };
     let name = connector.server_name(&endpoint.host).context("no name for the certificate")?;
-    let stream = TlsConnector::from(connector.config()).connect(name, stream).await;
-    Ok(Box::new(stream.context("no TLS")?))
+    let stream = TlsConnector::from(connector.config(speaks)).connect(name, stream).await;
+    let stream = stream.context("no TLS")?;
+    if !Connector::is_agreed(speaks, stream.get_ref().1.alpn_protocol()) {
+        bail!("it speaks another protocol than it is asked in");
+    }
+    Ok(Box::new(stream))
 }
 
 async fn http_status(stream: impl Stream + 'static, path: &str, host: &str) -> anyhow::Result<u16> {

@@ -35,8 +35,14 @@ pub struct Server {
 
 impl Server {
     pub fn start(python: &Path, script: &str) -> Self {
+        Self::start_with(python, script, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn start_with(python: &Path, script: &str, arguments: &[&str]) -> Self {
         let mut child = Command::new(python)
             .args([script, "server"])
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
