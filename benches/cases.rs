@@ -8,7 +8,7 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tidegate::{
-    analysis::{Analysis, ArmTick, Tick, settings::Settings},
+    analysis::{Analysis, ArmTick, Tick, error_rate::Sample, settings::Settings},
     model::{
         histogram::{self, Histogram},
         outcome::Outcome,
@@ -292,9 +292,11 @@ fn observe() -> Run {
     let mut analysis = analysis();
     repeat(move |_| {
         analysis.observe(black_box(&Tick {
-            stable: ArmTick { requests: 900, failures: 9, latency: &stable },
-            canary: ArmTick { requests: 100, failures: 1, latency: &canary },
-        }))
+            stable: tick((900, 9), &stable),
+            canary: tick((100, 1), &canary),
+            routes: &[],
+        }));
+        analysis.verdict()
     })
 }
 
@@ -346,11 +348,16 @@ fn whole_tick() -> Run {
         let gained = now.iter().zip(&before).map(|((_, now), (_, before))| now.since(before));
         let gained: Vec<Totals> = gained.collect();
         for (analysis, arms) in analyses.iter_mut().zip(gained.chunks_exact(2)) {
-            black_box(analysis.observe(&Tick { stable: arm(&arms[0]), canary: arm(&arms[1]) }));
+            analysis.observe(&Tick { stable: arm(&arms[0]), canary: arm(&arms[1]), routes: &[] });
+            black_box(analysis.verdict());
         }
     })
 }
 
 fn arm(gained: &Totals) -> ArmTick<'_> {
-    ArmTick { requests: gained.requests(), failures: gained.failures(), latency: &gained.latency }
+    tick((gained.requests(), gained.failures()), &gained.latency)
+}
+
+fn tick((requests, failures): (u64, u64), latency: &Histogram) -> ArmTick<'_> {
+    ArmTick { requests, failures, latency, warming: Sample::default() }
 }

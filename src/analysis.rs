@@ -11,34 +11,45 @@
 //! other questions in the same way, and [`budget`] makes one number of them all. Baking asks a new
 //! question of a version that is now alone, and has an α of its own.
 //!
-//! Outside the promise stands one rule without statistics: a canary that fails many requests in a
-//! row and answers none is rolled back at once.
+//! Outside the promise stand two rules without it: a canary that fails many requests in a row and
+//! answers none is rolled back at once (`evidence`), and so is one that has cost as many requests as
+//! it may, where somebody said how many (`harm`).
 
+pub mod attribution;
 pub mod budget;
+pub mod dispersion;
 pub mod error_rate;
 mod evidence;
 pub mod explain;
 pub mod guard;
-pub(crate) mod interval;
+mod harm;
+mod incident;
+pub mod interval;
 pub mod latency;
 pub mod mixture;
+mod numbers;
+mod route;
 pub mod settings;
 pub mod verdict;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use self::{
+    dispersion::Dispersion,
     error_rate::{Comparison, Margin, Sample},
-    evidence::{Tally, Window},
+    evidence::Tally,
     guard::{Guard, SlowGuard},
+    harm::Budget,
+    interval::Difference,
     latency::{Latency, Quantile},
-    mixture::TICKS_PER_START,
+    mixture::{Sight, TICKS_PER_START},
+    route::Route,
     settings::Settings,
-    verdict::{ArmLatency, Arms, Check, CheckReport, Decision, Reason, Stage, Verdict},
+    verdict::{Arms, Check, Decision, Harm, Incident, Interval, Reason, Scope, Stage},
 };
-use crate::model::histogram::Histogram;
+use crate::model::{histogram::Histogram, weight::Weight};
 
 /// What one arm did in one tick.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +60,9 @@ pub struct ArmTick<'a> {
     pub failures: u64,
     /// How long they took.
     pub latency: &'a Histogram,
+    /// The same of endpoints that are still warming up. They are in none of the above and compared
+    /// with nothing, since a cold endpoint says little about its version.
+    pub warming: Sample,
 }
 
 impl ArmTick<'_> {
@@ -65,6 +79,19 @@ pub struct Tick<'a> {
     pub stable: ArmTick<'a>,
     /// What the canary did.
     pub canary: ArmTick<'a>,
+    /// The same by route, in the order in which the analysis was told of them; empty where requests
+    /// are not counted by route. They are in the arms' counts as well.
+    pub routes: &'a [Arms<Sample>],
+}
+
+impl Tick<'_> {
+    fn samples(&self) -> Arms<Sample> {
+        Arms { stable: self.stable.sample(), canary: self.canary.sample() }
+    }
+
+    fn warming(&self) -> Arms<Sample> {
+        Arms { stable: self.stable.warming, canary: self.canary.warming }
+    }
 }
 
 /// The analysis of one rollout, from its first step to the end of baking.
@@ -74,13 +101,19 @@ pub struct Tick<'a> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Analysis {
     targets: Targets,
-    last_step: bool,
+    stage: Stage,
+    /// The weight that the next step has; nothing in the last one.
+    next_weight: Option<Weight>,
     tally: Tally,
+    dispersion: Dispersion,
     worse: Comparison,
     better: Comparison,
+    difference: Option<Difference>,
     latency: Option<Latency>,
+    routes: Vec<Route>,
     max_error_rate: Option<Guard>,
     max_p99: Option<SlowGuard>,
+    budget: Option<Budget>,
 }
 
 /// What the settings ask for, in the units of the evidence.
@@ -98,11 +131,10 @@ struct Targets {
     planned: u64,
 }
 
-/// What a tick comes to, before its numbers are put beside it.
+/// What a tick comes to, before the numbers are put beside it.
 struct Finding {
     decision: Decision,
-    reason: Reason,
-    requests_needed: Option<u64>,
+    reason: Reason<()>,
 }
 
 impl Analysis {
@@ -113,16 +145,17 @@ impl Analysis {
         let planned = (planned_ticks / TICKS_PER_START).max(1);
         let Settings {
             alpha,
-            ratio_tolerance,
-            absolute_tolerance,
+            ratio_tolerance: _,
+            absolute_tolerance: _,
             promotion_margin,
             promotion_alpha,
             minimum_requests,
-            latency_margin,
+            latency_margin: _,
             max_error_rate,
             max_p99,
+            dispersion,
+            max_harm,
         } = *settings;
-        let tolerance = Margin { ratio: ratio_tolerance, absolute: absolute_tolerance };
         Self {
             targets: Targets {
                 evidence: -alpha.ln(),
@@ -133,35 +166,74 @@ impl Analysis {
                 max_p99,
                 planned,
             },
-            last_step: false,
+            stage: Stage::Stepping,
+            next_weight: Some(Weight::ZERO),
             tally: Tally::default(),
-            worse: Comparison::worse(tolerance, planned),
+            dispersion: Dispersion::new(dispersion),
+            worse: Comparison::worse(settings.tolerance(), planned),
             better: Comparison::better(Margin { ratio: 1.0, absolute: promotion_margin }),
-            latency: latency_margin.map(|margin| Latency::new(margin, planned)),
+            difference: Some(Difference::default()),
+            latency: Latency::of(settings, planned),
+            routes: Vec::new(),
             max_error_rate: max_error_rate.map(|limit| Guard::new(limit, planned)),
             max_p99: max_p99.map(|limit| SlowGuard::new(limit, planned)),
+            budget: max_harm.map(Budget::new),
         }
     }
 
-    /// A step begins, perhaps the `last` one: its requests are counted anew. The evidence stays,
-    /// since a change of weight does not touch it.
-    pub fn begin_step(&mut self, last: bool) {
-        self.last_step = last;
+    /// The same for a service whose requests are also counted by these routes.
+    #[must_use]
+    pub fn with_routes(mut self, settings: &Settings, names: impl IntoIterator<Item = Arc<str>>) -> Self {
+        let dispersion = Dispersion::new(settings.dispersion);
+        let route = |name| Route::new(name, settings.tolerance(), self.targets.planned, dispersion);
+        self.routes = names.into_iter().map(route).collect();
+        self
+    }
+
+    /// The same for whoever wants decisions and nobody to look: without intervals, unless one of them
+    /// is decided by.
+    #[must_use]
+    pub fn without_intervals(mut self) -> Self {
+        if self.budget.is_none() {
+            self.difference = None;
+        }
+        if let Some(latency) = &mut self.latency {
+            latency.drop_intervals();
+        }
+        self
+    }
+
+    /// A step begins, after which the canary is to get `next_weight`, or in the last one everything:
+    /// its requests are counted anew. The evidence stays, since a change of weight does not touch it.
+    pub fn begin_step(&mut self, next_weight: Option<Weight>) {
+        self.next_weight = next_weight;
         self.tally.begin_step();
+        self.routes.iter_mut().for_each(|route| route.step = Arms::default());
     }
 
     /// Takes in a tick of a step.
-    pub fn observe(&mut self, tick: &Tick<'_>) -> Verdict {
-        let Tick { stable, canary } = tick;
-        let samples = Arms { stable: stable.sample(), canary: canary.sample() };
-        self.tally.count(samples, Arms { stable: stable.latency, canary: canary.latency });
-        self.worse.update(samples.stable, samples.canary);
-        self.better.update(samples.stable, samples.canary);
-        if let Some(latency) = &mut self.latency {
-            latency.update(stable.latency, canary.latency);
+    pub fn observe(&mut self, tick: &Tick<'_>) -> Decision {
+        let (samples, usual) = (tick.samples(), self.tally.rollout.stable.rate());
+        self.tally.count(tick);
+        // Known before the tick, as its proof wants it.
+        let factor = self.dispersion.factor();
+        self.worse.update(samples, factor);
+        self.better.update(samples, factor);
+        if let Some(difference) = &mut self.difference {
+            difference.update(samples, factor);
         }
-        self.observe_guards(samples.canary, canary.latency);
-        self.verdict(Stage::Stepping)
+        if let Some(latency) = &mut self.latency {
+            latency.update(tick.stable.latency, tick.canary.latency);
+        }
+        self.routes.iter_mut().zip(tick.routes).for_each(|(route, tick)| route.update(*tick));
+        self.observe_guards(samples.canary, tick.canary.latency, factor);
+        self.dispersion.update(samples.stable);
+        if let Some(budget) = &mut self.budget {
+            let mut all = samples;
+            all.canary.add(tick.canary.warming);
+            budget.update(all, usual.unwrap_or(0.0));
+        }
+        self.find().decision
     }
 
     /// The canary was promoted and will be watched alone: its limits are, from nothing, and
@@ -174,144 +246,154 @@ impl Analysis {
         let limit = max_error_rate.unwrap_or_else(|| (5.0 * usual).clamp(0.05, 0.95));
         self.max_error_rate = Some(Guard::new(limit, planned));
         self.max_p99 = max_p99.map(|limit| SlowGuard::new(limit, planned));
+        self.stage = Stage::Baking;
         self.tally.begin_baking();
     }
 
     /// Takes in a tick of baking: what the promoted version, now stable, did in it. It never asks to
     /// hold or to advance.
-    pub fn observe_baking(&mut self, new_stable: &ArmTick<'_>) -> Verdict {
-        let sample = new_stable.sample();
-        self.tally.count_baking(sample, new_stable.latency);
-        self.observe_guards(sample, new_stable.latency);
-        self.verdict(Stage::Baking)
+    pub fn observe_baking(&mut self, new_stable: &ArmTick<'_>) -> Decision {
+        self.tally.count_baking(new_stable);
+        self.observe_guards(new_stable.sample(), new_stable.latency, self.dispersion.factor());
+        self.find().decision
     }
 
-    fn observe_guards(&mut self, sample: Sample, latency: &Histogram) {
+    /// What the canary has cost and which weight that allows, where the settings limit it.
+    pub fn harm(&self) -> Option<Harm> {
+        let Arms { stable, canary } = self.tally.window.rate();
+        self.budget.map(|budget| budget.report(stable + canary, self.difference()))
+    }
+
+    fn difference(&self) -> Option<Interval> {
+        self.difference.as_ref().and_then(Difference::interval)
+    }
+
+    fn observe_guards(&mut self, sample: Sample, latency: &Histogram, dispersion: f64) {
         if let Some(guard) = &mut self.max_error_rate {
-            guard.update(sample);
+            guard.update(sample, dispersion);
         }
         if let Some(guard) = &mut self.max_p99 {
-            guard.update(latency);
+            guard.update(latency, dispersion);
         }
     }
 
-    fn verdict(&self, stage: Stage) -> Verdict {
-        let latency = self.tally.latency();
-        let checks = self.reports(stage, latency);
-        let evidence = budget::combine(checks.iter().map(|check| (check.evidence, 1.0)));
-        let promotion_evidence = self.better.log_e();
-        let strongest = checks.iter().copied().max_by(|a, b| a.evidence.total_cmp(&b.evidence));
+    /// Whether the evidence of all checks together has reached `log`. In most ticks it is far off,
+    /// which costs much less to see than how far.
+    fn has_reached(&self, log: f64) -> bool {
+        [Sight::Glance, Sight::Exact].into_iter().all(|sight| self.combined(sight) >= log)
+    }
+
+    /// The evidence of all checks together, as one number: see [`budget`].
+    fn combined(&self, sight: Sight) -> f64 {
+        let service = self.service_checks(sight);
+        let (of_service, of_route) = self.weights(&service);
+        let service = service.into_iter().flatten().map(|(_, log_e)| (log_e, of_service));
+        let routes = self.routes().iter().map(|route| (route.worse.evidence(sight), of_route));
+        budget::combine(service.chain(routes))
+    }
+
+    /// The weight of each check on the whole service, and of each on a route.
+    fn weights(&self, service: &[Option<(Check, f64)>]) -> (f64, f64) {
+        budget::weights(service.iter().flatten().count(), self.routes().len())
+    }
+
+    /// The routes that are compared.
+    fn routes(&self) -> &[Route] {
+        if self.stage == Stage::Stepping { &self.routes } else { &[] }
+    }
+
+    /// The evidence of the checks on the whole service that the stage has.
+    fn service_checks(&self, sight: Sight) -> [Option<(Check, f64)>; 5] {
+        let stepping = self.stage == Stage::Stepping;
+        let latency = self.latency.as_ref().filter(|_| stepping);
+        let slower = |quantile| latency.map(|latency| latency.evidence(quantile, sight));
+        let rate = self.max_error_rate.as_ref().map(|guard| guard.evidence(sight));
+        let p99 = self.max_p99.as_ref().map(|guard| guard.evidence(sight));
+        [
+            (Check::ErrorRate, stepping.then(|| self.worse.evidence(sight))),
+            (Check::LatencyP50, slower(Quantile::P50)),
+            (Check::LatencyP99, slower(Quantile::P99)),
+            (Check::MaxErrorRate, rate),
+            (Check::MaxP99, p99),
+        ]
+        .map(|(check, log_e)| Some((check, log_e?)))
+    }
+
+    /// What all that has been seen comes to.
+    fn find(&self) -> Finding {
         // Retreat comes first, whatever else is the matter: it is safe when it is wrong.
-        let finding = self.retreat(evidence, strongest).unwrap_or_else(|| match stage {
+        self.retreat().unwrap_or_else(|| match self.stage {
             Stage::Baking => self.bake(),
-            Stage::Stepping => {
-                self.hold().unwrap_or_else(|| self.proceed(evidence, promotion_evidence, strongest))
-            }
-        });
-        let Finding { decision, reason, requests_needed } = finding;
-        Verdict {
-            decision,
-            reason,
-            stage,
-            evidence,
-            threshold: self.targets.evidence,
-            promotion_evidence,
-            promotion_threshold: self.targets.promotion_evidence,
-            checks,
-            rollout: self.tally.rollout.totals(),
-            step: self.tally.step.totals(),
-            latency,
-            difference: interval::newcombe(self.tally.step),
-            requests_needed,
-        }
-    }
-
-    /// The numbers of every check that the stage has.
-    fn reports(&self, stage: Stage, latency: Arms<ArmLatency>) -> Vec<CheckReport> {
-        let Arms { stable, canary } = self.tally.step;
-        let (stable, canary) = (stable.rate(), canary.rate());
-        let p50 = (latency.stable.p50_seconds, latency.canary.p50_seconds);
-        let p99 = (latency.stable.p99_seconds, latency.canary.p99_seconds);
-        let report =
-            |check, (stable, canary), limit, evidence| CheckReport { check, stable, canary, limit, evidence };
-        let mut reports = Vec::with_capacity(5);
-        if stage == Stage::Stepping {
-            reports.push(report(Check::ErrorRate, (stable, canary), None, self.worse.log_e()));
-            if let Some(latency) = &self.latency {
-                reports.push(report(Check::LatencyP50, p50, None, latency.log_e(Quantile::P50)));
-                reports.push(report(Check::LatencyP99, p99, None, latency.log_e(Quantile::P99)));
-            }
-        }
-        if let Some(guard) = &self.max_error_rate {
-            reports.push(report(Check::MaxErrorRate, (stable, canary), Some(guard.limit()), guard.log_e()));
-        }
-        if let Some(guard) = &self.max_p99 {
-            reports.push(report(Check::MaxP99, p99, Some(guard.limit().as_secs_f64()), guard.log_e()));
-        }
-        reports
+            Stage::Stepping => self.hold().unwrap_or_else(|| self.proceed()),
+        })
     }
 
     /// Whether to roll back.
-    fn retreat(&self, evidence: f64, strongest: Option<CheckReport>) -> Option<Finding> {
-        let by_evidence = strongest.filter(|_| evidence >= self.targets.evidence).map(Reason::Worse);
-        let by_streak = || self.tally.streak.damning().map(|failures| Reason::OnlyFailures { failures });
-        let reason = by_evidence.or_else(by_streak)?;
-        Some(Finding { decision: Decision::RollBack, reason, requests_needed: None })
+    fn retreat(&self) -> Option<Finding> {
+        let reason = if self.has_reached(self.targets.evidence) {
+            Reason::Worse(())
+        } else if let Some(failures) = self.tally.streak.damning() {
+            Reason::OnlyFailures { failures }
+        } else if self.stage == Stage::Stepping && self.budget.is_some_and(|budget| budget.is_spent()) {
+            Reason::HarmSpent(self.harm()?)
+        } else {
+            return None;
+        };
+        Some(Finding { decision: Decision::RollBack, reason })
     }
 
     /// Whether nothing can be concluded now.
     fn hold(&self) -> Option<Finding> {
-        let Arms { stable, canary } = self.tally.window.sum();
-        let idle = |arm: Sample| self.tally.window.is_full() && arm.requests == 0;
-        let reason = match (stable.rate(), canary.rate()) {
-            _ if idle(canary) => Reason::NoCanaryTraffic { ticks: Window::TICKS },
-            _ if idle(stable) => Reason::NoStableTraffic { ticks: Window::TICKS },
-            (Some(s), Some(c)) if stable.in_trouble() && canary.in_trouble() => {
-                Reason::BothFailing { stable: s, canary: c }
-            }
-            _ => return None,
+        let silence = self.tally.silence();
+        let reason = if let Some(ticks) = silence.canary {
+            Reason::NoCanaryTraffic { ticks }
+        } else if let Some(ticks) = silence.stable {
+            Reason::NoStableTraffic { ticks }
+        } else {
+            let Incident { stable, canary, .. } =
+                self.tally.window.incident().filter(|incident| incident.scope == Scope::Both)?;
+            Reason::BothFailing { stable, canary }
         };
-        Some(Finding { decision: Decision::Hold, reason, requests_needed: None })
+        Some(Finding { decision: Decision::Hold, reason })
     }
 
     /// Whether enough is known to leave the step, and if not, what is missing.
-    fn proceed(&self, evidence: f64, promotion_evidence: f64, strongest: Option<CheckReport>) -> Finding {
+    fn proceed(&self) -> Finding {
         let Targets { promotion_margin: margin, minimum_requests: minimum, .. } = self.targets;
         let requests = self.tally.step.canary.requests;
-        let awaited = self.targets.promotion_evidence - promotion_evidence;
-        let go_on =
-            |reason, requests_needed| Finding { decision: Decision::Continue, reason, requests_needed };
-        let leave = |reason| Finding { decision: Decision::Advance, reason, requests_needed: None };
+        let go_on = |reason| Finding { decision: Decision::Continue, reason };
+        let leave = |reason| Finding { decision: Decision::Advance, reason };
         // Half the threshold is the root of 1/α: a canary under such suspicion gets no more traffic.
-        if let Some(check) = strongest.filter(|_| evidence >= self.targets.evidence / 2.0) {
-            let needed = self.requests_to_gain(self.targets.evidence - evidence, evidence);
-            return go_on(Reason::Suspicious(check), needed);
+        if self.has_reached(self.targets.evidence / 2.0) {
+            return go_on(Reason::Suspicious(()));
         }
-        let unproven = self.last_step && awaited > 0.0;
-        let proof = if unproven { self.requests_to_gain(awaited, promotion_evidence) } else { Some(0) };
         if requests < minimum {
-            let needed = proof.map(|proof| proof.max(minimum - requests));
-            return go_on(Reason::TooFewRequests { requests, minimum }, needed);
+            return go_on(Reason::TooFewRequests { requests, minimum });
         }
-        match (self.last_step, unproven) {
-            (_, true) => go_on(Reason::NotYetNonInferior { margin }, proof),
-            (true, false) => leave(Reason::NonInferior { margin }),
-            (false, false) => leave(Reason::Healthy { requests }),
+        if let Some(harm) = self.harm().filter(|harm| self.costs_too_much(harm)) {
+            return go_on(Reason::HarmPossible(harm));
         }
+        match (self.next_weight, self.is_proven()) {
+            (Some(_), _) => leave(Reason::Healthy { requests }),
+            (None, true) => leave(Reason::NonInferior { margin }),
+            (None, false) => go_on(Reason::NotYetNonInferior { margin }),
+        }
+    }
+
+    /// Whether the next weight is more than the budget allows.
+    fn costs_too_much(&self, harm: &Harm) -> bool {
+        harm.weight_cap.is_some_and(|cap| cap < self.next_weight.unwrap_or(Weight::FULL))
+    }
+
+    /// Whether the canary is surely within the margin of promotion.
+    fn is_proven(&self) -> bool {
+        let target = self.targets.promotion_evidence;
+        [Sight::Glance, Sight::Exact].into_iter().all(|sight| self.better.evidence(sight) >= target)
     }
 
     fn bake(&self) -> Finding {
         let Sample { requests, failures } = self.tally.step.stable;
-        let reason = Reason::Baking { requests, failures };
-        Finding { decision: Decision::Continue, reason, requests_needed: None }
-    }
-
-    /// Canary requests until `awaited` more evidence has come, if it comes as `gained` has since
-    /// the rollout began; nothing where none has.
-    fn requests_to_gain(&self, awaited: f64, gained: f64) -> Option<u64> {
-        let requests = self.tally.rollout.canary.requests as f64;
-        // The cast saturates.
-        (gained > 0.0).then(|| (awaited / gained * requests).ceil() as u64)
+        Finding { decision: Decision::Continue, reason: Reason::Baking { requests, failures } }
     }
 }
 

@@ -21,6 +21,7 @@ pub mod note;
 pub mod phase;
 pub mod plan;
 pub mod refused;
+pub mod trial;
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use prometheus::Registry;
 use tidegate::{
     config::{diagnostic::render, load::parse},
-    controller::publish::Publisher,
+    controller::publish::Compiled,
     tls::reload::Keeper,
 };
 
@@ -17,7 +17,7 @@ fuzz_target!(|text: &str| {
             // No file is read that a fuzzer has made up the name of.
             config.services.iter_mut().flat_map(|s| &mut s.backends).for_each(|b| b.tls = None);
             let mut keeper = Keeper::new(&Registry::new()).expect("nothing else is registered");
-            Publisher::new(&config, &mut keeper).expect("nobody speaks TLS");
+            Compiled::new(&config, &mut keeper).expect("nobody speaks TLS");
             render(&warnings)
         }
         Err(errors) => {

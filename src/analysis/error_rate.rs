@@ -24,6 +24,11 @@
 //! With `g` below 1 the same steps give evidence against the reverse hypothesis, that the canary
 //! fails *at least* so often: non-inferiority, which a promotion asks for.
 //!
+//! *Failures that come together*, such as the retries of one user, are not independent. Where each
+//! comes `φ` at a time, the clusters are, and dividing every count by φ counts those; so that is what
+//! a tick does. [`dispersion`](super::dispersion) says where φ comes from; whatever it is, it has to
+//! be known before the tick.
+//!
 //! Absent on purpose: an arm without requests in a tick says nothing about the other in that tick,
 //! and no attempt is made to compare it with a neighbouring one.
 
@@ -31,7 +36,10 @@ use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
-use super::mixture::Mixture;
+use super::{
+    mixture::{Mixture, Sight},
+    verdict::Arms,
+};
 
 /// Requests that ended, and how many of them failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -51,6 +59,12 @@ impl Sample {
     /// Whether there were requests and at least half of them failed.
     pub fn in_trouble(self) -> bool {
         self.rate().is_some_and(|rate| rate >= 0.5)
+    }
+
+    /// Requests and failures in units of `dispersion` of them, 1 or more.
+    pub(super) fn units(self, dispersion: f64) -> (f64, f64) {
+        let units = |count: u64| count as f64 / dispersion.max(1.0);
+        (units(self.requests), units(self.failures.min(self.requests)))
     }
 
     /// Counts `other` in, up to the largest number there is.
@@ -85,8 +99,6 @@ pub struct Margin {
 pub struct Comparison {
     direction: Direction,
     margin: Margin,
-    /// Failures that come together: a cluster of this size counts as one. 1 or more.
-    dispersion: f64,
     mixture: Mixture<ALTERNATIVES>,
 }
 
@@ -95,25 +107,18 @@ impl Comparison {
     /// later on; `planned` is the number of later starts that the rollout is expected to have, at
     /// least 1.
     pub fn worse(margin: Margin, planned: u64) -> Self {
-        Self { direction: Direction::Worse, margin, dispersion: 1.0, mixture: Mixture::restarting(planned) }
+        Self { direction: Direction::Worse, margin, mixture: Mixture::restarting(planned) }
     }
 
     /// Evidence that the canary is better than `margin` allows: non-inferior to stable. It counts
     /// from the beginning only, so that a bad start cannot be forgotten.
     pub fn better(margin: Margin) -> Self {
-        Self { direction: Direction::Better, margin, dispersion: 1.0, mixture: Mixture::from_now_on() }
+        Self { direction: Direction::Better, margin, mixture: Mixture::from_now_on() }
     }
 
-    /// The same for failures that come in clusters: every count is divided by `dispersion` (1 or
-    /// more), which is exact for clusters of that size.
-    #[must_use]
-    pub fn with_dispersion(self, dispersion: f64) -> Self {
-        Self { dispersion: dispersion.max(1.0), ..self }
-    }
-
-    /// Takes in one tick.
-    pub fn update(&mut self, stable: Sample, canary: Sample) {
-        self.mixture.update(&self.log_ratios(stable, canary));
+    /// Takes in one tick, whose failures come `dispersion` at a time; 1 or more.
+    pub fn update(&mut self, tick: Arms<Sample>, dispersion: f64) {
+        self.mixture.update(&self.log_ratios(tick, dispersion));
     }
 
     /// Natural logarithm of the e-value so far.
@@ -121,15 +126,17 @@ impl Comparison {
         self.mixture.log_e()
     }
 
+    pub(super) fn evidence(&self, sight: Sight) -> f64 {
+        self.mixture.evidence(sight)
+    }
+
     /// The tick's ln LR(g) for every alternative: see the head of this file.
-    fn log_ratios(&self, stable: Sample, canary: Sample) -> [f64; ALTERNATIVES] {
+    fn log_ratios(&self, Arms { stable, canary }: Arms<Sample>, dispersion: f64) -> [f64; ALTERNATIVES] {
         if stable.requests == 0 || canary.requests == 0 {
             return [0.0; ALTERNATIVES];
         }
-        let units = |count: u64| count as f64 / self.dispersion;
-        let (ns, nc) = (units(stable.requests), units(canary.requests));
-        let (xs, xc) =
-            (units(stable.failures.min(stable.requests)), units(canary.failures.min(canary.requests)));
+        let (ns, xs) = stable.units(dispersion);
+        let (nc, xc) = canary.units(dispersion);
         let q = self.margin.ratio * nc / (self.margin.ratio * nc + ns);
         let charged = xc + xs + ns * self.margin.absolute;
         let grid: &[Alternative; ALTERNATIVES] = match self.direction {

@@ -5,8 +5,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
+    ArmTick, Tick,
     error_rate::Sample,
-    verdict::{ArmLatency, ArmTotals, Arms},
+    incident::Usual,
+    verdict::{ArmLatency, ArmTotals, Arms, Incident},
 };
 use crate::model::histogram::Histogram;
 
@@ -17,6 +19,8 @@ pub(super) struct Tally {
     pub(super) rollout: Arms<Sample>,
     /// Since the step, or baking, began.
     pub(super) step: Arms<Sample>,
+    /// What endpoints served that were still warming up, since the rollout began.
+    pub(super) warming: Arms<Sample>,
     latencies: Arms<Latencies>,
     pub(super) window: Window,
     pub(super) streak: Streak,
@@ -24,27 +28,36 @@ pub(super) struct Tally {
 
 impl Tally {
     /// Counts a tick of a step.
-    pub(super) fn count(&mut self, tick: Arms<Sample>, latencies: Arms<&Histogram>) {
-        self.rollout.stable.add(tick.stable);
-        self.rollout.canary.add(tick.canary);
-        self.step.stable.add(tick.stable);
-        self.step.canary.add(tick.canary);
-        self.latencies.stable.add(latencies.stable);
-        self.latencies.canary.add(latencies.canary);
-        self.window.push(tick);
-        self.streak.count(tick.canary, tick.stable);
+    pub(super) fn count(&mut self, tick: &Tick<'_>) {
+        let samples = tick.samples();
+        let warming = tick.warming();
+        let Self { rollout, step, warming: warming_sum, latencies, window, streak } = self;
+        for sum in [rollout, step] {
+            sum.add(samples);
+        }
+        warming_sum.add(warming);
+        latencies.stable.add(tick.stable.latency);
+        latencies.canary.add(tick.canary.latency);
+        window.push(samples);
+        // Who answers nothing at all need not be waited for until it is warm.
+        let mut all = samples;
+        all.add(warming);
+        streak.count(all.canary, all.stable);
     }
 
     /// Counts a tick of baking, in which the promoted version is stable and the only one.
-    pub(super) fn count_baking(&mut self, tick: Sample, latencies: &Histogram) {
-        self.step.stable.add(tick);
-        self.latencies.stable.add(latencies);
-        self.streak.count(tick, Sample::default());
+    pub(super) fn count_baking(&mut self, tick: &ArmTick<'_>) {
+        let mut sample = tick.sample();
+        self.step.stable.add(sample);
+        self.latencies.stable.add(tick.latency);
+        self.warming.stable.add(tick.warming);
+        sample.add(tick.warming);
+        self.streak.count(sample, Sample::default());
     }
 
     /// Counts the step anew. What the last ticks were like outlives the change of weight.
     pub(super) fn begin_step(&mut self) {
-        let Self { rollout: _, step, latencies, window: _, streak: _ } = self;
+        let Self { rollout: _, step, warming: _, latencies, window: _, streak: _ } = self;
         *step = Arms::default();
         *latencies = Arms::default();
     }
@@ -54,28 +67,52 @@ impl Tally {
         *self = Self { rollout: self.rollout, ..Self::default() };
     }
 
+    /// The latencies of each arm in the step.
+    pub(super) fn latencies(&self) -> Arms<&Histogram> {
+        Arms { stable: &self.latencies.stable.0, canary: &self.latencies.canary.0 }
+    }
+
     /// The latency of each arm in the step.
     pub(super) fn latency(&self) -> Arms<ArmLatency> {
         Arms { stable: self.latencies.stable.quantiles(), canary: self.latencies.canary.quantiles() }
     }
-}
 
-impl Arms<Sample> {
-    pub(super) fn totals(self) -> Arms<ArmTotals> {
-        let totals = |sample: Sample| ArmTotals {
-            requests: sample.requests,
-            failures: sample.failures,
-            error_rate: sample.rate(),
+    /// For how many ticks each arm has had no request, where that means something. With little traffic
+    /// a pause is no news until it is five times as long as usual, which comes once in 150 pauses.
+    pub(super) fn silence(&self) -> Arms<Option<u64>> {
+        let Window { seen, quiet, .. } = &self.window;
+        let silence = |quiet: u64, requests: u64| {
+            // Ten ticks are added, lest the first request alone makes a habit.
+            let usual = (seen - quiet + Window::TICKS) as f64 / requests as f64;
+            (quiet >= Window::TICKS && (requests == 0 || quiet as f64 >= 5.0 * usual)).then_some(quiet)
         };
-        Arms { stable: totals(self.stable), canary: totals(self.canary) }
+        Arms {
+            stable: silence(quiet.stable, self.rollout.stable.requests),
+            canary: silence(quiet.canary, self.rollout.canary.requests),
+        }
     }
 }
 
-/// The last [`Window::TICKS`] ticks.
+impl Arms<Sample> {
+    /// Counts `other` in.
+    pub(super) fn add(&mut self, other: Self) {
+        self.stable.add(other.stable);
+        self.canary.add(other.canary);
+    }
+
+    pub(super) fn totals(self) -> Arms<ArmTotals> {
+        self.map(ArmTotals::of)
+    }
+}
+
+/// The last [`Window::TICKS`] ticks, and what stable was like before.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(super) struct Window {
     ticks: [Arms<Sample>; Self::TICKS as usize],
     seen: u64,
+    /// Ticks since each arm's last request.
+    quiet: Arms<u64>,
+    usual: Usual,
 }
 
 impl Window {
@@ -83,23 +120,33 @@ impl Window {
     pub(super) const TICKS: u64 = 10;
 
     fn push(&mut self, tick: Arms<Sample>) {
-        self.ticks[(self.seen % Self::TICKS) as usize] = tick;
+        let place = &mut self.ticks[(self.seen % Self::TICKS) as usize];
+        let oldest = std::mem::replace(place, tick);
+        if self.seen >= Self::TICKS {
+            self.usual.update(oldest.stable);
+        }
         self.seen += 1;
-    }
-
-    /// Whether there were so many ticks that an empty arm means something.
-    pub(super) fn is_full(&self) -> bool {
-        self.seen >= Self::TICKS
+        let count = |quiet: &mut u64, arm: Sample| *quiet = if arm.requests > 0 { 0 } else { *quiet + 1 };
+        count(&mut self.quiet.stable, tick.stable);
+        count(&mut self.quiet.canary, tick.canary);
     }
 
     /// The sum of its ticks.
     pub(super) fn sum(&self) -> Arms<Sample> {
         let mut sum = Arms::<Sample>::default();
-        for tick in &self.ticks {
-            sum.stable.add(tick.stable);
-            sum.canary.add(tick.canary);
-        }
+        self.ticks.iter().for_each(|tick| sum.add(*tick));
         sum
+    }
+
+    /// Requests in a tick lately.
+    pub(super) fn rate(&self) -> Arms<f64> {
+        let ticks = self.seen.clamp(1, Self::TICKS) as f64;
+        self.sum().map(|sample| sample.requests as f64 / ticks)
+    }
+
+    /// The trouble that is not the canary's alone.
+    pub(super) fn incident(&self) -> Option<Incident> {
+        self.usual.incident(self.sum())
     }
 }
 

@@ -1,6 +1,6 @@
 //! A verdict in one English sentence, the same in the log, the API and on the command line.
 
-use super::verdict::{Check, CheckReport, Reason, Stage, Verdict};
+use super::verdict::{Check, CheckReport, Incident, Reason, Scope, Stage, Verdict};
 
 /// What was decided, and the numbers why. Lower case, without a full stop.
 pub fn explain(verdict: &Verdict) -> String {
@@ -8,19 +8,23 @@ pub fn explain(verdict: &Verdict) -> String {
         Stage::Stepping => "canary",
         Stage::Baking => "promoted version",
     };
-    let needed = verdict.requests_needed.map(|n| format!(", about {n} more requests")).unwrap_or_default();
+    let needed = needed(verdict);
     let evidence = evidence(verdict.evidence, verdict.threshold);
     let promotion = self::evidence(verdict.promotion_evidence, verdict.promotion_threshold);
     let rates = || rates(verdict);
-    match verdict.reason {
-        Reason::Worse(check) => format!("{who} {}: rolling back ({evidence})", finding(&check)),
+    let sentence = match &verdict.reason {
+        Reason::Worse(check) => format!("{who} {}: rolling back ({evidence})", finding(check)),
         Reason::OnlyFailures { failures } => {
             format!("{who} failed {failures} requests in a row and answered none: rolling back")
         }
+        Reason::HarmSpent(harm) => format!(
+            "canary has failed about {:.0} requests that stable would not have, and may {:.0}: rolling back",
+            harm.spent, harm.budget
+        ),
         Reason::BothFailing { stable, canary } => format!(
             "canary fails {} of requests and stable {}: holding, both are in trouble",
-            percent(canary),
-            percent(stable)
+            percent(*canary),
+            percent(*stable)
         ),
         Reason::NoCanaryTraffic { ticks } => {
             format!("no canary request ended in the last {ticks} ticks: holding, nothing to judge by")
@@ -32,41 +36,69 @@ pub fn explain(verdict: &Verdict) -> String {
             format!("{} in {requests} canary requests: ready for the next step", rates())
         }
         Reason::NonInferior { margin } => {
-            format!("{}, within {} of it: ready to promote ({promotion})", rates(), points(margin))
+            format!("{}, within {} of it: ready to promote ({promotion})", rates(), points(*margin))
         }
         Reason::Suspicious(check) => {
-            format!("{who} {}: not certain yet ({evidence} to roll back{needed})", finding(&check))
+            format!("{who} {}: not certain yet ({evidence} to roll back{needed})", finding(check))
         }
         Reason::TooFewRequests { requests, minimum } => {
             format!(
                 "canary has ended {requests} of the {minimum} requests that the step needs: waiting{needed}"
             )
         }
+        Reason::HarmPossible(harm) => format!(
+            "{}: not certain yet that more of them cost no more than {:.0} requests{}",
+            rates(),
+            harm.budget,
+            harm.weight_cap.map(|cap| format!(" (at most {cap} now)")).unwrap_or_default()
+        ),
         Reason::NotYetNonInferior { margin } => format!(
             "{}: not certain yet that it stays within {} ({promotion} to promote{needed})",
             rates(),
-            points(margin)
+            points(*margin)
         ),
         Reason::Baking { requests, failures } => format!(
             "{who} fails {} of {requests} requests since promotion: within its limits",
-            percent(if requests == 0 { 0.0 } else { failures as f64 / requests as f64 })
+            percent(if *requests == 0 { 0.0 } else { *failures as f64 / *requests as f64 })
         ),
+    };
+    sentence + &offer(verdict)
+}
+
+/// What is missing until more can be decided, as an addition to a sentence.
+fn needed(verdict: &Verdict) -> String {
+    let Some(requests) = verdict.requests_needed else { return String::new() };
+    let ticks = verdict.ticks_needed.map(|ticks| format!(", {ticks} ticks at this rate")).unwrap_or_default();
+    format!(", about {requests} more requests{ticks}")
+}
+
+/// What a person may want to do, as an addition to a sentence.
+fn offer(verdict: &Verdict) -> String {
+    match verdict.incident {
+        Some(Incident { scope: Scope::StableOnly, stable, canary }) => format!(
+            "; stable alone is in trouble and fails {} of requests lately, the canary {}: \
+             `promote` takes users off it sooner",
+            percent(stable),
+            percent(canary)
+        ),
+        _ => String::new(),
     }
 }
 
 /// What a check found, as the end of a sentence that begins with the version.
 fn finding(report: &CheckReport) -> String {
     let (verb, unit, of): (_, fn(f64) -> String, _) = match report.check {
-        Check::ErrorRate | Check::MaxErrorRate => ("fails", percent, "of requests"),
+        Check::ErrorRate | Check::MaxErrorRate | Check::RouteErrorRate => ("fails", percent, "of requests"),
         Check::LatencyP50 => ("takes", seconds, "at the median"),
         Check::LatencyP99 | Check::MaxP99 => ("takes", seconds, "at the 99th percentile"),
     };
     let shown = |value: Option<f64>| value.map_or_else(|| "nothing yet".to_owned(), unit);
     // In baking there is no canary: stable is the promoted version.
     let observed = shown(report.canary.or(report.stable));
+    let on = report.route.as_ref().map(|route| format!(" on route {route}")).unwrap_or_default();
     match report.limit {
-        Some(limit) => format!("{verb} {observed} {of}, limit {}", unit(limit)),
-        None => format!("{verb} {observed} {of}, stable {}", shown(report.stable)),
+        Some(limit) => format!("{verb} {observed} {of}{on}, limit {}", unit(limit)),
+        None => format!("{verb} {observed} {of}{on}, stable {}", shown(report.stable)),
     }
 }
 

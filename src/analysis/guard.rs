@@ -13,7 +13,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{error_rate::Sample, latency::slow, mixture::Mixture};
+use super::{
+    error_rate::Sample,
+    latency::slow,
+    mixture::{Mixture, Sight},
+};
 use crate::model::histogram::{self, Histogram};
 
 /// Evidence that more than `limit` of the requests are over what they may be.
@@ -36,10 +40,11 @@ impl Guard {
         self.limit
     }
 
-    /// Takes in one tick; the sample's failures are the requests that were over.
-    pub fn update(&mut self, sample: Sample) {
-        let over = sample.failures.min(sample.requests);
-        let (over, under) = (over as f64, (sample.requests - over) as f64);
+    /// Takes in one tick; the sample's failures are the requests that were over, which come
+    /// `dispersion` at a time (1 or more).
+    pub fn update(&mut self, sample: Sample, dispersion: f64) {
+        let (requests, over) = sample.units(dispersion);
+        let under = requests - over;
         let log_limit = self.limit.ln();
         self.mixture.update(&std::array::from_fn(|k| {
             let part = (k + 1) as f64 / (RATES + 1) as f64;
@@ -47,6 +52,10 @@ impl Guard {
             // (1 − θ) / (1 − limit) is 1 − part, which stays finite for a limit next to 1.
             over * (rate.ln() - log_limit) + under * (-part).ln_1p()
         }));
+    }
+
+    pub(super) fn evidence(&self, sight: Sight) -> f64 {
+        self.mixture.evidence(sight)
     }
 
     /// Natural logarithm of the e-value so far.
@@ -76,8 +85,17 @@ impl SlowGuard {
 
     /// Takes in one tick. Over the limit counts what lies after the bucket that holds it, so that a
     /// request just within is never blamed for lack of resolution.
-    pub fn update(&mut self, latencies: &Histogram) {
-        self.guard.update(slow(latencies, histogram::index(self.limit)));
+    pub fn update(&mut self, latencies: &Histogram, dispersion: f64) {
+        self.guard.update(self.over(latencies), dispersion);
+    }
+
+    /// The requests that are surely over the limit.
+    pub(super) fn over(&self, latencies: &Histogram) -> Sample {
+        slow(latencies, histogram::index(self.limit))
+    }
+
+    pub(super) fn evidence(&self, sight: Sight) -> f64 {
+        self.guard.evidence(sight)
     }
 
     /// Natural logarithm of the e-value so far.

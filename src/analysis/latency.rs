@@ -8,10 +8,20 @@
 //!
 //! Q is the upper edge of a bucket, and the margin is a number of buckets rounded up, so a canary
 //! just within the margin is never called slow for lack of resolution.
+//!
+//! Slow requests come together more than failures do, since whatever holds up one holds up its
+//! neighbours. Each quantile therefore has a [`Dispersion`] of its own.
 
 use serde::{Deserialize, Serialize};
 
-use super::error_rate::{Comparison, Margin, Sample};
+use super::{
+    dispersion::Dispersion,
+    error_rate::{Comparison, Margin, Sample},
+    interval::Difference,
+    mixture::Sight,
+    settings::Settings,
+    verdict::{Arms, Interval},
+};
 use crate::model::histogram::{BUCKETS, Histogram, PER_DOUBLING};
 
 /// The quantiles that are compared.
@@ -24,6 +34,9 @@ pub enum Quantile {
 }
 
 impl Quantile {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::P50, Self::P99];
+
     /// The share of requests below the quantile, 0 to 1.
     pub const fn level(self) -> f64 {
         match self {
@@ -41,32 +54,58 @@ pub struct Latency {
     weights: Vec<f64>,
     /// Buckets between stable's edge and the canary's.
     shift: usize,
-    p50: Comparison,
-    p99: Comparison,
+    /// In the order of [`Quantile::ALL`].
+    slower: [Slower; 2],
+}
+
+/// The evidence at one quantile.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Slower {
+    comparison: Comparison,
+    difference: Option<Difference>,
+    dispersion: Dispersion,
+    /// Canary requests that were compared.
+    compared: u64,
 }
 
 impl Latency {
     /// A comparison that lets the canary be slower by `margin`, a share over 0; `planned` is the
     /// number of later starts that the rollout is expected to have, at least 1.
-    pub fn new(margin: f64, planned: u64) -> Self {
+    pub fn new(margin: f64, planned: u64, dispersion: Dispersion) -> Self {
         let equal = Margin { ratio: 1.0, absolute: 0.0 };
+        let slower = || Slower {
+            comparison: Comparison::worse(equal, planned),
+            difference: Some(Difference::default()),
+            dispersion,
+            compared: 0,
+        };
         Self {
             weights: vec![0.0; BUCKETS],
             shift: ((1.0 + margin).log2() * PER_DOUBLING as f64).ceil() as usize,
-            p50: Comparison::worse(equal, planned),
-            p99: Comparison::worse(equal, planned),
+            slower: [slower(), slower()],
         }
+    }
+
+    /// The one that settings ask for, if they do.
+    pub(super) fn of(settings: &Settings, planned: u64) -> Option<Self> {
+        let dispersion = Dispersion::new(settings.dispersion);
+        settings.latency_margin.map(|margin| Self::new(margin, planned, dispersion))
+    }
+
+    /// Keeps no intervals, which nothing is decided by.
+    pub(super) fn drop_intervals(&mut self) {
+        self.slower.iter_mut().for_each(|slower| slower.difference = None);
     }
 
     /// Takes in one tick: each arm's latencies in it.
     pub fn update(&mut self, stable: &Histogram, canary: &Histogram) {
-        let edges = [self.edge(Quantile::P50), self.edge(Quantile::P99)];
-        for (comparison, edge) in [&mut self.p50, &mut self.p99].into_iter().zip(edges) {
-            let (stable, canary) = match edge {
-                Some(edge) => (slow(stable, edge), slow(canary, edge + self.shift)),
-                None => Default::default(),
+        let edges = self.edges();
+        for (slower, edge) in self.slower.iter_mut().zip(edges) {
+            let tick = match edge {
+                Some(edge) => Arms { stable: slow(stable, edge), canary: slow(canary, edge + self.shift) },
+                None => Arms::default(),
             };
-            comparison.update(stable, canary);
+            slower.update(tick);
         }
         self.remember(stable);
     }
@@ -74,34 +113,66 @@ impl Latency {
     /// The bucket that holds stable's quantile by the ticks so far; nothing while they weigh less
     /// than [`LEAST`] requests.
     pub fn edge(&self, quantile: Quantile) -> Option<usize> {
-        let total: f64 = self.weights.iter().sum();
-        if total < LEAST {
-            return None;
-        }
-        let mut seen = 0.0;
-        let reached = self.weights.iter().position(|weight| {
-            seen += weight;
-            seen >= quantile.level() * total
-        });
-        Some(reached.unwrap_or(BUCKETS - 1))
+        self.edges()[quantile as usize]
     }
 
     /// Natural logarithm of the e-value at one quantile so far.
     pub fn log_e(&self, quantile: Quantile) -> f64 {
-        match quantile {
-            Quantile::P50 => self.p50.log_e(),
-            Quantile::P99 => self.p99.log_e(),
+        self.slower[quantile as usize].comparison.log_e()
+    }
+
+    pub(super) fn evidence(&self, quantile: Quantile, sight: Sight) -> f64 {
+        self.slower[quantile as usize].comparison.evidence(sight)
+    }
+
+    /// How many more of the canary's requests are slow than of stable's, as a share.
+    pub(super) fn interval(&self, quantile: Quantile) -> Option<Interval> {
+        self.slower[quantile as usize].difference.as_ref().and_then(Difference::interval)
+    }
+
+    /// Canary requests that were compared.
+    pub(super) fn compared(&self, quantile: Quantile) -> u64 {
+        self.slower[quantile as usize].compared
+    }
+
+    fn edges(&self) -> [Option<usize>; 2] {
+        let total: f64 = self.weights.iter().sum();
+        if total < LEAST {
+            return [None; 2];
         }
+        let (mut seen, mut bucket) = (0.0, 0);
+        Quantile::ALL.map(|quantile| {
+            while seen < quantile.level() * total && bucket < BUCKETS {
+                seen += self.weights[bucket];
+                bucket += 1;
+            }
+            Some(bucket.saturating_sub(1))
+        })
     }
 
     fn remember(&mut self, stable: &Histogram) {
         let decay = (-1.0 / HALF_LIFE).exp2();
-        for (weight, count) in self.weights.iter_mut().zip(stable.counts()) {
+        for weight in &mut self.weights {
             let kept = *weight * decay;
             // A trillionth of a request decides nothing, and what decays further ends as a
             // denormal, which is slow.
-            *weight = if kept < 1e-12 { 0.0 } else { kept } + *count as f64;
+            *weight = if kept < 1e-12 { 0.0 } else { kept };
         }
+        for (weight, count) in self.weights.iter_mut().zip(stable.counts()).filter(|(_, count)| **count > 0) {
+            *weight += *count as f64;
+        }
+    }
+}
+
+impl Slower {
+    fn update(&mut self, tick: Arms<Sample>) {
+        let factor = self.dispersion.factor();
+        self.comparison.update(tick, factor);
+        if let Some(difference) = &mut self.difference {
+            difference.update(tick, factor);
+        }
+        self.dispersion.update(tick.stable);
+        self.compared = self.compared.saturating_add(tick.canary.requests);
     }
 }
 

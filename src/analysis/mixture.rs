@@ -65,6 +65,19 @@ impl<const N: usize> Mixture<N> {
         if self.to_come > 0.0 { log_sum_exp([mean, self.to_come.ln()]) } else { mean }
     }
 
+    /// The same, or at a glance: then at least the value, and at most ln N above it, without an
+    /// exponential for each alternative.
+    pub(super) fn evidence(&self, sight: Sight) -> f64 {
+        match sight {
+            Sight::Exact => self.log_e(),
+            Sight::Glance => {
+                // A mean is at most the largest.
+                let largest = self.log_sums.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                if self.to_come > 0.0 { log_sum_exp([largest, self.to_come.ln()]) } else { largest }
+            }
+        }
+    }
+
     fn join_start(&mut self) {
         let Some(Starts { ticks, planned }) = &mut self.starts else { return };
         // The first start joined when the process was made.
@@ -77,6 +90,13 @@ impl<const N: usize> Mixture<N> {
         }
         *ticks += 1;
     }
+}
+
+/// How closely evidence is looked at. In most ticks a glance shows that it decides nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sight {
+    Glance,
+    Exact,
 }
 
 /// Prior mass of start `index`, over 0; the sum over all starts is 1.
@@ -123,6 +143,16 @@ mod tests {
     fn a_process_starts_at_one() {
         assert_eq!(Mixture::<24>::restarting(180).log_e(), 0.0);
         assert!(Mixture::<24>::from_now_on().log_e().abs() < 1e-15);
+    }
+
+    #[test]
+    fn a_glance_never_shows_less_than_there_is() {
+        let mut mixture = Mixture::<4>::restarting(3);
+        for tick in 0..200 {
+            mixture.update(&[0.5, 0.1, -0.3, if tick % 3 == 0 { 2.0 } else { -2.0 }]);
+            let (glance, exact) = (mixture.evidence(Sight::Glance), mixture.log_e());
+            assert!(exact <= glance && glance <= exact + 4.0_f64.ln());
+        }
     }
 
     #[test]

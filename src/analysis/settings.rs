@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::error_rate::Margin;
+
 /// A setting outside its range.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("`{key}` must be {range}, not {value}")]
@@ -39,6 +41,12 @@ pub struct Settings {
     pub max_error_rate: Option<f64>,
     /// The canary's 99th percentile must stay below this whatever stable does.
     pub max_p99: Option<Duration>,
+    /// How many failures, or slow requests, come together; 1 or more. Nothing estimates it from
+    /// stable's own ticks.
+    pub dispersion: Option<f64>,
+    /// How many requests more than stable would have the canary may be expected to fail, in the whole
+    /// rollout; over 0. Nothing sets no limit.
+    pub max_harm: Option<f64>,
 }
 
 impl Default for Settings {
@@ -53,11 +61,18 @@ impl Default for Settings {
             latency_margin: Some(0.2),
             max_error_rate: None,
             max_p99: None,
+            dispersion: None,
+            max_harm: None,
         }
     }
 }
 
 impl Settings {
+    /// How much worse than stable the canary may be.
+    pub fn tolerance(&self) -> Margin {
+        Margin { ratio: self.ratio_tolerance, absolute: self.absolute_tolerance }
+    }
+
     /// Every setting that is out of its range.
     pub fn faults(&self) -> Vec<OutOfRange> {
         let probability = "over 0 and at most 0.5";
@@ -66,6 +81,8 @@ impl Settings {
         let in_unit = |v: f64| v > 0.0 && v < 1.0;
         let latency = self.latency_margin.unwrap_or(0.2);
         let errors = self.max_error_rate.unwrap_or(0.5);
+        let dispersion = self.dispersion.unwrap_or(1.0);
+        let harm = self.max_harm.unwrap_or(1.0);
         [
             ("alpha", probability, self.alpha, in_half(self.alpha)),
             ("promotion_alpha", probability, self.promotion_alpha, in_half(self.promotion_alpha)),
@@ -84,6 +101,8 @@ impl Settings {
             ("promotion_margin", share, self.promotion_margin, in_unit(self.promotion_margin)),
             ("latency_margin", "over 0 and at most 100", latency, latency > 0.0 && latency <= 100.0),
             ("max_error_rate", share, errors, in_unit(errors)),
+            ("dispersion", "from 1 to 10000", dispersion, (1.0..=10_000.0).contains(&dispersion)),
+            ("max_harm", "1 or more", harm, harm >= 1.0 && harm.is_finite()),
         ]
         .into_iter()
         .filter(|(.., fine)| !fine)

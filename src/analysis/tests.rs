@@ -1,5 +1,6 @@
 //! What a rollout sees of the analysis: decisions, their order, and their reasons.
 
+mod circumstances;
 mod properties;
 mod vectors;
 
@@ -7,7 +8,11 @@ use std::time::Duration;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use super::{explain::explain, *};
+use super::{
+    explain::explain,
+    verdict::{CheckReport, Verdict},
+    *,
+};
 
 /// Requests and failures of one arm in one tick.
 type Counts = (u64, u64);
@@ -18,12 +23,32 @@ fn only_errors() -> Settings {
 
 fn observe(analysis: &mut Analysis, stable: Counts, canary: Counts) -> Verdict {
     let none = Histogram::default();
-    let arm = |(requests, failures)| ArmTick { requests, failures, latency: &none };
-    analysis.observe(&Tick { stable: arm(stable), canary: arm(canary) })
+    observe_tick(analysis, &Tick { stable: arm(stable, &none), canary: arm(canary, &none), routes: &[] })
+}
+
+/// The same, for those who look at nothing but what is decided.
+fn decide(analysis: &mut Analysis, stable: Counts, canary: Counts) -> Decision {
+    let none = Histogram::default();
+    analysis.observe(&Tick { stable: arm(stable, &none), canary: arm(canary, &none), routes: &[] })
+}
+
+/// Takes in a tick, and checks that the verdict decides what the tick did.
+fn observe_tick(analysis: &mut Analysis, tick: &Tick<'_>) -> Verdict {
+    let decision = analysis.observe(tick);
+    let verdict = analysis.verdict();
+    assert_eq!(verdict.decision, decision);
+    verdict
+}
+
+fn arm((requests, failures): Counts, latency: &Histogram) -> ArmTick<'_> {
+    ArmTick { requests, failures, latency, warming: Sample::default() }
 }
 
 fn bake(analysis: &mut Analysis, (requests, failures): Counts) -> Verdict {
-    analysis.observe_baking(&ArmTick { requests, failures, latency: &Histogram::default() })
+    let decision = analysis.observe_baking(&arm((requests, failures), &Histogram::default()));
+    let verdict = analysis.verdict();
+    assert_eq!(verdict.decision, decision);
+    verdict
 }
 
 /// The same tick over and over; the last verdict.
@@ -98,8 +123,9 @@ fn doubled_latency_is_caught_and_equal_latency_is_not() {
         let mut analysis = Analysis::new(&Settings::default(), 600);
         (1..=60).find_map(|tick| {
             let (stable, canary) = (latencies(&mut rng, 95, 1.0), latencies(&mut rng, 5, scale));
-            let arm = |latency| ArmTick { requests: Histogram::total(latency), failures: 0, latency };
-            let verdict = analysis.observe(&Tick { stable: arm(&stable), canary: arm(&canary) });
+            let arm = |latency| arm((Histogram::total(latency), 0), latency);
+            let counts = Tick { stable: arm(&stable), canary: arm(&canary), routes: &[] };
+            let verdict = observe_tick(&mut analysis, &counts);
             (verdict.decision == Decision::RollBack).then_some((tick, verdict))
         })
     };
@@ -142,7 +168,7 @@ fn highest_evidence_at_the_tolerance(rng: &mut StdRng) -> f64 {
     let mut analysis = Analysis::new(&only_errors(), 90);
     let mut highest = f64::NEG_INFINITY;
     for (stable, canary, base) in [(95, 5, 0.002), (80, 20, 0.03), (50, 50, 0.01)] {
-        analysis.begin_step(false);
+        analysis.begin_step(Some(Weight::FULL));
         for _ in 0..30 {
             let failing = (binomial(rng, stable, base), binomial(rng, canary, 1.1 * (base + 0.0002)));
             let verdict = observe(&mut analysis, (stable, failing.0), (canary, failing.1));
@@ -211,14 +237,14 @@ fn a_step_is_left_when_it_has_seen_enough_requests() {
     assert_eq!(verdict.reason, Reason::TooFewRequests { requests: 90, minimum: 100 });
     assert_eq!(verdict.requests_needed, Some(10));
     assert_eq!(observe(&mut analysis, (190, 0), (10, 0)).decision, Decision::Advance);
-    analysis.begin_step(false);
+    analysis.begin_step(Some(Weight::FULL));
     assert_eq!(observe(&mut analysis, (190, 0), (10, 0)).decision, Decision::Continue);
 }
 
 #[test]
 fn the_last_step_waits_for_proof_and_knows_how_long() {
     let mut analysis = Analysis::new(&Settings::default(), 600);
-    analysis.begin_step(true);
+    analysis.begin_step(None);
     let verdict = repeat(&mut analysis, 3, (50, 0), (50, 0));
     assert_eq!(verdict.reason, Reason::NotYetNonInferior { margin: 0.005 });
     let needed = verdict.requests_needed.expect("evidence is coming");
@@ -231,7 +257,7 @@ fn the_last_step_waits_for_proof_and_knows_how_long() {
 fn a_canary_much_worse_than_the_margin_is_not_promoted() {
     let settings = Settings { ratio_tolerance: 100.0, ..only_errors() };
     let mut analysis = Analysis::new(&settings, 600);
-    analysis.begin_step(true);
+    analysis.begin_step(None);
     let verdict = repeat(&mut analysis, 100, (100, 1), (100, 3));
     assert_eq!(verdict.reason, Reason::NotYetNonInferior { margin: 0.005 });
     assert_eq!(verdict.requests_needed, None);
@@ -252,7 +278,7 @@ fn a_limit_on_failures_holds_whatever_stable_does() {
     let settings = Settings { max_error_rate: Some(0.05), ..only_errors() };
     let mut analysis = Analysis::new(&settings, 600);
     let verdict = repeat(&mut analysis, 20, (50, 10), (50, 10));
-    let Reason::Worse(report) = verdict.reason else { panic!("{verdict:?}") };
+    let Reason::Worse(report) = &verdict.reason else { panic!("{verdict:?}") };
     assert_eq!((report.check, report.limit), (Check::MaxErrorRate, Some(0.05)));
     assert!(explain(&verdict).starts_with("canary fails 20 % of requests, limit 5 %: rolling back ("));
 }
@@ -264,8 +290,9 @@ fn a_limit_on_latency_counts_what_is_surely_over() {
         let mut analysis = Analysis::new(&settings, 600);
         let mut latency = Histogram::default();
         (0..20).for_each(|_| latency.record(Duration::from_millis(millis)));
-        let arm = ArmTick { requests: 20, failures: 0, latency: &latency };
-        let verdict = (0..5).map(|_| analysis.observe(&Tick { stable: arm, canary: arm })).last().unwrap();
+        let arm = arm((20, 0), &latency);
+        let tick = Tick { stable: arm, canary: arm, routes: &[] };
+        let verdict = (0..5).map(|_| observe_tick(&mut analysis, &tick)).last().unwrap();
         assert_eq!(verdict.decision, decision, "{}", explain(&verdict));
     }
 }
@@ -296,7 +323,7 @@ fn baking_without_steps_allows_one_failure_in_twenty() {
     let mut analysis = Analysis::new(&only_errors(), 1);
     analysis.begin_baking();
     assert_eq!(bake(&mut analysis, (0, 0)).decision, Decision::Continue);
-    assert_eq!(bake(&mut analysis, (100, 4)).checks[0].limit, Some(0.05));
+    assert_eq!(bake(&mut analysis, (100, 4)).checks.get(Check::MaxErrorRate).unwrap().limit, Some(0.05));
     assert_eq!(bake(&mut analysis, (30, 30)).decision, Decision::RollBack);
 }
 
@@ -327,10 +354,11 @@ fn a_restored_analysis_goes_on_bit_for_bit() {
         assert_eq!(restored, analysis);
         let (stable, canary) = (latencies(&mut rng, 95, 1.0), latencies(&mut rng, 5, 1.3));
         let tick = Tick {
-            stable: ArmTick { requests: 95, failures: binomial(&mut rng, 95, 0.01), latency: &stable },
-            canary: ArmTick { requests: 5, failures: binomial(&mut rng, 5, 0.03), latency: &canary },
+            stable: arm((95, binomial(&mut rng, 95, 0.01)), &stable),
+            canary: arm((5, binomial(&mut rng, 5, 0.03)), &canary),
+            routes: &[],
         };
-        assert_eq!(restored.observe(&tick), analysis.observe(&tick));
+        assert_eq!(observe_tick(&mut restored, &tick), observe_tick(&mut analysis, &tick));
     }
 }
 

@@ -4,7 +4,12 @@
 //! everywhere. Shares are 0 to 1, times are seconds, evidence is the natural logarithm of an
 //! e-value: 0 is none, and 4.6 is a hundred to one.
 
-use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::error_rate::Sample;
+use crate::model::weight::Weight;
 
 /// What the evidence of a tick calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -40,33 +45,46 @@ pub struct Verdict {
     /// The evidence that promotion needs: ln(1/α) with promotion's α.
     pub promotion_threshold: f64,
     /// Every check, in a fixed order.
-    pub checks: Vec<CheckReport>,
+    pub checks: Checks,
     /// Counts since the rollout began; those of the steps alone, in baking.
     pub rollout: Arms<ArmTotals>,
     /// Counts since the step began; in baking, since it began, with the promoted version as stable.
     pub step: Arms<ArmTotals>,
+    /// Requests since the rollout began that are in none of the above, because the endpoint that
+    /// served them was still warming up.
+    pub warming: Arms<ArmTotals>,
     /// Latency in the step, or in baking.
     pub latency: Arms<ArmLatency>,
-    /// The canary's failure rate in the step less stable's, give or take; nothing while an arm is
-    /// empty, and in baking.
+    /// The canary's failure rate less stable's, by the whole rollout so far, give or take; nothing
+    /// while nothing can be excluded, and in baking.
     pub difference: Option<Interval>,
+    /// How many failures come together, by which all counts were divided; 1 where they are independent.
+    pub dispersion: f64,
+    /// Trouble that is not the canary's alone.
+    pub incident: Option<Incident>,
+    /// What the canary has cost, where there is a limit to it.
+    pub harm: Option<Harm>,
     /// Canary requests after which more can be concluded, at the rate at which evidence has come so
     /// far; nothing where nothing is awaited or nothing points that way.
     pub requests_needed: Option<u64>,
+    /// Ticks until then, at the rate at which the canary has got requests lately.
+    pub ticks_needed: Option<u64>,
 }
 
-/// Why a decision was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+/// Why a decision was taken. `R` is what it says of the check that is to blame.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Reason {
+pub enum Reason<R = CheckReport> {
     /// Roll back: the evidence is enough, and most of it comes from this check.
-    Worse(CheckReport),
+    Worse(R),
     /// Roll back: requests in a row failed and not one succeeded.
     OnlyFailures {
         /// How many.
         failures: u64,
     },
-    /// Hold: at least half the requests of both arms failed lately.
+    /// Roll back: by the best estimate, the canary has failed as many requests as it may.
+    HarmSpent(Harm),
+    /// Hold: both arms fail more than is usual, or at least half their requests, lately.
     BothFailing {
         /// Share of stable's requests that failed lately.
         stable: f64,
@@ -75,12 +93,12 @@ pub enum Reason {
     },
     /// Hold: no canary request has ended lately.
     NoCanaryTraffic {
-        /// For how many ticks, at least.
+        /// For how many ticks.
         ticks: u64,
     },
     /// Hold: no stable request has ended lately, so there is nothing to compare with.
     NoStableTraffic {
-        /// For how many ticks, at least.
+        /// For how many ticks.
         ticks: u64,
     },
     /// Advance: enough requests, and nothing points to harm.
@@ -94,7 +112,7 @@ pub enum Reason {
         margin: f64,
     },
     /// Continue: the canary may be worse, most of all by this check, but that is not certain.
-    Suspicious(CheckReport),
+    Suspicious(R),
     /// Continue: too few canary requests in the step.
     TooFewRequests {
         /// How many there were.
@@ -102,6 +120,8 @@ pub enum Reason {
         /// How many there must be.
         minimum: u64,
     },
+    /// Continue: the next weight could cost more requests than may be lost, as little as is known.
+    HarmPossible(Harm),
     /// Continue in the last step: that the canary is within the margin is not certain yet.
     NotYetNonInferior {
         /// The margin, a share of requests.
@@ -116,8 +136,29 @@ pub enum Reason {
     },
 }
 
+impl Reason<()> {
+    /// The same with what is said of the check that is to blame, where one is.
+    pub(super) fn blaming(self, check: impl FnOnce() -> CheckReport) -> Reason {
+        match self {
+            Self::Worse(()) => Reason::Worse(check()),
+            Self::Suspicious(()) => Reason::Suspicious(check()),
+            Self::OnlyFailures { failures } => Reason::OnlyFailures { failures },
+            Self::HarmSpent(harm) => Reason::HarmSpent(harm),
+            Self::BothFailing { stable, canary } => Reason::BothFailing { stable, canary },
+            Self::NoCanaryTraffic { ticks } => Reason::NoCanaryTraffic { ticks },
+            Self::NoStableTraffic { ticks } => Reason::NoStableTraffic { ticks },
+            Self::Healthy { requests } => Reason::Healthy { requests },
+            Self::NonInferior { margin } => Reason::NonInferior { margin },
+            Self::TooFewRequests { requests, minimum } => Reason::TooFewRequests { requests, minimum },
+            Self::HarmPossible(harm) => Reason::HarmPossible(harm),
+            Self::NotYetNonInferior { margin } => Reason::NotYetNonInferior { margin },
+            Self::Baking { requests, failures } => Reason::Baking { requests, failures },
+        }
+    }
+}
+
 /// Whether a version is on trial or already promoted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// Stable and canary share the traffic.
@@ -140,13 +181,50 @@ pub enum Check {
     MaxErrorRate,
     /// The 99th percentile of latency against a limit.
     MaxP99,
+    /// The canary's failure rate beside stable's on one route: that with the most evidence.
+    RouteErrorRate,
+}
+
+impl Check {
+    /// How many there are.
+    const COUNT: usize = 6;
+}
+
+/// The checks of a verdict, at most one of each kind; kept in place, so that a tick allocates nothing.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Checks([Option<CheckReport>; Check::COUNT]);
+
+impl Checks {
+    /// What one check says, where it is made.
+    pub fn get(&self, check: Check) -> Option<&CheckReport> {
+        self.0[check as usize].as_ref()
+    }
+
+    /// Every check that is made.
+    pub fn iter(&self) -> impl Iterator<Item = &CheckReport> {
+        self.0.iter().flatten()
+    }
+
+    pub(super) fn put(&mut self, report: CheckReport) {
+        let place = report.check as usize;
+        self.0[place] = Some(report);
+    }
+}
+
+impl Serialize for Checks {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
 }
 
 /// One check's numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CheckReport {
     /// Which check.
     pub check: Check,
+    /// The route that it is about, if it is about one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<Arc<str>>,
     /// What stable shows in the step: a share of requests that failed, or seconds. In baking this is
     /// the promoted version. Nothing before its first request.
     pub stable: Option<f64>,
@@ -154,8 +232,50 @@ pub struct CheckReport {
     pub canary: Option<f64>,
     /// The most that is allowed, where the check has a limit of its own; likewise.
     pub limit: Option<f64>,
+    /// Where the truth lies. For a comparison, the share of the canary's requests that fail, or are
+    /// slow, less that of stable's; for a limit, the share that is over it.
+    pub interval: Option<Interval>,
     /// Natural logarithm of the check's own e-value.
     pub evidence: f64,
+    /// The evidence with which this check rolls back by itself, whatever the others say.
+    pub threshold: f64,
+    /// Requests of the canary (in baking, of the promoted version) that the evidence rests on.
+    pub requests: u64,
+    /// How many more it takes until it rolls back, if evidence comes as it has; nothing where none has.
+    pub requests_needed: Option<u64>,
+}
+
+/// Trouble that is not the canary's alone.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Incident {
+    /// Who is in trouble.
+    pub scope: Scope,
+    /// Share of stable's requests that failed lately.
+    pub stable: f64,
+    /// Share of the canary's requests that failed lately.
+    pub canary: f64,
+}
+
+/// Who is in trouble.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Both arms: something that they share. Nothing is concluded from it.
+    Both,
+    /// Stable alone: promoting would help its users, which is for a person to decide.
+    StableOnly,
+}
+
+/// What the canary has cost, in requests that failed and would not have on stable.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Harm {
+    /// By the best estimate so far; below 0 where the canary is better.
+    pub spent: f64,
+    /// The most that may be.
+    pub budget: f64,
+    /// The largest weight at which even a canary as bad as is still possible stays within it; nothing
+    /// before there was traffic.
+    pub weight_cap: Option<Weight>,
 }
 
 /// The same thing of both arms.
@@ -165,6 +285,13 @@ pub struct Arms<T> {
     pub stable: T,
     /// The canary's.
     pub canary: T,
+}
+
+impl<T> Arms<T> {
+    /// What becomes of each.
+    pub fn map<U>(self, of: impl Fn(T) -> U) -> Arms<U> {
+        Arms { stable: of(self.stable), canary: of(self.canary) }
+    }
 }
 
 /// Counts of one arm.
@@ -187,21 +314,18 @@ pub struct ArmLatency {
     pub p99_seconds: Option<f64>,
 }
 
-/// Where a difference of two shares lies, −1 to 1.
+impl ArmTotals {
+    pub(super) fn of(sample: Sample) -> Self {
+        Self { requests: sample.requests, failures: sample.failures, error_rate: sample.rate() }
+    }
+}
+
+/// Where a share, or the difference of two, lies: with 95 % at *every* look of the whole rollout (see
+/// [`interval`](super::interval)).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Interval {
     /// The lower end.
     pub low: f64,
     /// The upper end.
     pub high: f64,
-    /// What the two ends promise.
-    pub method: IntervalMethod,
-}
-
-/// What an interval promises.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum IntervalMethod {
-    /// Newcombe's at 95 %, for one look at one step: to look at, not to decide by.
-    Newcombe95,
 }

@@ -30,6 +30,8 @@ pub(super) struct RawAnalysis {
     latency_margin: Option<Spanned<RawMargin>>,
     max_error_rate: Option<Spanned<f64>>,
     max_p99: Option<Time>,
+    dispersion: Option<Spanned<f64>>,
+    max_harm: Option<Spanned<f64>>,
 }
 
 impl Section for RawAnalysis {
@@ -78,6 +80,8 @@ pub(super) fn lower(raw: RawAnalysis, report: &mut Report<'_>) -> Settings {
         latency_margin,
         max_error_rate,
         max_p99,
+        dispersion,
+        max_harm,
     } = raw;
     let number = |written: &Option<Spanned<f64>>| written.as_ref().map(|written| *written.get_ref());
     let settings = Settings {
@@ -96,6 +100,8 @@ pub(super) fn lower(raw: RawAnalysis, report: &mut Report<'_>) -> Settings {
         },
         max_error_rate: number(&max_error_rate),
         max_p99: max_p99.and_then(|written| time(&written, "max_p99", GUARD, report)),
+        dispersion: number(&dispersion),
+        max_harm: number(&max_harm),
     };
     let place = |written: &Option<Spanned<f64>>| written.as_ref().map(Spanned::span);
     let places = [
@@ -106,6 +112,8 @@ pub(super) fn lower(raw: RawAnalysis, report: &mut Report<'_>) -> Settings {
         ("promotion_alpha", place(&promotion_alpha)),
         ("latency_margin", latency_margin.as_ref().map(Spanned::span)),
         ("max_error_rate", place(&max_error_rate)),
+        ("dispersion", place(&dispersion)),
+        ("max_harm", place(&max_harm)),
     ];
     for fault in settings.faults() {
         let place = places.iter().find(|(key, _)| *key == fault.key);
@@ -135,9 +143,11 @@ fn remedy(key: &str, default: &Settings) -> String {
         "latency_margin" => default.latency_margin,
         _ => None,
     };
-    match default {
-        Some(default) => format!("the default is {default}"),
-        None => "it is a share of requests: 0.05 is 5 %".to_owned(),
+    match (default, key) {
+        (Some(default), _) => format!("the default is {default}"),
+        (None, "dispersion") => "leave it out to have it estimated from stable's requests".to_owned(),
+        (None, "max_harm") => "it is a number of failed requests; leave it out for no limit".to_owned(),
+        (None, _) => "it is a share of requests: 0.05 is 5 %".to_owned(),
     }
 }
 
@@ -172,9 +182,9 @@ mod tests {
     fn every_setting_out_of_range_is_named() {
         let all = "alpha = 1\nratio_tolerance = 0\nabsolute_tolerance = -1\npromotion_margin = 1\n\
                    promotion_alpha = nan\nminimum_requests = -1\nlatency_margin = 0\n\
-                   max_error_rate = 5\nmax_p99 = '0s'";
+                   max_error_rate = 5\nmax_p99 = '0s'\ndispersion = 0.5\nmax_harm = 0";
         let errors = errors(&analysis(all));
-        assert_eq!(errors.len(), 9, "{errors:#?}");
+        assert_eq!(errors.len(), 11, "{errors:#?}");
         assert_eq!(errors[0], "`alpha` must be over 0 and at most 0.5, not 1");
     }
 }

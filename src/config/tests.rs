@@ -86,7 +86,7 @@ fn the_examples_mean_what_they_say() {
 }
 
 /// Keys of the reference that are there to be shown and have no default, or a default of "off".
-const WITHOUT_DEFAULT: [&str; 55] = [
+const WITHOUT_DEFAULT: [&str; 57] = [
     "workers",
     "hostnames",
     "address",
@@ -96,6 +96,8 @@ const WITHOUT_DEFAULT: [&str; 55] = [
     "grpc_max",
     "max_error_rate",
     "max_p99",
+    "dispersion",
+    "max_harm",
     "algorithm",
     "hash_on",
     "slow_start",

@@ -12,6 +12,7 @@ use crate::{
         phase::{Exposure, Phase},
         plan::{Plan, Strategy},
         refused::Refused,
+        trial,
     },
 };
 
@@ -94,13 +95,8 @@ impl ServiceTask {
         if !phase.is_running() {
             self.preparation = None;
         }
-        let Some(analysis) = &mut self.analysis else { return };
-        match phase {
-            Phase::Stepping { step, .. } if before.step() != Some(*step) => {
-                analysis.begin_step(step + 1 == record.plan.steps().len());
-            }
-            Phase::Baking { .. } if !matches!(before, Phase::Baking { .. }) => analysis.begin_baking(),
-            _ => {}
+        if let Some(analysis) = &mut self.analysis {
+            trial::follow(analysis, &before, phase, &record.plan);
         }
     }
 

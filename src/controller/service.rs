@@ -13,7 +13,7 @@ use super::{
     status::{BackendStatus, Occurrence, Recent, RolloutStatus, ServiceStatus},
 };
 use crate::{
-    analysis::{Analysis, ArmTick, Tick, explain::explain, verdict::Verdict},
+    analysis::{Analysis, ArmTick, Tick, error_rate::Sample, explain::explain, verdict::Verdict},
     clock,
     config::Service,
     model::{
@@ -23,7 +23,7 @@ use crate::{
         units::format_duration,
         weight::Weight,
     },
-    rollout::{event::Event, phase::Phase},
+    rollout::{event::Event, phase::Phase, trial},
     telemetry::reader::Totals,
 };
 
@@ -175,34 +175,38 @@ impl ServiceTask {
         self.window.advance(&self.now);
         let Some(phase) = self.record.as_ref().map(|record| record.phase.clone()) else { return };
         let Some(analysis) = &mut self.analysis else { return };
+        let Some(canary) = self.roles.canary() else { return };
         let stable = delta(&self.now, &self.before, (&self.config, self.roles.stable(), Role::Stable));
-        let verdict = match phase {
-            Phase::Stepping { .. } | Phase::Paused { .. } => {
-                let Some(canary) = self.roles.canary() else { return };
-                let canary = delta(&self.now, &self.before, (&self.config, canary, Role::Canary));
-                analysis.observe(&Tick { stable: arm(&stable), canary: arm(&canary) })
-            }
-            Phase::Baking { .. } => analysis.observe_baking(&arm(&stable)),
-            // These end with the next tick, whatever is seen in it.
-            Phase::Promoting { .. } | Phase::RollingBack { .. } => {
-                return self.happen(Event::Tick(crate::analysis::verdict::Decision::Continue));
-            }
-            Phase::Idle | Phase::Preparing { .. } | Phase::Succeeded { .. } | Phase::RolledBack { .. } => {
-                return;
-            }
-        };
-        self.metrics.evidence(&self.config.name, verdict.evidence / verdict.threshold);
-        let decision = verdict.decision;
-        self.verdict = Some(verdict);
+        let canary = delta(&self.now, &self.before, (&self.config, canary, Role::Canary));
+        let tick = Tick { stable: arm(&stable), canary: arm(&canary), routes: &[] };
+        let Some(decision) = trial::observe(analysis, &phase, &tick) else { return };
+        if matches!(phase, Phase::Stepping { .. } | Phase::Paused { .. } | Phase::Baking { .. }) {
+            let verdict = analysis.verdict();
+            self.metrics.evidence(&self.config.name, verdict.evidence / verdict.threshold);
+            self.verdict = Some(verdict);
+        }
         self.happen(Event::Tick(decision));
+        self.keep_to_budget();
+    }
+
+    /// Gives the canary no more of the step's weight than may be lost by it.
+    fn keep_to_budget(&mut self) {
+        let harm = self.verdict.as_ref().and_then(|verdict| verdict.harm);
+        let (Some(harm), Some(record)) = (harm, &self.record) else { return };
+        let step = record.phase.step().and_then(|step| record.plan.steps().get(step));
+        let Some(weight) = step.map(|step| trial::weight(step.weight, self.weight, Some(&harm))) else {
+            return;
+        };
+        if weight != self.weight {
+            self.publish(self.roles.clone(), weight);
+            self.note(format!("weight set to {weight}: more could cost over {:.0} requests", harm.budget));
+        }
     }
 
     /// A new rollout is being prepared: its evidence begins at nothing.
     pub(super) fn begin_analysis(&mut self) {
         let rollout = &self.config.rollout;
-        let planned: Duration = rollout.plan.steps().iter().map(|step| step.hold).sum();
-        let ticks = planned.as_millis() / self.tick.as_millis().max(1);
-        self.analysis = Some(Analysis::new(&rollout.analysis, u64::try_from(ticks).unwrap_or(u64::MAX)));
+        self.analysis = Some(trial::begin(&rollout.analysis, &rollout.plan, self.tick));
         self.verdict = None;
         let canary = self.roles.canary();
         let backend = self.config.backends.iter().find(|backend| Some(&backend.name) == canary);
@@ -310,7 +314,8 @@ fn delta(
 
 fn arm(delta: &Totals) -> ArmTick<'_> {
     let latency: &Histogram = &delta.latency;
-    ArmTick { requests: delta.requests(), failures: delta.failures(), latency }
+    // Endpoints that are warming up are not counted apart.
+    ArmTick { requests: delta.requests(), failures: delta.failures(), latency, warming: Sample::default() }
 }
 
 /// The service's plan in words, for the note that starts a rollout.

@@ -181,7 +181,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        analysis::{Analysis, ArmTick, Tick, verdict::Decision},
+        analysis::{Analysis, ArmTick, Tick, error_rate::Sample, verdict::Decision},
         config::{Config, Lead, diagnostic::render, load},
         model::histogram::Histogram,
         routing::table::PathMatch,
@@ -227,7 +227,8 @@ mod tests {
         let (steps, mut rng) = (rollout.plan.steps(), SmallRng::seed_from_u64(seed));
         let mut analysis = Analysis::new(&rollout.analysis, 32);
         let (mut step, mut since) = (0, 0);
-        analysis.begin_step(false);
+        let next = |step: usize| steps.get(step + 1).map(|step| step.weight);
+        analysis.begin_step(next(0));
         for tick in 1..400 {
             let mut arms = [(0, 0), (0, 0)];
             for _ in 0..rate / 4 {
@@ -238,16 +239,17 @@ mod tests {
                 *failures += u64::from(fails);
             }
             let latency = Histogram::default();
+            let warming = Sample::default();
             let [stable, canary] =
-                arms.map(|(requests, failures)| ArmTick { requests, failures, latency: &latency });
-            let decision = analysis.observe(&Tick { stable, canary }).decision;
+                arms.map(|(requests, failures)| ArmTick { requests, failures, latency: &latency, warming });
+            let decision = analysis.observe(&Tick { stable, canary, routes: &[] });
             let held = Duration::from_millis(250) * (tick - since) >= steps[step].hold;
             match decision {
                 Decision::RollBack => return (Ending::RolledBack, tick),
                 Decision::Advance if held && step + 1 == steps.len() => return (Ending::Promoted, tick),
                 Decision::Advance if held => {
                     (step, since) = (step + 1, tick);
-                    analysis.begin_step(step + 1 == steps.len());
+                    analysis.begin_step(next(step));
                 }
                 _ => {}
             }

@@ -11,9 +11,12 @@ use crate::{
         explain::explain,
         guard::Guard,
         settings::Settings,
-        verdict::{Decision, Verdict},
+        verdict::{Arms, Decision, Verdict},
     },
-    model::histogram::{BUCKETS, Histogram},
+    model::{
+        histogram::{BUCKETS, Histogram},
+        weight::Weight,
+    },
 };
 
 const TOLERANCE: Margin = Margin { ratio: 1.1, absolute: 0.0002 };
@@ -46,29 +49,38 @@ fn settings() -> impl Strategy<Value = Settings> {
     let options = (any::<bool>(), any::<bool>(), any::<bool>());
     let tolerance = (1.0..100.0, prop_oneof![Just(0.0), 0.0..0.99]);
     let limits = (1e-9..0.999_999, 0..10_000_000_000_u64);
-    (options, tolerance, limits).prop_map(|((latency, failures, slow), (ratio, absolute), (limit, nanos))| {
-        let settings = Settings {
-            ratio_tolerance: ratio,
-            absolute_tolerance: absolute,
-            latency_margin: latency.then_some(0.2),
-            max_error_rate: failures.then_some(limit),
-            max_p99: slow.then_some(Duration::from_nanos(nanos)),
-            ..Settings::default()
-        };
-        assert_eq!(settings.faults(), []);
-        settings
-    })
+    let clusters = (prop::option::of(1.0..10_000.0), prop::option::of(1.0..1e12));
+    (options, tolerance, limits, clusters).prop_map(
+        |(options, (ratio, absolute), (limit, nanos), clusters)| {
+            let (latency, failures, slow) = options;
+            let settings = Settings {
+                ratio_tolerance: ratio,
+                absolute_tolerance: absolute,
+                latency_margin: latency.then_some(0.2),
+                max_error_rate: failures.then_some(limit),
+                max_p99: slow.then_some(Duration::from_nanos(nanos)),
+                dispersion: clusters.0,
+                max_harm: clusters.1,
+                ..Settings::default()
+            };
+            assert_eq!(settings.faults(), []);
+            settings
+        },
+    )
 }
 
 fn arm(sample: Sample, latency: &Histogram) -> ArmTick<'_> {
-    ArmTick { requests: sample.requests, failures: sample.failures, latency }
+    ArmTick { requests: sample.requests, failures: sample.failures, latency, warming: sample }
 }
 
 fn assert_finite(verdict: &Verdict) -> Result<(), TestCaseError> {
-    let checks = verdict.checks.iter().flat_map(|c| [Some(c.evidence), c.stable, c.canary, c.limit]);
-    let interval = verdict.difference.map(|i| [Some(i.low), Some(i.high)]).unwrap_or_default();
-    let numbers = [Some(verdict.evidence), Some(verdict.promotion_evidence)];
-    for number in checks.chain(interval).chain(numbers).flatten() {
+    let reports = verdict.checks.iter();
+    let checks = reports.flat_map(|c| [Some(c.evidence), Some(c.threshold), c.stable, c.canary, c.limit]);
+    let intervals = verdict.checks.iter().filter_map(|c| c.interval);
+    let intervals: Vec<_> = intervals.flat_map(|i| [Some(i.low), Some(i.high)]).collect();
+    let harm = verdict.harm.map(|harm| harm.spent);
+    let numbers = [Some(verdict.evidence), Some(verdict.promotion_evidence), Some(verdict.dispersion), harm];
+    for number in checks.chain(intervals).chain(numbers).flatten() {
         prop_assert!(number.is_finite(), "{verdict:?}");
     }
     prop_assert!(!explain(verdict).contains("NaN"));
@@ -84,18 +96,25 @@ proptest! {
         planned_ticks in prop_oneof![0..1_000_u64, any::<u64>()],
         ticks in prop::collection::vec((sample(), sample(), histogram(), histogram(), 0..8_u8), 1..40),
     ) {
-        let mut analysis = Analysis::new(&settings, planned_ticks);
+        let routes = ["/a".into(), "/b".into()];
+        let mut analysis = Analysis::new(&settings, planned_ticks).with_routes(&settings, routes);
         for (stable, canary, stable_latency, canary_latency, event) in &ticks {
             if *event < 2 {
-                analysis.begin_step(*event == 0);
+                analysis.begin_step((*event == 0).then_some(Weight::FULL));
             }
+            let route = Arms { stable: *stable, canary: *canary };
             let stable = arm(*stable, stable_latency);
-            let verdict = analysis.observe(&Tick { stable, canary: arm(*canary, canary_latency) });
+            let canary = arm(*canary, canary_latency);
+            let decision = analysis.observe(&Tick { stable, canary, routes: &[route, Arms::default()] });
+            let verdict = analysis.verdict();
+            prop_assert_eq!(verdict.decision, decision);
             assert_finite(&verdict)?;
         }
         analysis.begin_baking();
         for (stable, _, latency, ..) in &ticks {
-            let verdict = analysis.observe_baking(&arm(*stable, latency));
+            let decision = analysis.observe_baking(&arm(*stable, latency));
+            let verdict = analysis.verdict();
+            prop_assert_eq!(verdict.decision, decision);
             assert_finite(&verdict)?;
             prop_assert!(matches!(verdict.decision, Decision::Continue | Decision::RollBack));
         }
@@ -112,15 +131,15 @@ proptest! {
         let mut better = Comparison::better(TOLERANCE);
         let mut guard = Guard::new(0.05, 60);
         for (stable, canary) in past {
-            worse.update(stable, canary);
-            better.update(stable, canary);
-            guard.update(canary);
+            worse.update(Arms { stable, canary }, 1.0);
+            better.update(Arms { stable, canary }, 1.0);
+            guard.update(canary, 1.0);
         }
         let after = |stable: Sample, canary: Sample| {
             let (mut worse, mut better, mut guard) = (worse.clone(), better.clone(), guard.clone());
-            worse.update(stable, canary);
-            better.update(stable, canary);
-            guard.update(canary);
+            worse.update(Arms { stable, canary }, 1.0);
+            better.update(Arms { stable, canary }, 1.0);
+            guard.update(canary, 1.0);
             [worse.log_e(), better.log_e(), guard.log_e()]
         };
         let one_more = |sample: Sample| Sample { failures: (sample.failures + 1).min(sample.requests), ..sample };
@@ -140,12 +159,12 @@ proptest! {
     ) {
         let mut worse = Comparison::worse(TOLERANCE, 2);
         for (stable, canary) in past {
-            worse.update(stable, canary);
+            worse.update(Arms { stable, canary }, 1.0);
         }
         let before = worse.log_e();
         let (stable, canary) =
             if stable_is_empty { (Sample::default(), sample) } else { (sample, Sample::default()) };
-        worse.update(stable, canary);
+        worse.update(Arms { stable, canary }, 1.0);
         prop_assert!((worse.log_e() - before).abs() <= 1e-9 * before.abs().max(1.0));
     }
 }

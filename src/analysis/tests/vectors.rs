@@ -4,10 +4,12 @@ use serde::Deserialize;
 
 use crate::{
     analysis::{
+        dispersion::Dispersion,
         error_rate::{Comparison, Margin, Sample},
         guard::Guard,
         latency::{HALF_LIFE, LEAST, Latency, Quantile},
         mixture::TICKS_PER_START,
+        verdict::Arms,
     },
     model::histogram::Histogram,
 };
@@ -84,16 +86,16 @@ fn failure_rates_and_limits_agree_with_the_reference() {
         assert_eq!(v.restart_every, TICKS_PER_START);
         let margin = Margin { ratio: v.rho, absolute: v.delta };
         let better = Margin { ratio: v.better.rho, absolute: v.better.delta };
-        let mut worse = Comparison::worse(margin, v.planned).with_dispersion(v.phi);
-        let mut better = Comparison::better(better).with_dispersion(v.phi);
+        let mut worse = Comparison::worse(margin, v.planned);
+        let mut better = Comparison::better(better);
         let mut guard = Guard::new(v.guard_limit, v.planned);
         let mut outputs = v.log_e.iter().peekable();
         for (tick, [ns, nc, xs, xc]) in v.ticks_ns_nc_xs_xc.into_iter().enumerate() {
             let stable = Sample { requests: ns, failures: xs };
             let canary = Sample { requests: nc, failures: xc };
-            worse.update(stable, canary);
-            better.update(stable, canary);
-            guard.update(canary);
+            worse.update(Arms { stable, canary }, v.phi);
+            better.update(Arms { stable, canary }, v.phi);
+            guard.update(canary, 1.0);
             if let Some(output) = outputs.next_if(|output| output.tick == tick) {
                 check("worse", &v.name, tick, (worse.log_e(), output.worse));
                 check("better", &v.name, tick, (better.log_e(), output.better));
@@ -112,7 +114,7 @@ fn latencies_agree_with_the_reference() {
         assert_eq!((v.restart_every, v.half_life, v.least), (TICKS_PER_START, HALF_LIFE, LEAST));
         let quantile = if v.level == 0.5 { Quantile::P50 } else { Quantile::P99 };
         assert_eq!(quantile.level(), v.level);
-        let mut latency = Latency::new(v.margin, v.planned);
+        let mut latency = Latency::new(v.margin, v.planned, Dispersion::Known(1.0));
         let mut outputs = v.log_e.iter().peekable();
         for (tick, arms) in v.ticks_stable_canary_buckets.iter().enumerate() {
             let [stable, canary] = arms.each_ref().map(|buckets| {

@@ -1,0 +1,115 @@
+//! Is it the version that is sick, or one of its endpoints?
+//!
+//! A version that is bad is bad on every endpoint that runs it; a disk that is full is full on one. The
+//! counts of a backend's endpoints tell the two apart: does one endpoint's failure rate differ from that
+//! of the others taken together, by more than chance would have it? That is asked of each by the
+//! likelihood ratio of two rates against one,
+//!
+//! `G = n₁·KL(p₁ ‖ p) + n₂·KL(p₂ ‖ p)`
+//!
+//! (Wilks 1938), with `p₁` and `n₁` of the endpoint, `p₂` and `n₂` of the others and `p` of all; half of
+//! what textbooks call the G-test. Where there is one rate, it exceeds `t` for one endpoint with a
+//! probability of about `e^−t`, and so for any of `k` with at most `k·e^−t` (Bonferroni).
+//!
+//! If one endpoint stands out, the question is whether the others are well without it: not surely worse
+//! than the other arm, by the same measure. Only then is the version not to blame.
+//!
+//! Pure counts, whatever they were gathered for; no decision rests on it yet.
+
+use serde::Serialize;
+
+use super::{error_rate::Sample, incident::divergence};
+
+/// Who is to blame for a backend's failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(tag = "culprit", rename_all = "snake_case")]
+pub enum Attribution {
+    /// One endpoint; the others are no worse than the other arm.
+    Endpoint {
+        /// Its place among those that were asked about.
+        index: usize,
+    },
+    /// What they all have in common: they fail alike, or one more than the others, but those too.
+    Version,
+    /// Nobody, as far as can be told: the backend is not surely worse than the other arm.
+    Nobody,
+}
+
+/// Attributes a backend's failures, given the counts of each of its endpoints and those of the other
+/// arm in the same time. With a single endpoint there is no telling, and the version is blamed.
+pub fn attribute(endpoints: &[Sample], other: Sample) -> Attribution {
+    let all = sum(endpoints);
+    let outlier = (0..endpoints.len())
+        .map(|index| (index, without(all, endpoints[index])))
+        .map(|(index, rest)| (index, rest, higher_by(endpoints[index], rest)))
+        .max_by(|a, b| a.2.total_cmp(&b.2));
+    let sure = SURE + (endpoints.len() as f64).ln();
+    match outlier {
+        Some((index, rest, evidence)) if evidence >= sure && higher_by(rest, other) < SURE => {
+            Attribution::Endpoint { index }
+        }
+        _ if higher_by(all, other) >= SURE => Attribution::Version,
+        _ => Attribution::Nobody,
+    }
+}
+
+/// How surely `one` fails more often than `other`: G, and 0 where it does not, or one of them is empty.
+fn higher_by(one: Sample, other: Sample) -> f64 {
+    let both = sum(&[one, other]);
+    match (one.rate(), other.rate(), both.rate()) {
+        (Some(p), Some(q), Some(pooled)) if p > q => {
+            one.requests as f64 * divergence(p, pooled) + other.requests as f64 * divergence(q, pooled)
+        }
+        _ => 0.0,
+    }
+}
+
+fn sum(samples: &[Sample]) -> Sample {
+    let mut sum = Sample::default();
+    samples.iter().for_each(|sample| sum.add(*sample));
+    sum
+}
+
+fn without(all: Sample, one: Sample) -> Sample {
+    Sample { requests: all.requests - one.requests, failures: all.failures.saturating_sub(one.failures) }
+}
+
+/// ln 1000: one backend in a thousand whose endpoints are alike is said to have an outlier.
+const SURE: f64 = 6.907_755_278_982_137;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(counts: &[(u64, u64)]) -> Vec<Sample> {
+        counts
+            .iter()
+            .map(|(requests, failures)| Sample { requests: *requests, failures: *failures })
+            .collect()
+    }
+
+    fn blame(endpoints: &[(u64, u64)]) -> Attribution {
+        attribute(&samples(endpoints), Sample { requests: 9_000, failures: 9 })
+    }
+
+    #[test]
+    fn one_sick_endpoint_is_found() {
+        assert_eq!(blame(&[(100, 0), (100, 40), (100, 1)]), Attribution::Endpoint { index: 1 });
+        assert_eq!(blame(&[(10, 10), (500, 0)]), Attribution::Endpoint { index: 0 });
+    }
+
+    #[test]
+    fn a_sick_version_is_sick_everywhere() {
+        assert_eq!(blame(&[(100, 20), (100, 25), (100, 18)]), Attribution::Version);
+        // One is worse, but the others are not well either.
+        assert_eq!(blame(&[(100, 20), (100, 90), (100, 18)]), Attribution::Version);
+        assert_eq!(blame(&[(100, 50)]), Attribution::Version);
+    }
+
+    #[test]
+    fn chance_is_nobodys_fault() {
+        for endpoints in [&[][..], &[(0, 0), (0, 0)], &[(100, 1), (100, 0)], &[(3, 1), (300, 0), (250, 1)]] {
+            assert_eq!(blame(endpoints), Attribution::Nobody, "{endpoints:?}");
+        }
+    }
+}

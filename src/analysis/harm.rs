@@ -1,0 +1,101 @@
+//! What has the canary cost, and how much may it still?
+//!
+//! Harm is what users lose to the rollout: requests that the canary failed and stable would not have.
+//! In a tick with `nc` canary requests of which `xc` failed, while stable failed a share `ps`, it is
+//! estimated as `xc − nc·ps`. That is right on average in each tick, so the sum less the true harm is a
+//! martingale, and (Doob's optional stopping) still right on average at the tick at which a rollout ends
+//! because of it. A rollout is therefore rolled back when the sum reaches the budget, and its weight is
+//! kept so low that no single tick can lead far beyond: the expected harm stays within the budget.
+//!
+//! "So low" means: what is left lasts for [`LAG`] ticks even if the canary is as bad as can be, which is
+//! the upper end of the interval of the difference. That is everything at first, and less with each tick
+//! that goes well, so the weight that the budget allows rises by itself.
+//!
+//! The price: an estimate also wanders for a harmless canary, by about √(failures of the canary). A
+//! budget that is not well above that ends rollouts by chance, which α does not bound; so there is none
+//! unless somebody sets one.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    error_rate::Sample,
+    verdict::{Arms, Harm, Interval},
+};
+use crate::model::weight::Weight;
+
+/// A rollout's budget, and what is spent of it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(super) struct Budget {
+    budget: f64,
+    spent: f64,
+}
+
+impl Budget {
+    pub(super) fn new(budget: f64) -> Self {
+        Self { budget, spent: 0.0 }
+    }
+
+    /// Takes in one tick, those requests included that are compared with nothing. `usual` is stable's
+    /// failure rate so far, for a tick in which it had no request.
+    pub(super) fn update(&mut self, tick: Arms<Sample>, usual: f64) {
+        let stable = tick.stable.rate().unwrap_or(usual);
+        let (requests, failures) = tick.canary.units(1.0);
+        self.spent += failures - requests * stable;
+    }
+
+    /// Whether nothing is left.
+    pub(super) fn is_spent(&self) -> bool {
+        self.spent >= self.budget
+    }
+
+    /// What is spent, and the weight that what is left allows: `rate` is how many requests both arms had
+    /// in a tick lately, `difference` where the canary's failure rate less stable's may lie.
+    pub(super) fn report(&self, rate: f64, difference: Option<Interval>) -> Harm {
+        let worst = difference.map_or(1.0, |interval| interval.high).max(0.0);
+        let lost = LAG * rate * worst;
+        let share = if lost > 0.0 { ((self.budget - self.spent) / lost).clamp(0.0, 1.0) } else { 1.0 };
+        let hundredths = (share * f64::from(Weight::FULL.hundredths())) as u16;
+        let cap = Weight::from_hundredths(hundredths).unwrap_or(Weight::FULL);
+        Harm { spent: self.spent, budget: self.budget, weight_cap: (rate > 0.0).then_some(cap) }
+    }
+}
+
+/// Ticks for which a bad canary goes on getting requests: one that shows it, and one in which what was
+/// already under way ends.
+const LAG: f64 = 2.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tick(stable: (u64, u64), canary: (u64, u64)) -> Arms<Sample> {
+        let sample = |(requests, failures)| Sample { requests, failures };
+        Arms { stable: sample(stable), canary: sample(canary) }
+    }
+
+    #[test]
+    fn only_what_stable_would_not_have_failed_is_harm() {
+        let mut budget = Budget::new(10.0);
+        budget.update(tick((900, 9), (100, 6)), 0.0);
+        assert_eq!(budget.spent, 5.0);
+        budget.update(tick((0, 0), (100, 6)), 0.02);
+        assert_eq!(budget.spent, 9.0);
+        assert!(!budget.is_spent());
+        budget.update(tick((900, 0), (100, 1)), 0.0);
+        assert!(budget.is_spent());
+        assert_eq!(budget.report(1_000.0, None).weight_cap, Some(Weight::ZERO));
+    }
+
+    #[test]
+    fn the_cap_rises_with_what_is_known() {
+        let budget = Budget::new(100.0);
+        let cap = |high| {
+            let difference = Some(Interval { low: -1.0, high });
+            budget.report(1_000.0, difference).weight_cap.unwrap().percent()
+        };
+        // 100 requests are 5 % of two ticks, if all of them can fail.
+        assert_eq!(budget.report(1_000.0, None).weight_cap.unwrap().percent(), 5.0);
+        assert_eq!([cap(1.0), cap(0.1), cap(0.05), cap(-0.01)], [5.0, 50.0, 100.0, 100.0]);
+        assert_eq!(budget.report(0.0, None).weight_cap, None);
+    }
+}

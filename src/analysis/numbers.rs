@@ -1,0 +1,166 @@
+//! The numbers beside a decision: each check's, and what is missing until more can be decided.
+
+use std::sync::Arc;
+
+use super::{
+    Analysis, Sample,
+    interval::{self, Difference},
+    latency::Quantile,
+    mixture::Sight,
+    route::Route,
+    verdict::{Arms, Check, CheckReport, Checks, Interval, Reason, Stage, Verdict},
+};
+
+impl Analysis {
+    /// What was decided in the last tick, with all that it rests on. Changes nothing, and costs more
+    /// than the tick itself.
+    pub fn verdict(&self) -> Verdict {
+        let finding = self.find();
+        let checks = self.checks();
+        let evidence = self.combined(Sight::Exact);
+        let strongest = || checks.iter().max_by(|a, b| a.evidence.total_cmp(&b.evidence)).cloned();
+        // The error rate is compared, or limited, in every stage.
+        let reason = finding.reason.blaming(|| strongest().expect("there is a check"));
+        let requests_needed = self.requests_needed(&reason, evidence);
+        let rate = self.tally.window.rate().canary;
+        Verdict {
+            decision: finding.decision,
+            reason,
+            stage: self.stage,
+            evidence,
+            threshold: self.targets.evidence,
+            promotion_evidence: self.better.log_e(),
+            promotion_threshold: self.targets.promotion_evidence,
+            rollout: self.tally.rollout.totals(),
+            step: self.tally.step.totals(),
+            warming: self.tally.warming.totals(),
+            latency: self.tally.latency(),
+            difference: checks.get(Check::ErrorRate).and_then(|report| report.interval),
+            dispersion: self.dispersion.factor(),
+            incident: self.tally.window.incident(),
+            harm: self.harm(),
+            requests_needed,
+            ticks_needed: requests_needed
+                .filter(|_| rate > 0.0)
+                // The cast saturates.
+                .map(|requests| (requests as f64 / rate).ceil() as u64),
+            checks,
+        }
+    }
+
+    /// The numbers of every check that the stage has.
+    fn checks(&self) -> Checks {
+        let service = self.service_checks(Sight::Exact);
+        let (of_service, of_route) = self.weights(&service);
+        let mut checks = Checks::default();
+        for (check, evidence) in service.into_iter().flatten() {
+            checks.put(self.report(check, evidence, self.targets.evidence - of_service.ln()));
+        }
+        let by_evidence = self.routes().iter().map(|route| (route, route.worse.log_e()));
+        if let Some((route, evidence)) = by_evidence.max_by(|a, b| a.1.total_cmp(&b.1)) {
+            checks.put(report_route(route, evidence, self.targets.evidence - of_route.ln()));
+        }
+        checks
+    }
+
+    fn report(&self, check: Check, evidence: f64, threshold: f64) -> CheckReport {
+        let step = self.tally.step;
+        let rates = step.map(Sample::rate);
+        let latency = self.tally.latency();
+        let (p50, p99) = (latency.map(|arm| arm.p50_seconds), latency.map(|arm| arm.p99_seconds));
+        let of_latency = |quantile| {
+            let latency = self.latency.as_ref();
+            (latency.and_then(|l| l.interval(quantile)), latency.map_or(0, |l| l.compared(quantile)))
+        };
+        let judged = match self.stage {
+            Stage::Stepping => self.tally.rollout.canary,
+            Stage::Baking => step.stable,
+        };
+        let (Arms { stable, canary }, limit, (interval, requests)) = match check {
+            Check::ErrorRate | Check::RouteErrorRate => {
+                (rates, None, (self.difference.as_ref().and_then(Difference::interval), judged.requests))
+            }
+            Check::LatencyP50 => (p50, None, of_latency(Quantile::P50)),
+            Check::LatencyP99 => (p99, None, of_latency(Quantile::P99)),
+            Check::MaxErrorRate => {
+                let limit = self.max_error_rate.as_ref().map(|guard| guard.limit());
+                (rates, limit, (self.share(judged), judged.requests))
+            }
+            Check::MaxP99 => {
+                let over = self.over_max_p99();
+                let limit = self.max_p99.as_ref().map(|guard| guard.limit().as_secs_f64());
+                (p99, limit, (self.share(over), over.requests))
+            }
+        };
+        CheckReport {
+            check,
+            route: None,
+            stable,
+            canary,
+            limit,
+            interval,
+            evidence,
+            threshold,
+            requests,
+            requests_needed: requests_to_gain(threshold - evidence, evidence, requests),
+        }
+    }
+
+    /// Where the share of failures lies that a sample is of.
+    fn share(&self, sample: Sample) -> Option<Interval> {
+        interval::of_one(sample.units(self.dispersion.factor()))
+    }
+
+    /// The requests of the step, or of baking, that took longer than they may.
+    fn over_max_p99(&self) -> Sample {
+        let latencies = match self.stage {
+            Stage::Stepping => self.tally.latencies().canary,
+            Stage::Baking => self.tally.latencies().stable,
+        };
+        self.max_p99.as_ref().map(|guard| guard.over(latencies)).unwrap_or_default()
+    }
+
+    /// Canary requests until more can be concluded; nothing where nothing is awaited, or nothing
+    /// points that way.
+    fn requests_needed(&self, reason: &Reason, evidence: f64) -> Option<u64> {
+        let seen = self.tally.rollout.canary.requests;
+        let proof = || {
+            let awaited = self.targets.promotion_evidence - self.better.log_e();
+            match self.next_weight {
+                None if awaited > 0.0 => requests_to_gain(awaited, self.better.log_e(), seen),
+                _ => Some(0),
+            }
+        };
+        match *reason {
+            Reason::Suspicious(_) => requests_to_gain(self.targets.evidence - evidence, evidence, seen),
+            Reason::TooFewRequests { requests, minimum } => {
+                proof().map(|proof| proof.max(minimum - requests))
+            }
+            Reason::NotYetNonInferior { .. } => proof(),
+            _ => None,
+        }
+    }
+}
+
+fn report_route(route: &Route, evidence: f64, threshold: f64) -> CheckReport {
+    let Arms { stable, canary } = route.step.map(Sample::rate);
+    CheckReport {
+        check: Check::RouteErrorRate,
+        route: Some(Arc::clone(&route.name)),
+        stable,
+        canary,
+        limit: None,
+        interval: None,
+        evidence,
+        threshold,
+        requests: route.requests,
+        requests_needed: requests_to_gain(threshold - evidence, evidence, route.requests),
+    }
+}
+
+/// Requests until `awaited` more evidence has come, if it comes as `gained` has by `requests`; nothing
+/// where none has.
+fn requests_to_gain(awaited: f64, gained: f64, requests: u64) -> Option<u64> {
+    // The cast saturates.
+    (gained > 0.0).then(|| (awaited.max(0.0) / gained * requests as f64).ceil() as u64)
+}

@@ -1,0 +1,39 @@
+//! The canary's failure rate beside stable's on one route, which a whole service may drown: a tenth of
+//! the requests that all fail are a tenth of the service's, but everything to whoever sent them.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    dispersion::Dispersion,
+    error_rate::{Comparison, Margin, Sample},
+    verdict::Arms,
+};
+
+/// One route's evidence.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Route {
+    pub(super) name: Arc<str>,
+    pub(super) worse: Comparison,
+    dispersion: Dispersion,
+    /// Canary requests since the rollout began.
+    pub(super) requests: u64,
+    /// Since the step began.
+    pub(super) step: Arms<Sample>,
+}
+
+impl Route {
+    pub(super) fn new(name: Arc<str>, tolerance: Margin, planned: u64, dispersion: Dispersion) -> Self {
+        let worse = Comparison::worse(tolerance, planned);
+        Self { name, worse, dispersion, requests: 0, step: Arms::default() }
+    }
+
+    /// Takes in one tick.
+    pub(super) fn update(&mut self, tick: Arms<Sample>) {
+        self.worse.update(tick, self.dispersion.factor());
+        self.dispersion.update(tick.stable);
+        self.requests = self.requests.saturating_add(tick.canary.requests);
+        self.step.add(tick);
+    }
+}
