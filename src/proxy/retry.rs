@@ -28,10 +28,9 @@ use super::{
 };
 use crate::{
     clock,
-    model::{outcome::Outcome, role::Role},
+    model::{outcome::Outcome, protocol::Protocol, role::Role},
     routing::{
         retry::{Failure, Retry as Rules},
-        snapshot::Protocol,
         split::{Assignment, Reason},
     },
     telemetry::retries::{RetryCells, RetryResult},

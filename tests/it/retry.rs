@@ -5,7 +5,10 @@ use std::{
     sync::{Mutex, mpsc},
 };
 
-use crate::support::{Backend, Refusing, Tidegate, Web, eventually, eventually_is, exchange, get, reply};
+use crate::{
+    reload::Filed,
+    support::{Backend, Refusing, Tidegate, Web, eventually, eventually_is, exchange, get, reply},
+};
 
 const RETRIES: &str = "tidegate_retries_total";
 pub const REQUESTS: &str = "tidegate_requests_total";
@@ -322,4 +325,27 @@ fn switched_connections_and_their_offers_are_left_alone() {
                  Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
     assert_eq!(exchange(tidegate.address(), offer).status, 502);
     expect_retries(&tidegate, &[]);
+}
+
+#[test]
+fn a_changed_configuration_turns_retries_on_and_off_and_their_counts_go_on() {
+    let (bad, good) = (unavailable(), Backend::named("good"));
+    let endpoints = [bad.address, good.address];
+    let without = Web::of(&endpoints).table("balance", "algorithm = 'round-robin'");
+    let filed = Filed::start(&without);
+    let mut client = filed.tidegate.client();
+    let mut failures = || (0..4).filter(|_| client.get("/").status == 503).count();
+    assert_eq!(failures(), 2);
+    filed.take_up(web(&endpoints, ""));
+    assert_eq!(failures(), 0);
+    let made = filed.tidegate.wait_until_idle().sum(RETRIES, &[("result", "success")]);
+    assert_eq!(made, 2.0);
+    filed.take_up(web(&endpoints, "").keys("backend_header = 'x-backend'"));
+    assert_eq!(failures(), 0);
+    filed.take_up(web(&endpoints, "attempts = 2"));
+    assert_eq!(failures(), 0);
+    filed.tidegate.wait_until_idle().expect(RETRIES, &[("result", "success")], 6.0);
+    filed.take_up(without);
+    assert_eq!(failures(), 2);
+    filed.tidegate.wait_until_idle().expect(RETRIES, &[], 0.0);
 }
