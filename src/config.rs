@@ -27,6 +27,7 @@ mod paths;
 mod pool;
 mod proxy_protocol;
 mod report;
+mod retry;
 mod rollout;
 mod route;
 mod service;
@@ -71,6 +72,7 @@ use crate::{
         limits::Limits,
         path::PathRules,
         policy::Policy,
+        retry::Retry,
         snapshot::{Endpoint, Sticky, Timeouts},
         table::PathMatch,
     },
@@ -246,6 +248,8 @@ pub struct Service {
     pub policy: Policy,
     /// How much may be asked for.
     pub limits: Limits,
+    /// When a request that has failed is tried again, if ever.
+    pub retry: Option<Retry>,
     /// How a rollout of this service goes.
     pub rollout: Rollout,
 }

@@ -11,6 +11,7 @@ pub mod members;
 pub mod path;
 pub mod pattern;
 pub mod policy;
+pub mod retry;
 pub mod snapshot;
 pub mod split;
 pub mod table;

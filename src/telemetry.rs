@@ -11,3 +11,4 @@ pub mod health;
 pub mod health_exposition;
 pub mod ledger;
 pub mod reader;
+pub mod retries;

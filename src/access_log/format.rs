@@ -47,6 +47,7 @@ struct Line<'r> {
     role: Option<&'static str>,
     assignment: Option<&'static str>,
     endpoint: Option<Cow<'r, str>>,
+    attempts: u32,
     local_reply: Option<&'static str>,
     outcome: Option<&'static str>,
     user_agent: Option<Cow<'r, str>>,
@@ -72,6 +73,7 @@ fn json(record: &Record, out: &mut Vec<u8>) -> io::Result<()> {
         role: record.role,
         assignment: record.assignment,
         endpoint: text(Text::Endpoint),
+        attempts: record.attempts,
         local_reply: record.local_reply,
         outcome: record.outcome,
         user_agent: text(Text::UserAgent),
@@ -93,6 +95,7 @@ fn text(record: &Record, out: &mut Vec<u8>) -> io::Result<()> {
     quoted("backend", record.texts.get(Text::Backend), out)?;
     write!(out, " role={} assignment={}", or_dash(record.role), or_dash(record.assignment))?;
     quoted("endpoint", record.texts.get(Text::Endpoint), out)?;
+    write!(out, " attempts={}", record.attempts)?;
     write!(out, " local_reply={} outcome={}", or_dash(record.local_reply), or_dash(record.outcome))?;
     quoted("user_agent", record.texts.get(Text::UserAgent), out)?;
     quoted("referer", record.texts.get(Text::Referer), out)
@@ -190,6 +193,7 @@ pub(super) mod samples {
             head_after: Some(Duration::from_millis(12)),
             role: Some("stable"),
             assignment: Some("weight"),
+            attempts: 1,
             local_reply: None,
             outcome: Some("2xx"),
             texts,
@@ -219,8 +223,8 @@ mod tests {
                 r#"{"time":"2025-11-25T04:54:13.007Z","client":"192.0.2.1","method":"GET","host":"web.test","#,
                 r#""path":"/a?b=c","protocol":"HTTP/1.1","status":200,"bytes_in":0,"bytes_out":5,"#,
                 r#""duration_ms":12.345,"head_ms":12.0,"service":"web","backend":"v1","role":"stable","#,
-                r#""assignment":"weight","endpoint":"127.0.0.1:9001","local_reply":null,"outcome":"2xx","#,
-                r#""user_agent":"curl/8","referer":null}"#,
+                r#""assignment":"weight","endpoint":"127.0.0.1:9001","attempts":1,"local_reply":null,"#,
+                r#""outcome":"2xx","user_agent":"curl/8","referer":null}"#,
                 "\n"
             )
         );
@@ -234,7 +238,7 @@ mod tests {
                 r#"time=2025-11-25T04:54:13.007Z client=192.0.2.1 method="GET" host="web.test" path="/a?b=c" "#,
                 "protocol=HTTP/1.1 status=200 bytes_in=0 bytes_out=5 duration_ms=12.345 head_ms=12 ",
                 r#"service="web" backend="v1" role=stable assignment=weight endpoint="127.0.0.1:9001" "#,
-                r#"local_reply=- outcome=2xx user_agent="curl/8" referer=-"#,
+                r#"attempts=1 local_reply=- outcome=2xx user_agent="curl/8" referer=-"#,
                 "\n"
             )
         );
@@ -303,7 +307,7 @@ mod tests {
             let line = written(LogFormat::Json, &with(&texts));
             prop_assert!(is_one_line(&line), "{line:?}");
             let parsed: Value = serde_json::from_str(&line).unwrap();
-            prop_assert_eq!(parsed.as_object().unwrap().len(), 20);
+            prop_assert_eq!(parsed.as_object().unwrap().len(), 21);
             for (key, text) in JSON_KEYS.iter().zip(&texts) {
                 let kept = &text[..text.len().min(LONGEST_TEXT)];
                 prop_assert_eq!(parsed[key].as_str().unwrap(), String::from_utf8_lossy(kept));

@@ -36,6 +36,8 @@ pub struct Record {
     pub role: Option<&'static str>,
     /// Why that backend was chosen.
     pub assignment: Option<&'static str>,
+    /// Attempts at backends, of which the last is the one that is told of.
+    pub attempts: u32,
     /// Why Tidegate answered itself, if it did.
     pub local_reply: Option<&'static str>,
     /// What became of the attempt at the backend, in the words of the metrics.
@@ -83,7 +85,8 @@ impl Text {
 #[derive(Debug, Clone)]
 pub struct Texts {
     bytes: Vec<u8>,
-    /// Where each begins and ends. `u16` is enough for eight of the longest.
+    /// Where each begins and ends. `u16` is enough for eight of the longest, and for the names of backends
+    /// and endpoints that take the place of others: there are at most as many as tries.
     places: [Option<(u16, u16)>; Text::ALL.len()],
 }
 
@@ -102,6 +105,12 @@ impl Texts {
             self.bytes.extend_from_slice(&bytes[..bytes.len().min(LONGEST_TEXT)]);
             *place = Some((begin as u16, self.bytes.len() as u16));
         }
+    }
+
+    /// Notes a text in the place of one that may be there already.
+    pub fn replace(&mut self, text: Text, bytes: &[u8]) {
+        self.places[text as usize] = None;
+        self.set(text, bytes);
     }
 
     /// The text, if there is one.
@@ -125,6 +134,15 @@ mod tests {
         }
         for text in Text::ALL {
             assert_eq!(texts.get(text), Some(&[b'a' + text as u8; LONGEST_TEXT][..]));
+        }
+    }
+
+    #[test]
+    fn a_text_may_take_the_place_of_another() {
+        let mut texts = Texts::default();
+        for bytes in [&b"v2"[..], b"v1"] {
+            texts.replace(Text::Backend, bytes);
+            assert_eq!(texts.get(Text::Backend), Some(bytes));
         }
     }
 

@@ -17,6 +17,7 @@ use super::{
     outlier_detection::{self, RawOutlierDetection},
     pool::{self, RawPool},
     report::Report,
+    retry::{self, RawRetry},
     rollout::{self, RawRollout},
     sticky::{self, RawSticky},
     suggest::suggest,
@@ -53,6 +54,7 @@ pub(super) struct RawService {
     pool: Option<Table<RawPool>>,
     resolve_interval: Option<Time>,
     limits: Option<Table<RawLimits>>,
+    retry: Option<Spanned<Table<RawRetry>>>,
     rollout: Option<Table<RawRollout>>,
 }
 
@@ -86,6 +88,7 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
         pool,
         resolve_interval,
         limits,
+        retry,
         rollout,
     } = raw;
     let place = written_name.span();
@@ -120,6 +123,7 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
         ),
     };
     let limits = limits::lower(limits.unwrap_or_default().0, report);
+    let retry = retry.map(|raw| retry::lower(raw, canary.is_some(), report));
     let rollout: Option<Rollout> = rollout::lower(rollout.unwrap_or_default().0, place, report);
     Some(Service {
         name: name?,
@@ -133,6 +137,7 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
         upgrades,
         policy,
         limits,
+        retry,
         rollout: rollout?,
     })
 }

@@ -32,6 +32,7 @@ use super::{
     paths::RawPaths,
     pool::RawPool,
     proxy_protocol::RawProxyProtocol,
+    retry::{RawBackoff, RawBudget, RawRetry},
     rollout::{RawRollout, RawStep},
     route::RawRoute,
     service::RawService,
@@ -86,7 +87,7 @@ fn the_examples_mean_what_they_say() {
 }
 
 /// Keys of the reference that are there to be shown and have no default, or a default of "off".
-const WITHOUT_DEFAULT: [&str; 57] = [
+const WITHOUT_DEFAULT: [&str; 58] = [
     "workers",
     "hostnames",
     "address",
@@ -144,6 +145,7 @@ const WITHOUT_DEFAULT: [&str; 57] = [
     "max_in_flight",
     "rate",
     "client_rate",
+    "per_try_timeout",
 ];
 
 #[test]
@@ -164,7 +166,7 @@ fn the_reference_shows_the_defaults() {
 
 #[test]
 fn the_reference_mentions_every_key() {
-    let sections: [(&str, Vec<&str>); 38] = [
+    let sections: [(&str, Vec<&str>); 41] = [
         ("", keys::<RawDocument>()),
         (".shutdown", keys::<RawShutdown>()),
         (".access_log", keys::<RawAccessLog>()),
@@ -200,6 +202,9 @@ fn the_reference_mentions_every_key() {
         (".services.NAME.limits", keys::<RawLimits>()),
         (".services.NAME.limits.rate", keys::<RawRate>()),
         (".services.NAME.limits.client_rate", keys::<RawRate>()),
+        (".services.NAME.retry", keys::<RawRetry>()),
+        (".services.NAME.retry.backoff", keys::<RawBackoff>()),
+        (".services.NAME.retry.budget", keys::<RawBudget>()),
         (".services.NAME.rollout", keys::<RawRollout>()),
         (".services.NAME.rollout.steps", keys::<RawStep>()),
         (".services.NAME.rollout.analysis", keys::<RawAnalysis>()),

@@ -242,6 +242,7 @@ fn of_service(service: &config::Service) -> Service {
         upgrades,
         policy,
         limits,
+        retry,
         roles: _,
         weight: _,
         backends: _,
@@ -256,6 +257,7 @@ fn of_service(service: &config::Service) -> Service {
         upgrades: upgrades.clone(),
         policy: policy.clone(),
         limits: *limits,
+        retry: retry.clone().map(Arc::new),
     }
 }
 

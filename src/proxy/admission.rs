@@ -129,6 +129,7 @@ mod tests {
             upgrades: Vec::new(),
             policy: Policy::default(),
             limits,
+            retry: None,
         }
     }
 

@@ -16,6 +16,8 @@ pub(super) struct Attempt {
     started: Instant,
     /// From when on its client may give it up because it takes too long.
     kept_from: Option<Instant>,
+    /// It waits for its time to come, and nothing has been sent.
+    waits: bool,
     ended: bool,
     /// What hears of it, if the exchange is logged.
     entry: Option<Rc<LogEntry>>,
@@ -25,7 +27,19 @@ impl Attempt {
     pub(super) fn begin(cells: Writer, endpoint: Rc<Endpoint>, started: Instant) -> Self {
         cells.begin();
         endpoint.enter();
-        Self { cells, endpoint, started, kept_from: None, ended: false, entry: None }
+        Self { cells, endpoint, started, kept_from: None, waits: false, ended: false, entry: None }
+    }
+
+    /// One that begins later, and takes its place now. Until [`Self::go`], it says nothing.
+    pub(super) fn reserve(cells: Writer, endpoint: Rc<Endpoint>, begins: Instant) -> Self {
+        let mut reserved = Self::begin(cells, endpoint, begins);
+        reserved.waits = true;
+        reserved
+    }
+
+    /// Its time has come.
+    pub(super) fn go(&mut self) {
+        self.waits = false;
     }
 
     /// Tells the access log of it.
@@ -47,9 +61,10 @@ impl Attempt {
     /// The same attempt in other hands; this one has ended.
     pub(super) fn hand_over(&mut self) -> Self {
         self.ended = true;
-        let Self { cells, endpoint, started, kept_from, ended: _, entry } = self;
+        let Self { cells, endpoint, started, kept_from, waits: _, ended: _, entry } = self;
         let (cells, endpoint, entry) = (cells.clone(), Rc::clone(endpoint), entry.take());
-        Self { cells, endpoint, started: *started, kept_from: *kept_from, ended: false, entry }
+        let (started, kept_from) = (*started, *kept_from);
+        Self { cells, endpoint, started, kept_from, waits: false, ended: false, entry }
     }
 
     pub(super) fn endpoint(&self) -> &Rc<Endpoint> {
@@ -108,7 +123,9 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if !self.ended {
+        if self.waits {
+            self.forget();
+        } else if !self.ended {
             let kept = self.kept_from.is_some_and(|from| clock::monotonic() >= from);
             self.end(if kept { Outcome::Timeout } else { Outcome::ClientAbort });
         }

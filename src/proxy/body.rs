@@ -20,6 +20,7 @@ use super::{
     grpc,
     grpc::CallDeadline,
     headers,
+    kept::{Kept, Sending},
     log_entry::LogEntry,
     slow::Watch,
 };
@@ -61,6 +62,9 @@ pub enum UploadError {
     /// It is larger than the service takes.
     #[error("the body is too large")]
     TooLarge,
+    /// The request has been given up here, and is sent elsewhere.
+    #[error("the body is sent elsewhere")]
+    SentElsewhere,
 }
 
 /// How far a request's body has come, for the exchange to watch.
@@ -130,6 +134,9 @@ impl Progress {
                 let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
                 self.bytes.set(self.bytes.get() + bytes);
                 self.too_large.set(self.bytes.get() > self.most);
+                if frame.is_trailers() {
+                    self.done.set(true);
+                }
             }
             Poll::Ready(None) => self.done.set(true),
             Poll::Ready(Some(Err(_))) => self.broken.set(true),
@@ -172,23 +179,54 @@ impl Upload {
 
 /// A request's body on its way to a backend.
 #[derive(Debug, Default)]
-pub(super) struct RequestBody(Option<(Incoming, Rc<Progress>)>);
+pub(super) enum RequestBody {
+    /// No body.
+    #[default]
+    Empty,
+    /// One that passes.
+    Passing(Incoming, Rc<Progress>),
+    /// One that may be sent again. Its service has retries.
+    Kept(Box<Sending>),
+}
 
 impl RequestBody {
-    /// No body.
-    pub(super) const fn empty() -> Self {
-        Self(None)
-    }
-
     /// Passes `incoming` on, within `limits`. There is progress to watch if there is anything to pass.
     pub(super) fn new(incoming: Incoming, limits: &Limits, now: Instant) -> (Self, Option<Rc<Progress>>) {
         if incoming.is_end_stream() {
-            return (Self::empty(), None);
+            return (Self::Empty, None);
         }
         let most = limits.max_body_size.unwrap_or(u64::MAX);
         let progress = Rc::new(Progress::new(most, Watch::new(limits, now)));
-        (Self(Some((incoming, Rc::clone(&progress)))), Some(progress))
+        (Self::Passing(incoming, Rc::clone(&progress)), Some(progress))
     }
+
+    /// The same, with at most so many bytes kept to be sent again; and what keeps them, if there is a body.
+    pub(super) fn kept(self, most: usize) -> (Self, Option<Rc<Kept>>) {
+        let Self::Passing(incoming, progress) = self else { return (self, None) };
+        let kept = Kept::new(incoming, progress, most);
+        (Self::Kept(Box::new(kept.send())), Some(kept))
+    }
+}
+
+/// What comes next of a client's body.
+pub(super) fn poll_client(
+    incoming: &mut Incoming,
+    progress: &Progress,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+    let mut polled = Pin::new(&mut *incoming).poll_frame(cx);
+    if let Poll::Ready(Some(Ok(frame))) = &mut polled
+        && let Some(trailers) = frame.trailers_mut()
+    {
+        headers::prepare_trailers(trailers);
+    }
+    if !progress.note(&polled) {
+        return Poll::Ready(Some(Err(UploadError::TooLarge)));
+    }
+    if incoming.is_end_stream() && polled.is_ready() && !progress.broken.get() {
+        progress.done.set(true);
+    }
+    polled.map(|frame| frame.map(|frame| frame.map_err(UploadError::Client)))
 }
 
 impl Body for RequestBody {
@@ -199,28 +237,27 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
-        let Some((incoming, progress)) = &mut self.0 else { return Poll::Ready(None) };
-        let mut polled = Pin::new(&mut *incoming).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &mut polled
-            && let Some(trailers) = frame.trailers_mut()
-        {
-            headers::prepare_trailers(trailers);
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Passing(incoming, progress) => poll_client(incoming, progress, cx),
+            Self::Kept(sending) => Pin::new(&mut **sending).poll_frame(cx),
         }
-        if !progress.note(&polled) {
-            return Poll::Ready(Some(Err(UploadError::TooLarge)));
-        }
-        if incoming.is_end_stream() && polled.is_ready() && !progress.broken.get() {
-            progress.done.set(true);
-        }
-        polled.map(|frame| frame.map(|frame| frame.map_err(UploadError::Client)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|(incoming, _)| incoming.is_end_stream())
+        match self {
+            Self::Empty => true,
+            Self::Passing(incoming, _) => incoming.is_end_stream(),
+            Self::Kept(sending) => sending.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |(incoming, _)| incoming.size_hint())
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Passing(incoming, _) => incoming.size_hint(),
+            Self::Kept(sending) => sending.size_hint(),
+        }
     }
 }
 

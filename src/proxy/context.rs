@@ -13,6 +13,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use super::{
     admission::{Gate, Gates},
     body::RequestBody,
+    retry::Retries,
 };
 use crate::{
     access_log::queue::Queue,
@@ -21,7 +22,7 @@ use crate::{
     net::timers::Timers,
     routing::{
         members::Members,
-        snapshot::{BackendId, ServiceId, Snapshot, Topology},
+        snapshot::{BackendId, Service, ServiceId, Snapshot, Topology},
     },
     telemetry::{
         cells::Writer,
@@ -160,6 +161,7 @@ pub(super) struct View {
     ledger: Arc<Ledger>,
     backends: Rc<[Rc<Backend>]>,
     gates: Rc<[Option<Arc<Gate>>]>,
+    retries: Rc<[Option<Rc<Retries>>]>,
 }
 
 impl View {
@@ -175,19 +177,23 @@ impl View {
         if let Some(before) = before_same
             && Arc::ptr_eq(before.snapshot.members(), snapshot.members())
         {
-            let (ledger, backends) = (Arc::clone(&before.ledger), Rc::clone(&before.backends));
-            return Self { snapshot, ledger, backends, gates: Rc::clone(&before.gates) };
+            let Self { snapshot: _, ledger, backends, gates, retries } = before;
+            let (ledger, backends, gates) = (Arc::clone(ledger), Rc::clone(backends), Rc::clone(gates));
+            return Self { snapshot, ledger, backends, gates, retries: Rc::clone(retries) };
         }
         let keys = keys(topology);
         let backends = backends(&snapshot, &keys, hub, before);
-        let (ledger, gates) = match before_same {
-            Some(before) => (Arc::clone(&before.ledger), Rc::clone(&before.gates)),
+        let (ledger, gates, retries) = match before_same {
+            Some(before) => {
+                (Arc::clone(&before.ledger), Rc::clone(&before.gates), Rc::clone(&before.retries))
+            }
             None => {
                 let gates = topology.services().iter().map(|service| gates.of(service)).collect();
-                (hub.open_ledger(worker, keys), gates)
+                let retries = retries(topology, hub, worker, before);
+                (hub.open_ledger(worker, keys), gates, retries)
             }
         };
-        Self { snapshot, ledger, backends, gates }
+        Self { snapshot, ledger, backends, gates, retries }
     }
 
     pub(super) fn writer(&self, backend: BackendId, role: Role) -> Writer {
@@ -202,6 +208,40 @@ impl View {
     pub(super) fn gate(&self, service: ServiceId) -> Option<&Arc<Gate>> {
         self.gates[service.0 as usize].as_ref()
     }
+
+    /// What a service's requests are tried again with, if they are.
+    pub(super) fn retries(&self, service: ServiceId) -> Option<&Rc<Retries>> {
+        self.retries[service.0 as usize].as_ref()
+    }
+}
+
+/// What each service's requests are tried again with; those whose rules are the same go on with what they
+/// have.
+fn retries(
+    topology: &Topology,
+    hub: &Hub,
+    worker: usize,
+    before: Option<&View>,
+) -> Rc<[Option<Rc<Retries>>]> {
+    let services = topology.services();
+    let known: HashMap<_, _> = match before {
+        Some(before) => {
+            let names = before.snapshot.topology().services().iter().map(|service| &service.name);
+            names.zip(before.retries.iter()).collect()
+        }
+        None => HashMap::new(),
+    };
+    let one = |service: &Service| {
+        let rules = service.retry.as_ref()?;
+        let before = known.get(&service.name).and_then(|before| before.as_ref());
+        Some(match before.filter(|before| before.follow(rules)) {
+            Some(before) => Rc::clone(before),
+            None => Rc::new(Retries::new(rules, hub.worker_count(), hub.retry_cells(worker, &service.name))),
+        })
+    };
+    let with_retries = services.iter().filter(|service| service.retry.is_some());
+    hub.retain_retries(worker, &with_retries.map(|service| &service.name).collect());
+    services.iter().map(one).collect()
 }
 
 fn keys(topology: &Topology) -> Arc<[Key]> {

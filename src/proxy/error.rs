@@ -2,6 +2,7 @@
 
 use crate::{
     model::outcome::Outcome,
+    routing::retry::Failure,
     telemetry::ledger::LocalReason,
     upstream::{backend::Unavailable, connect::ConnectError},
 };
@@ -56,6 +57,9 @@ pub enum ProxyError {
     ResponseTimeout,
     /// The connection broke before the response began, or what came was not HTTP.
     Reset,
+    /// The backend has not looked at the request: it refused the stream, or closed the connection before a
+    /// byte was sent.
+    Unseen,
     /// The backend cannot switch to another protocol over HTTP/2, or answers as if it had.
     NoUpgrade,
     /// The endpoint speaks no TLS that we do.
@@ -89,7 +93,7 @@ impl ProxyError {
             Self::ConnectFailure => LocalReason::ConnectFailure,
             Self::ConnectTimeout => LocalReason::ConnectTimeout,
             Self::ResponseTimeout => LocalReason::ResponseTimeout,
-            Self::Reset => LocalReason::Reset,
+            Self::Reset | Self::Unseen => LocalReason::Reset,
             Self::NoUpgrade => LocalReason::NoUpgrade,
             Self::TlsProtocol => LocalReason::TlsProtocolError,
             Self::TlsCertificate => LocalReason::TlsCertificateError,
@@ -136,7 +140,18 @@ impl ProxyError {
                 Some(Outcome::ConnectFailure)
             }
             Self::ResponseTimeout => Some(Outcome::Timeout),
-            Self::Reset | Self::NoUpgrade => Some(Outcome::Reset),
+            Self::Reset | Self::Unseen | Self::NoUpgrade => Some(Outcome::Reset),
+        }
+    }
+
+    /// How the try has failed, if it is one that might be made again.
+    pub fn failure(self) -> Option<Failure> {
+        match self {
+            Self::Unseen => Some(Failure::Unseen),
+            _ => match self.outcome()? {
+                Outcome::ConnectFailure => Some(Failure::Connect),
+                _ => Some(Failure::Reset),
+            },
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response, StatusCode, Version};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
 use hyper::{body::Incoming, client::conn::TrySendError};
 
 use super::{
@@ -24,6 +24,7 @@ use super::{
     log_entry::LogEntry,
     names, over_h2,
     reply::Local,
+    retry::{self, Retry},
     upgrade::{self, Offer, Opened},
     way::Way,
 };
@@ -80,6 +81,7 @@ pub fn exchange(
                 Ok(Opened::Declined(held, response)) => Ok((held, response)),
                 Err(error) => Err(error),
             },
+            Ok(routed) if routed.retry.is_some() => Box::pin(retry::send(routed, &context)).await,
             Ok(routed) => send(routed).await,
             // It is answered already, so this is not looked at.
             Err(_) => Err(ProxyError::NoRoute),
@@ -122,6 +124,8 @@ pub(super) struct Routed {
     pub(super) way: Way,
     /// What its connection may be switched to.
     pub(super) offer: Option<Box<Offer>>,
+    /// What it is tried again with, if its service has retries.
+    pub(super) retry: Option<Box<Retry>>,
 }
 
 /// Routes and assigns a request, and makes it ready to be sent.
@@ -139,13 +143,13 @@ fn route(
     headers::check(&parts, client.edge())?;
     names::screen(&mut parts.headers, client.edge())?;
     forwarded::identify(&mut parts.headers, client, || context.random());
-    let (way, assignment) = Way::find(context, client, &mut parts)?;
+    let way = Way::find(context, client, &mut parts)?;
     way.admit(busy, client, &parts, started)?;
     let limits = &way.service().limits;
     if limits.max_body_size.is_some_and(|most| http_body::Body::size_hint(&body).lower() > most) {
         return Err(ProxyError::BodyTooLarge.into());
     }
-    let view = way.view();
+    let (view, assignment) = (way.view(), way.assignment());
     if let Some(entry) = entry {
         entry.assigned(view.snapshot.topology(), way.service(), assignment);
     }
@@ -181,7 +185,12 @@ fn route(
     attempt.keep_from(call.as_deref().map(CallDeadline::kept_from));
     let (deadline, switches) = (context.timers().deadline(), offer.is_some());
     let wait = Wait { deadline, timeouts, progress, switches, is_call, call };
-    Ok(Routed { request: Request::from_parts(parts, body), attempt, wait, way, offer })
+    let request = Request::from_parts(parts, body);
+    let mut routed = Routed { request, attempt, wait, way, offer, retry: None };
+    if let Some(retries) = routed.way.retries().cloned().filter(|_| !switches) {
+        routed.retry = Retry::prepare(&retries, &mut routed, key, started);
+    }
+    Ok(routed)
 }
 
 /// What has been answered, or why nothing has, once the attempt knows.
@@ -189,7 +198,7 @@ fn relay(
     routed: Routed,
     answered: Result<(Held, Response<Incoming>), ProxyError>,
 ) -> Result<(Response<()>, Relay), ProxyError> {
-    let Routed { request: _, mut attempt, wait, mut way, offer: _ } = routed;
+    let Routed { request: _, mut attempt, wait, mut way, offer: _, retry: _ } = routed;
     let answered = answered.and_then(|(held, response)| match response.status() {
         // Nobody asked for it.
         StatusCode::SWITCHING_PROTOCOLS => Err(ProxyError::Reset),
@@ -207,15 +216,16 @@ fn relay(
     let Wait { deadline, timeouts, progress, switches: _, is_call, call } = wait;
     deadline.disarm();
     let upload = progress.map(Upload::new);
-    let outcome = if is_call {
-        grpc::outcome_of_head(head.status, &head.headers)
-    } else {
-        Outcome::of_status(head.status)
-    };
+    let outcome = outcome_of_head(head.status, &head.headers, is_call);
     let is_call = outcome == Outcome::GrpcFailure && !grpc::has_status(&head.headers);
     let idle_timeout = timeouts.idle;
     let relay = Relay { body, held, attempt, outcome, is_call, call, deadline, upload, idle_timeout };
     Ok((Response::from_parts(head, ()), relay))
+}
+
+/// What an attempt has come to, as its response's head says.
+pub(super) fn outcome_of_head(status: StatusCode, headers: &HeaderMap, is_call: bool) -> Outcome {
+    if is_call { grpc::outcome_of_head(status, headers) } else { Outcome::of_status(status) }
 }
 
 /// Sends a request to an endpoint and waits for the response's head, on a connection that was idle
@@ -225,7 +235,7 @@ fn relay(
 /// taken. This ends, because idle connections do. Where the backend has all the connections that it may
 /// have, the request waits for one.
 pub(super) async fn send(routed: &mut Routed) -> Result<(Held, Response<Incoming>), ProxyError> {
-    let Routed { request, attempt, wait, way: _, offer: _ } = routed;
+    let Routed { request, attempt, wait, way: _, offer: _, retry: _ } = routed;
     if attempt.endpoint().address().protocol == Protocol::Http2 {
         return Box::pin(over_h2::send(request, attempt, wait)).await;
     }
@@ -252,7 +262,8 @@ pub(super) async fn send(routed: &mut Routed) -> Result<(Held, Response<Incoming
     let response = pin!(connection.send(std::mem::take(request)));
     match respond(&mut connection, response, wait).await {
         Ok(response) => Ok((Held::Http1(connection), response)),
-        Err(Failure::Unsent(_) | Failure::Broken) => Err(ProxyError::Reset),
+        Err(Failure::Unsent(_)) => Err(ProxyError::Unseen),
+        Err(Failure::Broken) => Err(ProxyError::Reset),
         Err(Failure::Final(error)) => Err(error),
     }
 }
@@ -299,7 +310,7 @@ fn spare_copy(
 
 /// A copy of a request that has no body.
 pub(super) fn copy_head(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut copy = Request::new(RequestBody::empty());
+    let mut copy = Request::new(RequestBody::Empty);
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();

@@ -71,10 +71,14 @@ impl CallDeadline {
         self.due.checked_sub(SLACK).unwrap_or(self.due)
     }
 
+    /// What is left of it.
+    pub(super) fn left(&self, now: Instant) -> Duration {
+        self.due.saturating_duration_since(now)
+    }
+
     /// Tells the backend what is left.
     pub(super) fn forward(&self, headers: &mut HeaderMap) {
-        let left = self.due.saturating_duration_since(clock::monotonic());
-        headers.insert(TIMEOUT, format_timeout(left));
+        headers.insert(TIMEOUT, format_timeout(self.left(clock::monotonic())));
     }
 }
 
@@ -133,6 +137,11 @@ pub(super) fn outcome(fields: &HeaderMap) -> Outcome {
         Some(code) if !is_servers_fault(code) => Outcome::Success,
         _ => Outcome::GrpcFailure,
     }
+}
+
+/// Whether a response's head ends the call with UNAVAILABLE.
+pub(super) fn is_unavailable(headers: &HeaderMap) -> bool {
+    headers.get(STATUS).is_some_and(|code| code == "14")
 }
 
 /// UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE and DATA_LOSS, as OpenTelemetry has

@@ -46,6 +46,7 @@ pub(super) struct LogEntry {
     upload: OnceCell<Rc<Progress>>,
     head_at: Cell<Option<Instant>>,
     assigned: Cell<Option<(Role, Reason)>>,
+    attempts: Cell<u32>,
     local_reply: Cell<Option<LocalReason>>,
     outcome: Cell<Option<Outcome>>,
 }
@@ -91,16 +92,17 @@ impl LogEntry {
             upload: OnceCell::default(),
             head_at: Cell::default(),
             assigned: Cell::default(),
+            attempts: Cell::default(),
             local_reply: Cell::default(),
             outcome: Cell::default(),
         }
     }
 
-    /// It has been given a backend.
+    /// It has been given a backend, in the place of another if it has had one.
     pub(super) fn assigned(&self, topology: &Topology, service: &Service, assignment: Assignment) {
         let mut texts = self.texts.borrow_mut();
         texts.set(Text::Service, service.name.as_str().as_bytes());
-        texts.set(Text::Backend, topology.backend(assignment.backend).name.as_str().as_bytes());
+        texts.replace(Text::Backend, topology.backend(assignment.backend).name.as_str().as_bytes());
         self.assigned.set(Some((assignment.role, assignment.reason)));
     }
 
@@ -111,8 +113,12 @@ impl LogEntry {
         let mut left = &mut text[..];
         if write!(left, "{endpoint}").is_ok() {
             let length = 64 - left.len();
-            self.texts.borrow_mut().set(Text::Endpoint, &text[..length]);
+            self.texts.borrow_mut().replace(Text::Endpoint, &text[..length]);
         }
+        self.attempts.set(self.attempts.get() + 1);
+        // What came of the one before is not what is told.
+        self.head_at.set(None);
+        self.outcome.set(None);
     }
 
     /// The request has a body, which is watched.
@@ -167,6 +173,7 @@ impl Drop for LogEntry {
             head_after: self.head_at.get().map(|at| at - self.started),
             role: assigned.map(|(role, _)| role.as_str()),
             assignment: assigned.map(|(_, reason)| reason.as_str()),
+            attempts: self.attempts.get(),
             local_reply: self.local_reply.get().map(LocalReason::label),
             outcome: self.outcome.get().map(Outcome::label),
             texts: self.texts.take(),

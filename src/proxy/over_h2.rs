@@ -58,12 +58,12 @@ pub(super) async fn send(
                 if leaving {
                     lease.retire();
                 }
-                request = *spare.ok_or(ProxyError::Reset)?;
+                request = *spare.ok_or(ProxyError::Unseen)?;
             }
             Err(Failure::Final(error)) => return Err(error),
         }
     }
-    Err(ProxyError::Reset)
+    Err(ProxyError::Unseen)
 }
 
 async fn lease(attempt: &Attempt, wait: &Wait) -> Result<Lease<RequestBody>, ProxyError> {

@@ -200,7 +200,7 @@ fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
             "tidegate; error=http_response_timeout",
             "504: the backend did not answer in time\n",
         ),
-        ProxyError::Reset => (
+        ProxyError::Reset | ProxyError::Unseen => (
             StatusCode::BAD_GATEWAY,
             "tidegate; error=connection_terminated",
             "502: the backend broke the connection\n",

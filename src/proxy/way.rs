@@ -12,14 +12,18 @@ use super::{
     error::ProxyError,
     headers,
     reply::Local,
+    retry::Retries,
 };
-use crate::routing::{
-    condition::Head,
-    filter::{End, Redirect, Route},
-    path::{Normalized, PathRules},
-    snapshot::{RouteId, Service, ServiceId, Timeouts},
-    split::Assignment,
-    table::Target,
+use crate::{
+    model::role::Role,
+    routing::{
+        condition::Head,
+        filter::{End, Redirect, Route},
+        path::{Normalized, PathRules},
+        snapshot::{RouteId, Service, ServiceId, Timeouts},
+        split::{Assignment, Reason},
+        table::Target,
+    },
 };
 
 /// Where a request goes, and what changes for it on the way.
@@ -43,7 +47,7 @@ impl Way {
         context: &Context,
         client: &Client,
         parts: &mut request::Parts,
-    ) -> Result<(Self, Assignment), Local> {
+    ) -> Result<Self, Local> {
         let view = context.view();
         let topology = view.snapshot.topology();
         normalize(&mut parts.uri, topology.paths())?;
@@ -63,7 +67,7 @@ impl Way {
             },
         };
         let (assignment, cookie) = assign(context, client, &view, service, &head)?;
-        Ok((Self { view, service, assignment, route, cookie: cookie.map(Box::new) }, assignment))
+        Ok(Self { view, service, assignment, route, cookie: cookie.map(Box::new) })
     }
 
     /// The snapshot by which it was found, and what the worker has for it.
@@ -91,6 +95,27 @@ impl Way {
             busy.keep(gate.admit(|| client.address(&parts.headers), now)?);
         }
         Ok(())
+    }
+
+    /// The backend that it leads to.
+    pub(super) fn assignment(&self) -> Assignment {
+        self.assignment
+    }
+
+    /// The same with the stable backend, where the canary has failed.
+    pub(super) fn shielded(&self) -> Assignment {
+        let backend = self.view.snapshot.split(self.service).stable;
+        Assignment { backend, role: Role::Stable, reason: Reason::Shield }
+    }
+
+    /// From now on, it leads there.
+    pub(super) fn assign(&mut self, assignment: Assignment) {
+        self.assignment = assignment;
+    }
+
+    /// What its requests are tried again with, if they are.
+    pub(super) fn retries(&self) -> Option<&Rc<Retries>> {
+        self.view.retries(self.service)
     }
 
     fn route(&self) -> Option<&Route> {

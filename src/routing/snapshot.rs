@@ -17,6 +17,7 @@ use super::{
     members::{Member, Members, literal},
     path::PathRules,
     policy::Policy,
+    retry::Retry,
     split::Split,
     table::{Rule, Table, Target},
 };
@@ -124,6 +125,8 @@ pub struct Service {
     pub policy: Policy,
     /// How much of its backends may be asked for.
     pub limits: Limits,
+    /// When a request that has failed is tried again, if ever.
+    pub retry: Option<Arc<Retry>>,
 }
 
 /// A backend as the data plane needs it.

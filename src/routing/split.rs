@@ -35,6 +35,8 @@ pub enum Reason {
     Query,
     /// It asked for the preview.
     Preview,
+    /// The canary failed it, and stable shields its users from that.
+    Shield,
 }
 
 impl Reason {
@@ -47,6 +49,7 @@ impl Reason {
             Self::Cookie => "cookie",
             Self::Query => "query",
             Self::Preview => "preview",
+            Self::Shield => "shield",
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Label values are names from the configuration and members of enums, so the number of series is
 //! bounded by the configuration, never by what clients send.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use prometheus::{
     core::{Collector, Desc},
@@ -15,9 +15,11 @@ use prometheus::{
 use super::{
     ledger::{HandshakeFailure, Hub, LocalReason},
     reader::{self, Series, Totals},
+    retries::{RetryResult, RetryTotals},
 };
 use crate::model::{
     histogram::{self, BUCKETS, Histogram},
+    name::ServiceName,
     outcome::Outcome,
 };
 
@@ -36,6 +38,8 @@ const ACCEPTED: &str = "tidegate_connections_accepted_total";
 const OPEN: &str = "tidegate_connections_open";
 const TUNNELS: &str = "tidegate_tunnels_open";
 const REFUSED: &str = "tidegate_connections_refused_total";
+const RETRIES: &str = "tidegate_retries_total";
+const SHIELDED: &str = "tidegate_shielded_total";
 const ACCEPT_ERRORS: &str = "tidegate_accept_errors_total";
 
 const BY_BACKEND: [&str; 3] = ["service", "backend", "role"];
@@ -74,6 +78,16 @@ impl CellsCollector {
                 HANDSHAKE_FAILURES,
                 "Connections that ended before a request could come: in the TLS handshake or the PROXY header.",
                 &["reason"],
+            ),
+            (
+                RETRIES,
+                "Retries of requests that had failed, by what became of them or why they were not made.",
+                &["service", "result"],
+            ),
+            (
+                SHIELDED,
+                "Those of them that were for a request that the canary had failed, at stable.",
+                &["service", "result"],
             ),
             (ACCEPTED, "Connections accepted, by worker.", &["worker"]),
             (OPEN, "Connections open, by worker.", &["worker"]),
@@ -133,6 +147,17 @@ impl CellsCollector {
     }
 }
 
+/// Those of each service, by result.
+fn by_result(retries: &BTreeMap<ServiceName, RetryTotals>, of: fn(&RetryTotals) -> &[u64]) -> Vec<Metric> {
+    let one = |(service, totals): (&ServiceName, &RetryTotals)| {
+        let labels =
+            |result: RetryResult| vec![label("service", service.as_str()), label("result", result.label())];
+        let counts = of(totals).to_vec();
+        RetryResult::ALL.map(|result| counter(labels(result), counts[result as usize]))
+    };
+    retries.iter().flat_map(one).collect()
+}
+
 impl Collector for CellsCollector {
     fn desc(&self) -> Vec<&Desc> {
         self.descs.iter().collect()
@@ -141,6 +166,14 @@ impl Collector for CellsCollector {
     fn collect(&self) -> Vec<MetricFamily> {
         let sums = reader::read(&self.hub);
         let mut families = self.worker_families();
+        // Only where there is a service that has retries: see below.
+        let retries = self.hub.retries();
+        if !retries.is_empty() {
+            let (all, shielded) =
+                (by_result(&retries, |totals| &totals.all), by_result(&retries, |totals| &totals.shielded));
+            families.push(self.family(RETRIES, MetricType::COUNTER, all));
+            families.push(self.family(SHIELDED, MetricType::COUNTER, shielded));
+        }
         // A family without a series is an error to the encoder; before the first request there are none.
         if sums.is_empty() {
             return families;

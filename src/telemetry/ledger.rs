@@ -1,10 +1,14 @@
 //! One worker's cells, and where the control half finds them.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
 
 use super::{
     cells::{Cells, Counter, Writer},
     health::Board,
+    retries::{RetryCells, RetryShelf, RetryTotals},
 };
 use crate::{
     clock,
@@ -295,13 +299,18 @@ struct Shelf {
     cells: Arc<WorkerCells>,
     // Locked when a topology changes and when counts are read; never for a request.
     ledger: Mutex<Arc<Ledger>>,
+    retries: RetryShelf,
 }
 
 impl Hub {
     /// A hub for this many workers, whose ledgers are empty at first.
     pub fn new(workers: usize) -> Self {
         let empty = || Ledger::new(Arc::new([]), None);
-        let shelf = || Shelf { cells: Arc::default(), ledger: Mutex::new(Arc::new(empty())) };
+        let shelf = || Shelf {
+            cells: Arc::default(),
+            ledger: Mutex::new(Arc::new(empty())),
+            retries: RetryShelf::default(),
+        };
         let health = Board::new(clock::monotonic());
         Self { workers: (0..workers).map(|_| shelf()).collect(), health }
     }
@@ -327,6 +336,23 @@ impl Hub {
     /// What a worker counts beside its backends.
     pub fn worker_cells(&self, worker: usize) -> Arc<WorkerCells> {
         Arc::clone(&self.workers[worker].cells)
+    }
+
+    /// What a worker counts of a service's retries. For that worker, and for nobody else.
+    pub fn retry_cells(&self, worker: usize, service: &ServiceName) -> Arc<RetryCells> {
+        self.workers[worker].retries.of(service)
+    }
+
+    /// Forgets what a worker has counted of the retries of all services but these.
+    pub fn retain_retries(&self, worker: usize, services: &BTreeSet<&ServiceName>) {
+        self.workers[worker].retries.retain(services);
+    }
+
+    /// The retries of the services that have any, over all workers.
+    pub fn retries(&self) -> BTreeMap<ServiceName, RetryTotals> {
+        let mut sums = BTreeMap::new();
+        self.workers.iter().for_each(|shelf| shelf.retries.add_to(&mut sums));
+        sums
     }
 
     /// Every worker's counts, in the workers' order.

@@ -147,6 +147,25 @@ impl<B: Payload> Backend<B> {
         Ok(Rc::clone(endpoint))
     }
 
+    /// The same for a request that has failed at `tried` and does not go there again.
+    pub fn choose_other(
+        &self,
+        tried: &[Rc<Endpoint<B>>],
+        key: Option<u64>,
+        now: Instant,
+        random: impl Fn() -> u64,
+    ) -> Option<Rc<Endpoint<B>>> {
+        self.look(now);
+        let is_new = |endpoint: &&Rc<Endpoint<B>>| !tried.iter().any(|tried| Rc::ptr_eq(tried, endpoint));
+        let others: Vec<_> = self.usable.borrow().iter().filter(is_new).cloned().collect();
+        let endpoint = match others.as_slice() {
+            [] => return None,
+            [only] => only,
+            several => self.choose_among(several, key, now, random),
+        };
+        self.allowance.enter().then(|| Rc::clone(endpoint))
+    }
+
     /// Closes connections that have been idle for too long, and lets others have what is not used.
     pub fn sweep(&self, now: Instant) {
         self.look(now);

@@ -74,6 +74,10 @@ impl Logged {
         let head = fields.remove("head_ms").unwrap();
         assert!(duration > 0.0 && head.as_f64().is_none_or(|head| head <= duration), "{duration} {head}");
         fields.insert("has_head".to_owned(), head.is_number().into());
+        // Where nothing is said of attempts, none was made.
+        if fields["attempts"] == 0 {
+            fields.remove("attempts");
+        }
         let wanted_fields = wanted.as_object().unwrap();
         for (key, value) in wanted_fields {
             assert_eq!(&fields[key], value, "{key} in {fields:#?}");
@@ -88,7 +92,7 @@ fn attempted(endpoint: SocketAddr, fields: Value) -> Value {
     let mut all = json!({
         "client": "127.0.0.1", "method": "GET", "host": "web.test", "path": "/", "protocol": "HTTP/1.1",
         "bytes_in": 0, "service": "web", "backend": "v1", "role": "stable", "assignment": "weight",
-        "endpoint": endpoint.to_string(),
+        "endpoint": endpoint.to_string(), "attempts": 1,
     });
     all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     all
@@ -361,4 +365,47 @@ fn nobody_waits_for_an_output_that_stands_still() {
     let errors = || tidegate.scrape().sum("tidegate_access_log_write_errors_total", &[]);
     eventually(errors, |errors| *errors > 0.0);
     assert_eq!(client.get("/").status, 404);
+}
+
+#[test]
+fn of_several_attempts_the_last_is_told_of_and_all_are_counted() {
+    let bad = Backend::answering(|_| reply("503 Service Unavailable", &[], "bad"));
+    let good = Backend::named("good");
+    let web = Web::of(&[bad.address, good.address]).table("balance", "algorithm = 'round-robin'");
+    let logged = Logged::start(web.table("retry", ""));
+    assert_eq!(get(logged.address(), "/").text(), "good");
+    let fields = json!({ "status": 200, "bytes_out": 4, "has_head": true, "outcome": "2xx", "attempts": 2 });
+    logged.expect(attempted(good.address, fields));
+}
+
+#[test]
+fn a_user_who_is_shielded_is_logged_where_the_answer_came_from() {
+    let canary = Backend::answering(|_| reply("500 Internal Server Error", &[], "bad"));
+    let stable = Backend::named("v1");
+    let web = Web::new(stable.address).canary(canary.address).weight(100.0);
+    let logged = Logged::start(web.table("retry", "shield = true"));
+    assert_eq!(get(logged.address(), "/").text(), "v1");
+    logged.expect(attempted(
+        stable.address,
+        json!({
+            "status": 200, "bytes_out": 2, "has_head": true, "outcome": "2xx", "attempts": 2,
+            "assignment": "shield",
+        }),
+    ));
+}
+
+#[test]
+fn a_retry_that_only_waits_is_no_attempt() {
+    let bad = Backend::answering(|_| reply("503 Service Unavailable", &[], "bad"));
+    let good = Backend::named("good");
+    let web = Web::of(&[bad.address, good.address]).table("balance", "algorithm = 'round-robin'");
+    // Any time up to twenty days: it is as good as certain that the test is over before.
+    let web = web.table("retry", "backoff = { base = '20days' }").table("timeouts", "response = '30days'");
+    let logged = Logged::start(web);
+    let mut client = logged.tidegate().client();
+    client.send("GET / HTTP/1.1\r\nHost: web.test\r\n\r\n");
+    logged.tidegate().wait_for_outcome("5xx", 1);
+    drop(client);
+    let fields = json!({ "bytes_out": 0, "has_head": true, "outcome": "5xx", "attempts": 1 });
+    logged.expect(attempted(bad.address, fields));
 }

@@ -105,7 +105,7 @@ fn a_backend_that_leaves_after_each_request_is_followed() {
 }
 
 /// A backend that has `reject` answer each connection's first request, and answers the others with 200.
-fn rejecting(reject: Reject) -> Rejecting {
+pub fn rejecting(reject: Reject) -> Rejecting {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -124,13 +124,13 @@ fn rejecting(reject: Reject) -> Rejecting {
     Rejecting { address, requests }
 }
 
-struct Rejecting {
-    address: SocketAddr,
-    requests: Arc<AtomicUsize>,
+pub struct Rejecting {
+    pub address: SocketAddr,
+    pub requests: Arc<AtomicUsize>,
 }
 
 #[derive(Clone, Copy)]
-enum Reject {
+pub enum Reject {
     /// Resets the stream as one that was not looked at.
     Refuse,
     /// The same as one that broke.

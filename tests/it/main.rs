@@ -25,12 +25,15 @@
 //! | `outlier` | endpoints whose requests fail are passed over for a while |
 //! | `limits` | how much is let in: of connections, heads, bodies and requests |
 //! | `proxy_protocol` | who may say whose connection it is, and who is believed |
+//! | `retry` | requests that have failed and are tried again |
 //! | `readme` | what README.md tells people to copy |
 //! | `pool` | how much a backend is given at a time |
 //! | `reload` | a configuration that changes while requests are on |
+//! | `resending` | what is sent again when a request is tried again |
 //! | `resolve` | names of endpoints, and endpoints that come and go |
 //! | `rollout` | whole rollouts with real requests |
 //! | `routing` | which service a request gets to |
+//! | `shielding` | users who are shielded from the canary's failures |
 //! | `splice` | large bodies, which take a short way through the kernel |
 //! | `smuggling` | requests that two readers could read in two ways |
 //! | `sticky` | clients that stay where they were put |
@@ -72,9 +75,12 @@ mod pool;
 mod proxy_protocol;
 mod readme;
 mod reload;
+mod resending;
 mod resolve;
+mod retry;
 mod rollout;
 mod routing;
+mod shielding;
 mod smuggling;
 mod splice;
 mod sticky;

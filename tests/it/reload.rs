@@ -25,13 +25,13 @@ use crate::support::{
 };
 
 /// A proxy whose configuration is in a file.
-struct Filed {
+pub struct Filed {
     folder: TempDir,
-    tidegate: Tidegate,
+    pub tidegate: Tidegate,
 }
 
 impl Filed {
-    fn start(toml: impl ToString) -> Self {
+    pub fn start(toml: impl ToString) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("tidegate.toml");
         fs::write(&file, toml.to_string()).unwrap();
@@ -53,7 +53,7 @@ impl Filed {
 
     /// The same; it has to be taken up. Says what has changed.
     #[track_caller]
-    fn take_up(&self, toml: impl ToString) -> Vec<String> {
+    pub fn take_up(&self, toml: impl ToString) -> Vec<String> {
         let response = self.reload(toml);
         assert_eq!(response.status, 200, "{}", response.text());
         let json: Value = serde_json::from_slice(&response.body).unwrap();

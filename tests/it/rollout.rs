@@ -10,16 +10,21 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{Backend, Raw, Refusing, Tidegate, Web, eventually, reply};
+use crate::support::{Backend, Raw, Refusing, Tidegate, Web, client::Response, eventually, reply};
 
 /// Requests that keep coming for as long as this lives.
-struct Load {
+pub struct Load {
     over: Arc<AtomicBool>,
     clients: Vec<JoinHandle<()>>,
 }
 
 impl Load {
     fn on(tidegate: &Tidegate) -> Self {
+        Self::checked(tidegate, |_| {})
+    }
+
+    /// The same with a look at each response.
+    pub fn checked(tidegate: &Tidegate, check: fn(&Response)) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let client = |_| {
             let (over, address) = (Arc::clone(&over), tidegate.address());
@@ -28,7 +33,7 @@ impl Load {
                 while !over.load(SeqCst) {
                     client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(20));
                     for _ in 0..20 {
-                        client.response();
+                        check(&client.response());
                     }
                 }
             })

@@ -1,0 +1,316 @@
+//! A request that has failed, tried again: at another endpoint of its backend, or, if the canary has
+//! failed it and the service shields its users from that, at stable.
+//!
+//! Each try is an attempt of its own, and is scored against the backend that it was made at. A try is only
+//! made again as long as the client has heard nothing, and what failed is let go only once there is
+//! an endpoint that takes its place: else the client gets what there is. [`crate::routing::retry`] has the
+//! rules.
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+
+use super::{
+    attempt::Attempt,
+    body::RequestBody,
+    budget::Budget,
+    context::{Context, Endpoint},
+    error::ProxyError,
+    exchange::{self, Held, Routed, copy_head, outcome_of_head},
+    grpc::{self, CallDeadline},
+    kept::Kept,
+};
+use crate::{
+    clock,
+    model::{outcome::Outcome, protocol::Protocol, role::Role},
+    routing::{
+        retry::{Failure, Retry as Rules},
+        split::{Assignment, Reason},
+    },
+    telemetry::retries::{RetryCells, RetryResult},
+};
+
+/// What a request comes to at a backend.
+type Answered = Result<(Held, Response<Incoming>), ProxyError>;
+
+/// What one worker has for the retries of a service.
+#[derive(Debug)]
+pub(super) struct Retries {
+    rules: Arc<Rules>,
+    budget: RefCell<Budget>,
+    cells: Arc<RetryCells>,
+    began: Instant,
+}
+
+impl Retries {
+    /// By these rules, for one of so many workers.
+    pub(super) fn new(rules: &Arc<Rules>, workers: usize, cells: Arc<RetryCells>) -> Self {
+        let budget = RefCell::new(Budget::new(rules.budget, workers));
+        Self { rules: Arc::clone(rules), budget, cells, began: clock::monotonic() }
+    }
+
+    /// Whether these are its rules.
+    pub(super) fn follow(&self, rules: &Rules) -> bool {
+        *self.rules == *rules
+    }
+
+    fn second(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.began).as_secs()
+    }
+}
+
+/// What a request is tried again with.
+#[derive(Debug)]
+pub(super) struct Retry {
+    service: Rc<Retries>,
+    /// The request as it was when it was ready to be sent, without its body.
+    head: Request<RequestBody>,
+    /// Its body, if it has one.
+    kept: Option<Rc<Kept>>,
+    /// What it is hashed on, if it is.
+    key: Option<u64>,
+    /// Where it has failed, of the backend that it is at.
+    tried: Vec<Rc<Endpoint>>,
+    /// Tries that are left.
+    left: u32,
+    /// Tries made beyond the first.
+    made: u32,
+    /// It is at a canary that its users are shielded from.
+    shields: bool,
+    /// When the first try began, and how long all of them may take.
+    began: Instant,
+    response: Duration,
+}
+
+impl Retry {
+    /// Prepares a request that is ready to be sent for being sent again, if it may be.
+    pub(super) fn prepare(
+        service: &Rc<Retries>,
+        routed: &mut Routed,
+        key: Option<u64>,
+        now: Instant,
+    ) -> Option<Box<Self>> {
+        let rules = &service.rules;
+        service.budget.borrow_mut().earn(service.second(now));
+        let response = routed.wait.timeouts.response;
+        routed.wait.timeouts.response = rules.for_one_try(response);
+        let Assignment { backend: _, role, reason } = routed.way.assignment();
+        // Whoever asks for the canary wants to see what it does.
+        let by_chance = matches!(reason, Reason::Weight | Reason::Sticky);
+        let shields = rules.shield && role == Role::Canary && by_chance;
+        if rules.attempts == 0 && !shields {
+            return None;
+        }
+        let head = copy_head(&routed.request);
+        // What has begun to go to HTTP/1.1 may have been seen.
+        let may_be_unseen = routed.attempt.endpoint().address().protocol == Protocol::Http2;
+        let most = if may_be_unseen || head.method().is_idempotent() { rules.max_body } else { 0 };
+        let (body, kept) = std::mem::take(routed.request.body_mut()).kept(most);
+        *routed.request.body_mut() = body;
+        Some(Box::new(Self {
+            head,
+            kept,
+            key,
+            tried: Vec::new(),
+            left: rules.attempts,
+            made: 0,
+            shields,
+            began: now,
+            response,
+            service: Rc::clone(service),
+        }))
+    }
+
+    /// What takes the place of a try that has failed so, if anything may and does.
+    fn next(&mut self, failure: Failure, routed: &Routed, context: &Context) -> Option<Next> {
+        let (rules, method) = (&self.service.rules, self.head.method());
+        let shields = self.shields && rules.shields(failure, method);
+        if !shields && (self.left == 0 || !rules.covers(failure, method)) {
+            return None;
+        }
+        // At another backend there is nothing to wait for.
+        let wait = if shields { Duration::ZERO } else { rules.backoff.wait(self.made + 1, context.random()) };
+        let next = self.reserve(shields, wait, routed, context);
+        next.inspect_err(|result| self.service.cells.count(*result, shields)).ok()
+    }
+
+    fn reserve(
+        &mut self,
+        shields: bool,
+        wait: Duration,
+        routed: &Routed,
+        context: &Context,
+    ) -> Result<Next, RetryResult> {
+        if self.kept.as_ref().is_some_and(|kept| !kept.is_whole()) {
+            return Err(RetryResult::BodyTooLarge);
+        }
+        let now = clock::monotonic();
+        let (second, begins) = (self.service.second(now), now + wait);
+        let call = routed.wait.call.as_deref();
+        let left = self.response.saturating_sub(begins.saturating_duration_since(self.began));
+        if left.is_zero() || call.is_some_and(|call| call.left(begins).is_zero()) {
+            return Err(RetryResult::NoTime);
+        }
+        if !self.service.budget.borrow_mut().allows(second) {
+            return Err(RetryResult::BudgetExhausted);
+        }
+        let assignment = if shields {
+            self.tried.clear();
+            routed.way.shielded()
+        } else {
+            self.tried.push(Rc::clone(routed.attempt.endpoint()));
+            routed.way.assignment()
+        };
+        let view = routed.way.view();
+        let backend = view.backend(assignment.backend);
+        let endpoint = backend.choose_other(&self.tried, self.key, now, || context.random());
+        let endpoint = endpoint.ok_or(RetryResult::NoEndpoint)?;
+        self.service.budget.borrow_mut().spend(second);
+        let mut attempt =
+            Attempt::reserve(view.writer(assignment.backend, assignment.role), endpoint, begins);
+        attempt.keep_from(call.map(CallDeadline::kept_from));
+        self.left = self.left.saturating_sub(1);
+        self.made += 1;
+        self.shields &= !shields;
+        let response = self.service.rules.for_one_try(left);
+        let made = Made { service: Rc::clone(&self.service), shields, ended: false };
+        Ok(Next { attempt, assignment, wait, response, made })
+    }
+
+    /// The request, to be sent from its beginning.
+    fn request(&self) -> Request<RequestBody> {
+        let mut request = copy_head(&self.head);
+        if let Some(kept) = &self.kept {
+            *request.body_mut() = RequestBody::Kept(Box::new(kept.send()));
+        }
+        request
+    }
+}
+
+impl Drop for Retry {
+    fn drop(&mut self) {
+        if let Some(kept) = &self.kept {
+            kept.let_go();
+        }
+    }
+}
+
+/// The next try.
+struct Next {
+    attempt: Attempt,
+    assignment: Assignment,
+    /// How long it waits.
+    wait: Duration,
+    /// How long the head of its response may take.
+    response: Duration,
+    made: Made,
+}
+
+/// A retry, counted once whatever happens to it.
+struct Made {
+    service: Rc<Retries>,
+    shields: bool,
+    ended: bool,
+}
+
+impl Made {
+    fn end(mut self, result: RetryResult) {
+        self.ended = true;
+        self.service.cells.count(result, self.shields);
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.service.cells.count(RetryResult::ClientAbort, self.shields);
+        }
+    }
+}
+
+/// Sends a request, and sends it again as long as that fails and may be done.
+pub(super) async fn send(routed: &mut Routed, context: &Context) -> Answered {
+    let Some(mut retry) = routed.retry.take() else { return exchange::send(routed).await };
+    let mut made: Option<Made> = None;
+    loop {
+        let answered = exchange::send(routed).await;
+        let failure = failure(&answered, routed.wait.is_call);
+        if let Some(made) = made.take() {
+            made.end(result(&answered, failure));
+        }
+        let next = failure.and_then(|failure| retry.next(failure, routed, context));
+        let Some(next) = next else { return answered };
+        let entry = routed.attempt.entry().cloned();
+        let_go(answered, routed);
+        made = Some(next.made);
+        let (mut attempt, assignment) = (next.attempt, next.assignment);
+        // Before waiting: whoever has not noticed yet that it was given up gets no more of the body.
+        let request = retry.request();
+        if !next.wait.is_zero() {
+            tokio::time::sleep(next.wait).await;
+        }
+        attempt.go();
+        if let Some(entry) = &entry {
+            let (topology, service) = (routed.way.view().snapshot.topology(), routed.way.service());
+            entry.assigned(topology, service, assignment);
+            attempt.log_to(entry);
+        }
+        routed.attempt = attempt;
+        routed.way.assign(assignment);
+        routed.wait.timeouts.response = next.response;
+        routed.request = request;
+    }
+}
+
+/// How a try has failed, if it is the backend that has failed.
+fn failure(answered: &Answered, is_call: bool) -> Option<Failure> {
+    match answered {
+        Err(error) => error.failure(),
+        Ok((_, response)) => match outcome_of_head(response.status(), response.headers(), is_call) {
+            Outcome::ServerError => Some(Failure::Status(response.status().as_u16())),
+            Outcome::GrpcFailure if grpc::is_unavailable(response.headers()) => Some(Failure::Unavailable),
+            // Without a status, the trailers are still to say how it ended.
+            Outcome::GrpcFailure if grpc::has_status(response.headers()) => Some(Failure::Call),
+            _ => None,
+        },
+    }
+}
+
+/// What became of a retry.
+fn result(answered: &Answered, failure: Option<Failure>) -> RetryResult {
+    match answered {
+        _ if failure.is_some() => RetryResult::Failure,
+        Ok(_) => RetryResult::Success,
+        Err(error) if error.is_limit() => RetryResult::NoEndpoint,
+        Err(_) => RetryResult::ClientAbort,
+    }
+}
+
+/// Ends a try that another takes the place of. Its connection can be used again if all of the response
+/// is there.
+fn let_go(answered: Answered, routed: &mut Routed) {
+    let attempt = &mut routed.attempt;
+    match answered {
+        Err(error) => {
+            if let Some(outcome) = error.outcome() {
+                attempt.end(outcome);
+            }
+        }
+        Ok((held, response)) => {
+            attempt.answered();
+            let is_call = routed.wait.is_call;
+            let now = attempt.end(outcome_of_head(response.status(), response.headers(), is_call));
+            drop(response);
+            // One on which the request is still being sent cannot take another.
+            if routed.wait.progress.as_ref().is_none_or(|progress| progress.done.get()) {
+                held.release(attempt.endpoint(), now);
+            }
+        }
+    }
+}
