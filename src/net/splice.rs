@@ -307,6 +307,23 @@ mod tests {
     }
 
     #[test]
+    fn only_what_much_is_left_of_goes_through_a_pipe_and_only_in_step() {
+        let (from, to) = (Ends::default(), Ends::default());
+        let read = Bytes::from_static(b"read");
+        let mut next = |left, to| from.chunk(read.clone(), left, to);
+        for (left, to) in [(None, Some(&to)), (Some(WORTH_A_PIPE - 1), Some(&to)), (Some(u64::MAX), None)] {
+            assert!(matches!(next(left, to), Some(Chunk::Bytes(bytes)) if bytes == "read"));
+            assert!(from.inlet().is_none());
+        }
+        assert!(matches!(next(Some(WORTH_A_PIPE), Some(&to)), Some(Chunk::Bytes(_))));
+        assert!(from.inlet().is_some() && to.outlet().is_some());
+        from.filled(4);
+        assert!(matches!(next(None, None), Some(Chunk::Piped(4))));
+        from.filled(5);
+        assert!(next(None, None).is_none(), "one byte more than hyper says");
+    }
+
+    #[test]
     fn a_piece_in_a_pipe_is_as_long_as_it_says() {
         let mut chunk = Chunk::Piped(VOID.len() + 10);
         assert_eq!((chunk.remaining(), chunk.chunk().len()), (VOID.len() + 10, VOID.len()));

@@ -243,14 +243,3 @@ fn a_backend_that_reads_nothing_of_an_upload_is_to_blame() {
     });
     tidegate.wait_for_outcome("timeout", 1);
 }
-
-/// The pipes among a process's descriptors, but for the standard ones.
-#[cfg(target_os = "linux")]
-fn pipes() -> usize {
-    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-    descriptors
-        .filter(|entry| entry.file_name().to_str().unwrap().parse::<u32>().unwrap() > 2)
-        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
-        .filter(|target| target.to_string_lossy().starts_with("pipe:"))
-        .count()
-}
