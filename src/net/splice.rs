@@ -310,7 +310,7 @@ mod tests {
     fn only_what_much_is_left_of_goes_through_a_pipe_and_only_in_step() {
         let (from, to) = (Ends::default(), Ends::default());
         let read = Bytes::from_static(b"read");
-        let mut next = |left, to| from.chunk(read.clone(), left, to);
+        let next = |left, to| from.chunk(read.clone(), left, to);
         for (left, to) in [(None, Some(&to)), (Some(WORTH_A_PIPE - 1), Some(&to)), (Some(u64::MAX), None)] {
             assert!(matches!(next(left, to), Some(Chunk::Bytes(bytes)) if bytes == "read"));
             assert!(from.inlet().is_none());

@@ -21,6 +21,10 @@ use crate::{
 /// about to end: the client could not know.
 const LAST_CALL: Duration = Duration::from_secs(1);
 
+/// How long a connection has to have been idle to be worth putting to rest. Shorter pauses would cost more
+/// in making its buffers anew than they save.
+const RESTLESS: Duration = Duration::from_secs(1);
+
 /// How long a client may take over what.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
@@ -76,6 +80,8 @@ pub struct Client {
     exchanges: Cell<u32>,
     fresh: Cell<bool>,
     reading_head: Cell<bool>,
+    /// It has been put to rest since its last exchange.
+    resting: Cell<bool>,
     /// It takes no more bytes for now.
     blocked: Cell<bool>,
     multiplexed: Cell<bool>,
@@ -111,6 +117,7 @@ impl Client {
             exchanges: Cell::new(0),
             fresh: Cell::new(true),
             reading_head: Cell::new(true),
+            resting: Cell::new(false),
             blocked: Cell::new(false),
             multiplexed: Cell::new(false),
             closing: Cell::new(false),
@@ -229,6 +236,7 @@ impl Client {
         self.exchanges.set(self.exchanges.get() + 1);
         self.fresh.set(false);
         self.reading_head.set(false);
+        self.resting.set(false);
         self.blocked.set(false);
         self.deadline.disarm();
         Busy { client: Rc::clone(self), permit: None, entry: None }
@@ -293,6 +301,17 @@ impl Client {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
         }
+    }
+
+    /// Whether it is overdue only for a rest: it has nothing under way in either direction, and has had
+    /// nothing for a while. Then it has the rest of its time to be idle in.
+    pub fn begin_rest(&self) -> bool {
+        let busy = !self.is_idle() || self.may_be_sending() || self.blocked.get() || self.is_closing();
+        if busy || self.is_multiplexed() || self.patience.idle <= RESTLESS || self.resting.replace(true) {
+            return false;
+        }
+        self.deadline.arm(self.patience.idle - RESTLESS);
+        true
     }
 
     /// Whether it has been idle, or busy with a head, for too long.
@@ -389,7 +408,8 @@ impl Drop for Busy {
         client.beat();
         client.exchanges.set(client.exchanges.get() - 1);
         if client.is_idle() {
-            client.deadline.arm(client.patience.idle);
+            let idle = client.patience.idle;
+            client.deadline.arm(if client.is_multiplexed() { idle } else { idle.min(RESTLESS) });
         }
     }
 }
