@@ -10,6 +10,7 @@ import resource
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 
 from processes import Failure, memory, pinned
@@ -17,6 +18,8 @@ from processes import Failure, memory, pinned
 # Descriptors that the client needs for itself.
 SPARE_DESCRIPTORS = 64
 CLIENT_SECONDS = 60
+# How long connections are idle before it is looked: whoever gives memory back for it may do so.
+SETTLE_SECONDS = 3
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Idle:
             if line.strip() != "idle":
                 client.kill()
                 raise Failure(f"{proxy.name}: idle connections: {client.communicate()[1].strip()}")
+            time.sleep(SETTLE_SECONDS)
             return (memory(proxy.pid).now - before) * 1024 / self.connections
         finally:
             client.stdin.close()

@@ -99,7 +99,9 @@ impl Stream {
     /// Waits for an idle client to say something, with no memory set aside for it. `before` has been read
     /// already. False once nothing more will come, or shall.
     pub(super) async fn rest(&mut self, before: Bytes) -> bool {
-        self.read = before;
+        // A copy, because even an empty part of a buffer keeps all of it.
+        self.read = Bytes::copy_from_slice(&before);
+        drop(before);
         let goes_on = poll_fn(|cx| match self.poll_first(cx) {
             Poll::Ready(more) => Poll::Ready(Some(more)),
             // Only after a look at what has come: a request in the socket would be lost.

@@ -29,6 +29,7 @@
 //! | `pool` | how much a backend is given at a time |
 //! | `reload` | a configuration that changes while requests are on |
 //! | `resolve` | names of endpoints, and endpoints that come and go |
+//! | `rest` | connections that have been idle for a while, and what they cost |
 //! | `rollout` | whole rollouts with real requests |
 //! | `routing` | which service a request gets to |
 //! | `splice` | large bodies, which take a short way through the kernel |
@@ -73,6 +74,7 @@ mod proxy_protocol;
 mod readme;
 mod reload;
 mod resolve;
+mod rest;
 mod rollout;
 mod routing;
 mod smuggling;
