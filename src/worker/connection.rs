@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     future::poll_fn,
     num::NonZeroU16,
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
     task::Poll,
 };
@@ -102,9 +102,10 @@ where
                 builder.max_headers(edge.max_headers);
             }
             loop {
-                let mut connection = builder.serve_connection(io, &service);
+                // Boxed, so that it is gone while the connection rests.
+                let mut connection = Box::new(builder.serve_connection(io, &service));
                 let finish = |connection: Pin<&mut _>| http1::Connection::graceful_shutdown(connection);
-                let end = drive(Pin::new(&mut connection), finish, client, context).await;
+                let end = drive(Pin::new(&mut *connection), finish, client, context).await;
                 let switched = client.take_switched();
                 let http1::Parts { io: socket, read_buf, .. } = connection.into_parts();
                 let mut stream = socket.into_inner();
@@ -131,7 +132,8 @@ where
                 .max_local_error_reset_streams(MAX_RESET_FOR_ERRORS)
                 .enable_connect_protocol()
                 .serve_connection(io, service);
-            drive(pin!(connection), |connection| connection.graceful_shutdown(), client, context).await;
+            // Boxed, or a connection of HTTP/1.1 would take as much.
+            drive(Box::pin(connection).as_mut(), |connection| connection.graceful_shutdown(), client, context).await;
         }
     }
 }
