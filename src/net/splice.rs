@@ -4,9 +4,9 @@
 //! hyper must count what it passes on, so it is given stand-ins of the same length. The reading
 //! socket moves bytes into a pipe and tells hyper that it has read as many. Whoever takes such a chunk
 //! from hyper asks what it stands for ([`Ends::chunk`]) and hands on a [`Chunk::Piped`] instead, whose
-//! bytes lie in one array of zeros (`VOID`) and nowhere else. The writing socket knows them by their address, and moves bytes out
-//! of its pipe in their place. Both sides keep the order of the stream, and so does the pipe: what is
-//! real and what stands in for something cannot be mixed up.
+//! bytes lie in one array of zeros (`VOID`) and nowhere else. The writing socket knows them by their
+//! address, and moves bytes out of its pipe in their place. Both sides keep the order of the stream, and
+//! so does the pipe: what is real and what stands in for something cannot be mixed up.
 
 use std::{
     cell::{Cell, RefCell},

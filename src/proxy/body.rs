@@ -115,7 +115,8 @@ impl Progress {
     /// What a piece of it from hyper stands for, with as much left.
     fn chunk(&self, bytes: Bytes, left: Option<u64>) -> Result<Chunk, UploadError> {
         let Some(from) = &self.from else { return Ok(Chunk::Bytes(bytes)) };
-        from.chunk(bytes, left, self.to.borrow().as_deref()).ok_or(UploadError::OutOfStep)
+        let chunk = from.chunk(bytes, left, self.to.borrow().as_deref());
+        chunk.ok_or(UploadError::OutOfStep).inspect_err(|_| self.broken.set(true))
     }
 
     /// Whether the backend has taken all that has come.

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     net::executor::LocalExecutor,
-    proxy::{body::ResponseBody, client::Client, context::Context, exchange::exchange, redirect},
+    proxy::{body::ResponseBody, client::{Client, Overdue}, context::Context, exchange::exchange, redirect},
     telemetry::ledger::LocalReason,
 };
 
@@ -187,8 +187,10 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
         if client.poll_overdue(cx).is_pending() {
             return Poll::Pending;
         }
-        if client.begin_rest() {
-            return Poll::Ready(End::Rest);
+        match client.overdue() {
+            Overdue::Rest => return Poll::Ready(End::Rest),
+            Overdue::Wait => return client.poll_overdue(cx).map(|()| End::Cut),
+            Overdue::End => {}
         }
         // An HTTP/2 client is told which requests were taken (GOAWAY); if it does not go, it is cut.
         if client.is_multiplexed() && !client.is_closing() {

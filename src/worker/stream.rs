@@ -114,7 +114,11 @@ impl Stream {
                 true
             }
             Some(false) => {
-                let _gone = poll_fn(|cx| Pin::new(&mut *self).poll_shutdown(cx)).await;
+                poll_fn(|cx| match Pin::new(&mut *self).poll_shutdown(cx) {
+                    Poll::Ready(_) => Poll::Ready(()),
+                    Poll::Pending => self.client.poll_overdue(cx),
+                })
+                .await;
                 false
             }
             None => false,
