@@ -1,13 +1,6 @@
 //! Serving one client connection, HTTP/1.1 or HTTP/2, to its end.
 
-use std::{
-    convert::Infallible,
-    future::poll_fn,
-    num::NonZeroU16,
-    pin::Pin,
-    rc::Rc,
-    task::Poll,
-};
+use std::{convert::Infallible, future::poll_fn, num::NonZeroU16, pin::Pin, rc::Rc, task::Poll};
 
 use http::{Request, Response};
 use hyper::{
@@ -23,7 +16,13 @@ use super::{
 };
 use crate::{
     net::executor::LocalExecutor,
-    proxy::{body::ResponseBody, client::{Client, Overdue}, context::Context, exchange::exchange, redirect},
+    proxy::{
+        body::ResponseBody,
+        client::{Client, Overdue},
+        context::Context,
+        exchange::exchange,
+        redirect,
+    },
     telemetry::ledger::LocalReason,
 };
 
@@ -133,7 +132,13 @@ where
                 .enable_connect_protocol()
                 .serve_connection(io, service);
             // Boxed, or a connection of HTTP/1.1 would take as much.
-            drive(Box::pin(connection).as_mut(), |connection| connection.graceful_shutdown(), client, context).await;
+            drive(
+                Box::pin(connection).as_mut(),
+                |connection| connection.graceful_shutdown(),
+                client,
+                context,
+            )
+            .await;
         }
     }
 }
