@@ -26,7 +26,11 @@ import load
 import processes
 import proxies
 from client import Crowd
+from generators import quantile
 from processes import Failure
+
+# The usual load: HTTP/1.1 keep-alive.
+LOAD = load.modes()["h1"].generator
 
 SPLIT_REQUESTS = 200_000
 SPLIT_PERCENT = 10.0
@@ -84,7 +88,7 @@ def check_split(subject):
         errors = 0
         # wrk is bounded in time, not in number: go on until there are enough.
         for _ in range(30):
-            errors += load.apply(load.MODES["h1"], proxy, 3, subject.load_core, directory).errors
+            errors += LOAD.load(proxy, 3, subject.load_core, directory).errors
             # Less the question itself.
             counts = {name: backends[name].requests() - 1 - before[name] for name in backends}
             if sum(counts.values()) >= SPLIT_REQUESTS:
@@ -101,12 +105,11 @@ def check_split(subject):
 def check_weights(subject):
     """(b) Weight changes through the admin API while wrk runs."""
     require(subject.name == "tidegate", "only Tidegate has an API for weights")
-    with subject.started() as (proxy, _, _):
-        url = f"http://127.0.0.1:{proxy.port}/1k"
+    with subject.started() as (proxy, _, directory):
         with ThreadPoolExecutor(1) as pool:
             # The load must outlast the changes.
-            running = pool.submit(load.wrk, url, load.MODES["h1"], WEIGHT_SECONDS + 3,
-                                  subject.load_core)
+            running = pool.submit(LOAD.load, proxy, WEIGHT_SECONDS + 3, subject.load_core,
+                                  directory)
             time.sleep(1)
             slowest = change_weights(proxy)
             require(not running.done(), "the load ended before the changes did")
@@ -216,7 +219,7 @@ async def kill_midway(crowd, backend):
 def shift(before, after, fraction):
     """Print one quantile of v1's latency, before and after; true if it moved."""
     old, new = (
-        load.quantile(sorted(reply.seconds for reply in part if reply.backend == "v1"), fraction) * 1e3
+        quantile(sorted(reply.seconds for reply in part if reply.backend == "v1"), fraction) * 1e3
         for part in (before, after)
     )
     print(f"  v1 p{fraction * 100:.0f}: {old:.2f} ms before, {new:.2f} ms after")
@@ -233,11 +236,10 @@ def check_workers(subject):
 
 def cpu_per_request(subject, workers, cores):
     """Microseconds of CPU per request in mode h1."""
-    mode = load.MODES["h1"]
     with subject.started(workers, cores) as (proxy, _, directory):
-        load.apply(mode, proxy, 1, subject.load_core, directory)
+        LOAD.load(proxy, 1, subject.load_core, directory)
         before = processes.cpu(proxy.pid)
-        result = load.apply(mode, proxy, 5, subject.load_core, directory)
+        result = LOAD.load(proxy, 5, subject.load_core, directory)
         used = processes.cpu(proxy.pid).since(before)
     require(result.errors == 0, f"{result.errors} requests failed with {workers} workers")
     return (used.user + used.system) / result.requests * 1e6

@@ -17,6 +17,10 @@ from dataclasses import dataclass
 from processes import Failure, free_ports, running, wait_until
 
 TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "templates")
+# A gRPC message: not compressed, its length, and 128 bytes in field 1.
+GRPC_MESSAGE = b"\0" + (131).to_bytes(4, "big") + b"\x0a\x80\x01" + b"x" * 128
+# The ending is what nghttpd takes the content type from.
+GRPC_PATH = "/bench.Echo/Unary.grpc"
 BODY_1K = "0123456789abcdef" * 64
 SIZES = {"/1k": 1024, "/1m": 1024 * 1024}
 BACKENDS = ("v1", "v2")
@@ -26,6 +30,7 @@ BACKENDS = ("v1", "v2")
 class Kind:
     """What is known about a proxy before it runs."""
 
+    # Their names: without and with `-grpc` before the ending.
     template: str
     # {binary}, {config}, {dir} and {workers} are filled in.
     command: tuple
@@ -85,11 +90,18 @@ class Proxy:
     process: subprocess.Popen
     port: int
     h2_port: int
+    tls_port: int
     admin_port: int
 
     @property
     def pid(self):
         return self.process.pid
+
+    def url(self, path, tls=False):
+        """The URL of a document over HTTP/1.1, or whatever TLS agrees on."""
+        if tls:
+            return f"https://127.0.0.1:{self.tls_port}{path}"
+        return f"http://127.0.0.1:{self.port}{path}"
 
 
 @dataclass(frozen=True)
@@ -167,6 +179,23 @@ def answers(port, path):
         return False
 
 
+def calls(port, directory, count=1):
+    """gRPC calls on one connection; what `nghttp` has to say about them."""
+    message = f"{directory}/call"
+    with open(message, "wb") as file:
+        file.write(GRPC_MESSAGE)
+    command = ["nghttp", "--null-out", "--verbose", f"--multiply={count}", f"--data={message}",
+               "--header=content-type: application/grpc", "--header=te: trailers",
+               f"http://127.0.0.1:{port}{GRPC_PATH}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return re.sub(r"\x1b\[[\d;]*m", "", done.stdout)
+
+
+def answers_calls(port, directory):
+    """Whether a gRPC call succeeds right now."""
+    return "grpc-status: 0" in calls(port, directory)
+
+
 @contextmanager
 def backend(name, cores, directory):
     """Run one backend."""
@@ -185,6 +214,49 @@ def backend(name, cores, directory):
         yield Backend(name, process, port)
 
 
+@contextmanager
+def grpc_backend(name, cores, directory):
+    """Run one backend for gRPC: a document that is a message, and the trailers of a call."""
+    os.makedirs(f"{directory}/grpc{os.path.dirname(GRPC_PATH)}", exist_ok=True)
+    with open(f"{directory}/grpc{GRPC_PATH}", "wb") as file:
+        file.write(GRPC_MESSAGE)
+    with open(f"{directory}/mime.types", "w", encoding="utf-8") as file:
+        file.write("application/grpc grpc\n")
+    binary = shutil.which("nghttpd")
+    if binary is None:
+        raise Failure("nghttpd is needed for the backends of mode grpc: not found")
+    port = free_ports(1)[0]
+    command = [
+        binary, "--no-tls", "--address=127.0.0.1", f"--htdocs={directory}/grpc", "--workers=1",
+        f"--mime-types-file={directory}/mime.types", "--no-content-length",
+        "--trailer=grpc-status: 0", f"--trailer=x-backend: {name}", str(port),
+    ]
+    with running(f"grpc-{name}", command, cores, directory) as process:
+        wait_until(lambda: answers_calls(port, directory), process, f"backend {name} for gRPC",
+                   f"{directory}/grpc-{name}.log")
+        yield Backend(name, process, port)
+
+
+def make_certificate(directory):
+    """Write a certificate (ECDSA P-256, signed by itself) and its key: apart, and as one file."""
+    names = [f"{directory}/{name}.pem" for name in ("certificate", "key", "both")]
+    if os.path.exists(names[2]):
+        return names
+    command = [
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+        "-days", "30", "-subj", "/CN=bench.example", "-addext", "subjectAltName=DNS:bench.example",
+        "-out", names[0], "-keyout", names[1],
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    if done.returncode != 0:
+        raise Failure(f"openssl made no certificate: {done.stderr.strip()}")
+    with open(names[2], "w", encoding="utf-8") as both:
+        for name in names[:2]:
+            with open(name, encoding="utf-8") as part:
+                both.write(part.read())
+    return names
+
+
 def make_documents(directory):
     """Write the 1 MiB document, readable by nginx's unprivileged worker."""
     os.chmod(directory, 0o755)
@@ -194,14 +266,17 @@ def make_documents(directory):
 
 
 @contextmanager
-def proxy(name, binary, backends, cores, directory, workers=1, tuned=True):
+def proxy(name, binary, backends, cores, directory, workers=1, tuned=True, grpc=False):
     """Run one proxy in front of `backends` and wait until it is ready."""
     kind = KINDS[name]
-    listen, listen_h2, admin = free_ports(3)
-    config = f"{directory}/{name}-{kind.template}"
-    render(kind.template, config, {
-        "LISTEN": listen, "LISTEN_H2": listen_h2, "ADMIN": admin, "WORKERS": workers,
-        "DIR": directory, "V1": backends["v1"].port, "V2": backends["v2"].port,
+    listen, listen_h2, listen_tls, admin = free_ports(4)
+    certificate, key, both = make_certificate(directory)
+    template = kind.template.replace(".", "-grpc.") if grpc else kind.template
+    config = f"{directory}/{name}-{template}"
+    render(template, config, {
+        "LISTEN": listen, "LISTEN_H2": listen_h2, "LISTEN_TLS": listen_tls, "ADMIN": admin,
+        "CERT": certificate, "KEY": key, "CERT_AND_KEY": both,
+        "WORKERS": workers, "DIR": directory, "V1": backends["v1"].port, "V2": backends["v2"].port,
     }, tuned)
     fill = {"binary": binary, "config": config, "dir": directory, "workers": workers}
     command = [part.format(**fill) for part in kind.command]
@@ -209,5 +284,9 @@ def proxy(name, binary, backends, cores, directory, workers=1, tuned=True):
     with running(name, command, cores, directory) as process:
         if name == "tidegate":
             wait_until(lambda: answers(admin, "/readyz"), process, name, log)
-        wait_until(lambda: answers(listen, "/1k"), process, name, log)
-        yield Proxy(name, process, listen, listen if kind.shared_port else listen_h2, admin)
+        if grpc:
+            wait_until(lambda: answers_calls(listen, directory), process, name, log)
+        else:
+            wait_until(lambda: answers(listen, "/1k"), process, name, log)
+        one_port = kind.shared_port or grpc
+        yield Proxy(name, process, listen, listen if one_port else listen_h2, listen_tls, admin)

@@ -5,7 +5,6 @@ See README.md beside this file for what is measured and how to read it.
 """
 
 import argparse
-import http.client
 import json
 import signal
 import sys
@@ -16,7 +15,9 @@ import load
 import processes
 import proxies
 import report
+from idle import Idle, raise_descriptor_limit
 from processes import Failure
+from verify import verify
 
 WARM_UP_SECONDS = 1
 
@@ -29,11 +30,13 @@ def parse_arguments():
         parser.add_argument(f"--{name}", metavar="PATH", help=f"default: {name} on PATH")
     parser.add_argument("--only", metavar="NAMES", default=",".join(proxies.KINDS),
                         help="proxies to measure (default: %(default)s)")
-    parser.add_argument("--modes", metavar="NAMES", default=",".join(load.MODES),
+    parser.add_argument("--modes", metavar="NAMES", default=",".join(load.modes()),
                         help="modes to measure (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--seconds", type=int, default=5,
+    parser.add_argument("--seconds", type=int, default=3,
                         help="length of a measurement (default: %(default)s)")
+    parser.add_argument("--rate", type=int, default=load.DEFAULT_RATE,
+                        help="requests per second in mode rate (default: %(default)s)")
     parser.add_argument("--proxy-core", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--load-core", type=int, default=1,
                         help="for the load generator and the backends (default: %(default)s)")
@@ -42,7 +45,7 @@ def parse_arguments():
     parser.add_argument("--json", metavar="FILE", help="write the raw figures here")
     arguments = parser.parse_args()
     arguments.only = _names(parser, arguments.only, proxies.KINDS)
-    arguments.modes = _names(parser, arguments.modes, load.MODES)
+    arguments.modes = _names(parser, arguments.modes, load.modes())
     return arguments
 
 
@@ -69,81 +72,51 @@ def find_binaries(arguments):
     return found
 
 
-def verify(proxy, load_core):
-    """Check that a proxy does the work that it is about to be measured at."""
-    _verify_bodies(proxy)
-    _verify_split(proxy)
-    load.h2c_smoke(proxy, load_core)
-
-
-def _verify_bodies(proxy):
-    for path, size in proxies.SIZES.items():
-        status, _, body = proxies.get(proxy.port, path)
-        if (status, len(body)) != (200, size):
-            raise Failure(f"{proxy.name}: GET {path} gave {status} with {len(body)} bytes")
-    protocol, forwarded_for, forwarded_proto, connection = (
-        proxies.get(proxy.port, "/echo")[2].decode().split("|"))
-    if protocol != "HTTP/1.1" or connection.lower() == "close":
-        raise Failure(f"{proxy.name}: not keep-alive upstream: {protocol}, {connection!r}")
-    if not forwarded_for or forwarded_proto != "http":
-        raise Failure(f"{proxy.name}: X-Forwarded-For {forwarded_for!r}, "
-                      f"X-Forwarded-Proto {forwarded_proto!r}")
-
-
-def _verify_split(proxy, count=200):
-    """Both backends are used, the canary less; 200 requests miss it once in 10^9 runs."""
-    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=5)
-    canary = 0
-    for _ in range(count):
-        connection.request("GET", "/1k")
-        reply = connection.getresponse()
-        reply.read()
-        canary += reply.headers["X-Backend"] == "v2"
-    connection.close()
-    if not 0 < canary < count / 2:
-        raise Failure(f"{proxy.name}: {canary} of {count} requests went to the canary")
-
-
-def measure(proxy, mode, round_number, arguments, directory):
+def measure(proxy, mode, name, round_number, arguments, directory):
     """Warm up, then read the CPU clock on both sides of the generator's run."""
-    settings = (load.MODES[mode], proxy)
-    load.apply(*settings, WARM_UP_SECONDS, arguments.load_core, directory)
+    generator = mode.generator
+    if isinstance(generator, Idle):
+        return report.Sample(round_number, name, proxy.name,
+                             growth=generator.growth(proxy, arguments.load_core),
+                             rss=processes.memory(proxy.pid).now)
+    generator.load(proxy, WARM_UP_SECONDS, arguments.load_core, directory)
     core_before = processes.core_busy(arguments.proxy_core)
     before = processes.cpu(proxy.pid)
-    result = load.apply(*settings, arguments.seconds, arguments.load_core, directory)
+    result = generator.load(proxy, arguments.seconds, arguments.load_core, directory)
     used = processes.cpu(proxy.pid).since(before)
     core_used = processes.core_busy(arguments.proxy_core) - core_before
     memory = processes.memory(proxy.pid)
     if not result.requests:
-        raise Failure(f"{proxy.name}: no request was answered in mode {mode}")
+        raise Failure(f"{proxy.name}: no request was answered in mode {name}")
     return report.Sample(
-        round=round_number, mode=mode, proxy=proxy.name,
+        round=round_number, mode=name, proxy=proxy.name,
         requests=result.requests, rate=result.rate,
         user=used.user / result.requests * 1e6, system=used.system / result.requests * 1e6,
-        p50=result.p50, p99=result.p99, errors=result.errors,
+        p50=result.p50, p90=result.p90, p99=result.p99, p999=result.p999, errors=result.errors,
         busy=(used.user + used.system) / result.seconds,
         others=max(0.0, core_used - used.user - used.system) / result.seconds,
         rss=memory.now, rss_peak=memory.peak,
     )
 
 
-def rounds(arguments, binaries, backends, directory):
+def rounds(arguments, modes, binaries, backends, directory):
     """All measurements, each on a fresh proxy, the order turned by one each round."""
     names = list(binaries)
     for number in range(arguments.rounds):
         turn = number % len(names)
-        for mode in arguments.modes:
+        for mode_name, mode in modes.items():
             for name in names[turn:] + names[:turn]:
-                print(f"round {number + 1}/{arguments.rounds}: {mode} {name}", file=sys.stderr)
-                with proxies.proxy(name, binaries[name], backends,
+                print(f"round {number + 1}/{arguments.rounds}: {mode_name} {name}", file=sys.stderr)
+                with proxies.proxy(name, binaries[name], backends[mode.grpc],
                                    arguments.proxy_core, directory,
-                                   tuned=not arguments.stock) as proxy:
-                    verify(proxy, arguments.load_core)
-                    yield measure(proxy, mode, number, arguments, directory)
+                                   tuned=not arguments.stock, grpc=mode.grpc) as proxy:
+                    verify(proxy, mode, arguments.load_core, directory)
+                    yield measure(proxy, mode, mode_name, number, arguments, directory)
 
 
 def run(arguments):
     """Measure and report; returns the number of failed requests."""
+    modes = {name: mode for name, mode in load.modes(arguments.rate).items() if name in arguments.modes}
     binaries = find_binaries(arguments)
     facts = report.header(binaries, {
         "rounds": f"{arguments.rounds} of {arguments.seconds} s after {WARM_UP_SECONDS} s warm-up",
@@ -153,13 +126,17 @@ def run(arguments):
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="tidegate-peers-"))
         backends = {
-            name: stack.enter_context(proxies.backend(name, arguments.load_core, directory))
-            for name in proxies.BACKENDS
+            grpc: {
+                name: stack.enter_context(start(name, arguments.load_core, directory))
+                for name in proxies.BACKENDS
+            }
+            for grpc, start in ((False, proxies.backend), (True, proxies.grpc_backend))
+            if any(mode.grpc == grpc for mode in modes.values())
         }
-        samples = list(rounds(arguments, binaries, backends, directory))
+        samples = list(rounds(arguments, modes, binaries, backends, directory))
     samples.sort(key=lambda sample: list(binaries).index(sample.proxy))
     report.print_header(facts)
-    report.print_table(samples)
+    report.print_tables(modes, samples)
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump(report.as_json(facts, samples), file, indent=1)
@@ -169,6 +146,7 @@ def run(arguments):
 def main():
     # A plain kill must run the clean-up too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    raise_descriptor_limit()
     try:
         errors = run(parse_arguments())
     except Failure as failure:

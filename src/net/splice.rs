@@ -2,11 +2,11 @@
 //! a copy into the process and back out of it: a large body costs half as much.
 //!
 //! hyper must count what it passes on, so it is given stand-ins of the same length. The reading
-//! socket moves bytes into a pipe and tells hyper that it has read as many ([`Ends::divert`]). Whoever
-//! takes such a chunk from hyper hands on a [`Chunk::Piped`] instead, whose bytes lie in one array of
-//! zeros (`VOID`) and nowhere else. The writing socket knows them by their address, and moves bytes out
-//! of its pipe in their place. Both sides keep the order of the stream, and so does the pipe: what is
-//! real and what stands in for something cannot be mixed up.
+//! socket moves bytes into a pipe and tells hyper that it has read as many. Whoever takes such a chunk
+//! from hyper asks what it stands for ([`Ends::chunk`]) and hands on a [`Chunk::Piped`] instead, whose
+//! bytes lie in one array of zeros (`VOID`) and nowhere else. The writing socket knows them by their
+//! address, and moves bytes out of its pipe in their place. Both sides keep the order of the stream, and
+//! so does the pipe: what is real and what stands in for something cannot be mixed up.
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,6 +20,9 @@ use bytes::{Buf, Bytes};
 
 /// What stands in for bytes in a pipe. Nothing else may ever point into it.
 static VOID: [u8; 64 * 1024] = [0; 64 * 1024];
+
+/// Bytes still to come from which on a body goes through a pipe. Below, a pipe costs more than it saves.
+const WORTH_A_PIPE: u64 = 64 * 1024;
 
 /// Empty pipes that one thread keeps for the next body.
 const MAX_IDLE: usize = 64;
@@ -146,9 +149,29 @@ pub struct Ends {
 }
 
 impl Ends {
+    /// What a piece of a body that hyper has read here stands for; nothing if hyper says that it has
+    /// read something else than what went into the pipe, which is impossible.
+    ///
+    /// With the first piece, all that hyper had read of the body beside the head is taken out of its
+    /// buffer. If much is left, what is still in the socket takes the short way to `to`.
+    pub fn chunk(&self, bytes: Bytes, left: Option<u64>, to: Option<&Self>) -> Option<Chunk> {
+        let chunk = match self.diverted.take() {
+            0 => Chunk::Bytes(bytes),
+            piped if piped == bytes.len() => Chunk::Piped(piped),
+            _ => return None,
+        };
+        if let (Some(left), Some(to)) = (left, to)
+            && left >= WORTH_A_PIPE
+            && self.budget.get() == 0
+        {
+            self.divert(to, left);
+        }
+        Some(chunk)
+    }
+
     /// From now on the next `budget` bytes that are read here wait in a pipe for being written to
     /// `to`. Where no pipe can be had, they are read as ever.
-    pub fn divert(&self, to: &Self, budget: u64) {
+    fn divert(&self, to: &Self, budget: u64) {
         let mut outlet = to.outlet.borrow_mut();
         if outlet.is_none() {
             *outlet = Pipe::obtain().ok();
@@ -166,19 +189,9 @@ impl Ends {
         to.release();
     }
 
-    /// Whether bytes are to be read into a pipe.
-    pub fn is_diverting(&self) -> bool {
-        self.budget.get() > 0
-    }
-
     /// Whether all that was to be written from a pipe has been.
     pub fn is_drained(&self) -> bool {
         self.outlet.borrow().as_ref().is_none_or(|pipe| pipe.held.get() == 0)
-    }
-
-    /// How many bytes have been read into the pipe since the last call.
-    pub fn take_diverted(&self) -> usize {
-        self.diverted.replace(0)
     }
 
     /// The pipe to read into, if bytes are to be read into one.
@@ -276,10 +289,10 @@ mod tests {
         from.divert(&to, 4);
         let mut read = [0; 8];
         assert_eq!(reader.read(&mut read).await.unwrap(), 4);
-        assert_eq!((from.take_diverted(), &read[..4]), (4, &[0; 4][..]));
-        assert!(!to.is_drained() && !from.is_diverting());
+        assert_eq!((from.diverted.take(), &read[..4]), (4, &[0; 4][..]));
+        assert!(!to.is_drained() && from.budget.get() == 0);
         assert_eq!(reader.read(&mut read).await.unwrap(), 6);
-        assert_eq!((from.take_diverted(), &read[..6]), (0, &b"456789"[..]));
+        assert_eq!((from.diverted.take(), &read[..6]), (0, &b"456789"[..]));
         from.end(&to);
 
         let chunk = Chunk::Piped(4);
@@ -291,6 +304,23 @@ mod tests {
         let mut got = [0; 14];
         receiver.read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"head 0123 tail");
+    }
+
+    #[test]
+    fn only_what_much_is_left_of_goes_through_a_pipe_and_only_in_step() {
+        let (from, to) = (Ends::default(), Ends::default());
+        let read = Bytes::from_static(b"read");
+        let next = |left, to| from.chunk(read.clone(), left, to);
+        for (left, to) in [(None, Some(&to)), (Some(WORTH_A_PIPE - 1), Some(&to)), (Some(u64::MAX), None)] {
+            assert!(matches!(next(left, to), Some(Chunk::Bytes(bytes)) if bytes == "read"));
+            assert!(from.inlet().is_none());
+        }
+        assert!(matches!(next(Some(WORTH_A_PIPE), Some(&to)), Some(Chunk::Bytes(_))));
+        assert!(from.inlet().is_some() && to.outlet().is_some());
+        from.filled(4);
+        assert!(matches!(next(None, None), Some(Chunk::Piped(4))));
+        from.filled(5);
+        assert!(next(None, None).is_none(), "one byte more than hyper says");
     }
 
     #[test]

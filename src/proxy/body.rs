@@ -2,7 +2,7 @@
 //! for it, so that the slower side sets the pace and memory per connection stays bounded.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
@@ -27,13 +27,13 @@ use super::{
 use crate::{
     clock,
     model::outcome::Outcome,
-    net::{splice::Chunk, timers::Deadline},
+    net::{
+        splice::{Chunk, Ends},
+        timers::Deadline,
+    },
     routing::limits::Limits,
     upstream::pool::Held,
 };
-
-/// Bytes still to come from which on a body goes through a pipe. Below, a pipe costs more than it saves.
-const WORTH_A_PIPE: u64 = 64 * 1024;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +65,9 @@ pub enum UploadError {
     /// The request has been given up here, and is sent elsewhere.
     #[error("the body is sent elsewhere")]
     SentElsewhere,
+    /// As [`BodyError::OutOfStep`].
+    #[error("a body was read out of step")]
+    OutOfStep,
 }
 
 /// How far a request's body has come, for the exchange to watch.
@@ -86,10 +89,14 @@ pub(super) struct Progress {
     waits_for_client: Cell<bool>,
     /// It ended early, or what came was not a body.
     broken: Cell<bool>,
+    /// The pipes at the client's socket, where it may go through one.
+    from: Option<Rc<Ends>>,
+    /// Those at the backend's socket, once it is known.
+    to: RefCell<Option<Rc<Ends>>>,
 }
 
 impl Progress {
-    fn new(most: u64, watch: Option<Watch>) -> Self {
+    fn new(most: u64, watch: Option<Watch>, from: Option<Rc<Ends>>) -> Self {
         Self {
             chunks: Cell::new(0),
             bytes: Cell::new(0),
@@ -99,6 +106,32 @@ impl Progress {
             done: Cell::new(false),
             waits_for_client: Cell::new(false),
             broken: Cell::new(false),
+            from,
+            to: RefCell::default(),
+        }
+    }
+
+    /// Where it goes: to the socket that these pipes are at, or where there is none to see.
+    pub(super) fn goes_to(&self, ends: Option<&Rc<Ends>>) {
+        self.to.replace(ends.cloned());
+    }
+
+    /// What a piece of it from hyper stands for, with as much left.
+    fn chunk(&self, bytes: Bytes, left: Option<u64>) -> Result<Chunk, UploadError> {
+        let Some(from) = &self.from else { return Ok(Chunk::Bytes(bytes)) };
+        let chunk = from.chunk(bytes, left, self.to.borrow().as_deref());
+        chunk.ok_or(UploadError::OutOfStep).inspect_err(|_| self.broken.set(true))
+    }
+
+    /// Whether the backend has taken all that has come.
+    fn is_taken(&self) -> bool {
+        self.to.borrow().as_ref().is_none_or(|ends| ends.is_drained())
+    }
+
+    /// Nothing more of it goes through a pipe.
+    fn end(&self) {
+        if let (Some(from), Some(to)) = (&self.from, self.to.take()) {
+            from.end(&to);
         }
     }
 
@@ -124,9 +157,11 @@ impl Progress {
 
     /// Takes note of what its source said; whether it goes on.
     fn note(&self, polled: &Poll<Option<hyper::Result<Frame<Bytes>>>>) -> bool {
-        self.waits_for_client.set(polled.is_pending());
+        // Nothing is read while the pipe is not empty, and then it is the backend that is waited for.
+        let waits = polled.is_pending() && self.is_taken();
+        self.waits_for_client.set(waits);
         if let Some(watch) = &self.watch {
-            watch.set_waiting(polled.is_pending(), clock::monotonic());
+            watch.set_waiting(waits, clock::monotonic());
         }
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
@@ -184,26 +219,32 @@ pub(super) enum RequestBody {
     #[default]
     Empty,
     /// One that passes.
-    Passing(Incoming, Rc<Progress>),
+    Passing(Incoming, Piping),
     /// One that may be sent again. Its service has retries.
     Kept(Box<Sending>),
 }
 
 impl RequestBody {
     /// Passes `incoming` on, within `limits`. There is progress to watch if there is anything to pass.
-    pub(super) fn new(incoming: Incoming, limits: &Limits, now: Instant) -> (Self, Option<Rc<Progress>>) {
+    pub(super) fn new(
+        incoming: Incoming,
+        client: &Client,
+        limits: &Limits,
+        now: Instant,
+    ) -> (Self, Option<Rc<Progress>>) {
         if incoming.is_end_stream() {
             return (Self::Empty, None);
         }
         let most = limits.max_body_size.unwrap_or(u64::MAX);
-        let progress = Rc::new(Progress::new(most, Watch::new(limits, now)));
-        (Self::Passing(incoming, Rc::clone(&progress)), Some(progress))
+        let from = client.takes_pipes().then(|| Rc::clone(client.ends()));
+        let progress = Rc::new(Progress::new(most, Watch::new(limits, now), from));
+        (Self::Passing(incoming, Piping(Rc::clone(&progress))), Some(progress))
     }
 
     /// The same, with at most so many bytes kept to be sent again; and what keeps them, if there is a body.
     pub(super) fn kept(self, most: usize) -> (Self, Option<Rc<Kept>>) {
-        let Self::Passing(incoming, progress) = self else { return (self, None) };
-        let kept = Kept::new(incoming, progress, most);
+        let Self::Passing(incoming, piping) = self else { return (self, None) };
+        let kept = Kept::new(incoming, Rc::clone(&piping.0), most);
         (Self::Kept(Box::new(kept.send())), Some(kept))
     }
 }
@@ -229,18 +270,36 @@ pub(super) fn poll_client(
     polled.map(|frame| frame.map(|frame| frame.map_err(UploadError::Client)))
 }
 
+/// The progress of a body that may go through a pipe, which it does no more when this is gone.
+#[derive(Debug)]
+pub(super) struct Piping(Rc<Progress>);
+
+impl Drop for Piping {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 impl Body for RequestBody {
-    type Data = Bytes;
+    type Data = Chunk;
     type Error = UploadError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+    ) -> Poll<Option<Result<Frame<Chunk>, UploadError>>> {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
-            Self::Passing(incoming, progress) => poll_client(incoming, progress, cx),
-            Self::Kept(sending) => Pin::new(&mut **sending).poll_frame(cx),
+            Self::Passing(incoming, Piping(progress)) => poll_client(incoming, progress, cx).map(|frame| {
+                frame.map(|frame| match frame?.into_data() {
+                    Ok(bytes) => progress.chunk(bytes, incoming.size_hint().exact()).map(Frame::data),
+                    Err(frame) => Ok(frame.map_data(Chunk::Bytes)),
+                })
+            }),
+            // What is kept has to be seen, so none of it goes through a pipe.
+            Self::Kept(sending) => Pin::new(&mut **sending)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(Chunk::Bytes)))),
         }
     }
 
@@ -429,27 +488,16 @@ impl Relay {
         self.deadline.poll_expired(cx).map(|()| Some(Err(BodyError::Idle)))
     }
 
-    /// What a frame from hyper stands for. With the first one, all that hyper had read of the body
-    /// beside the head is taken out of its buffer; what is still in the socket may take the short way.
+    /// What a frame from hyper stands for.
     fn chunk(&self, frame: Frame<Bytes>, client: &Client) -> Result<Frame<Chunk>, BodyError> {
         let bytes = match frame.into_data() {
             Ok(bytes) => bytes,
             Err(frame) => return Ok(frame.map_data(Chunk::Bytes)),
         };
         let Some(ends) = self.held.ends() else { return Ok(Frame::data(Chunk::Bytes(bytes))) };
-        let chunk = match ends.take_diverted() {
-            0 => Chunk::Bytes(bytes),
-            piped if piped == bytes.len() => Chunk::Piped(piped),
-            _ => return Err(BodyError::OutOfStep),
-        };
-        if client.takes_pipes()
-            && let Some(left) = self.body.size_hint().exact()
-            && left >= WORTH_A_PIPE
-            && !ends.is_diverting()
-        {
-            ends.divert(client.ends(), left);
-        }
-        Ok(Frame::data(chunk))
+        let to = client.takes_pipes().then(|| &**client.ends());
+        let chunk = ends.chunk(bytes, self.body.size_hint().exact(), to);
+        chunk.map(Frame::data).ok_or(BodyError::OutOfStep)
     }
 
     /// The response is complete: record it, and let the next request have the connection.

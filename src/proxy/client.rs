@@ -21,6 +21,10 @@ use crate::{
 /// about to end: the client could not know.
 const LAST_CALL: Duration = Duration::from_secs(1);
 
+/// How long a connection has to have been idle to be worth putting to rest. Shorter pauses would cost more
+/// in making its buffers anew than they save.
+const RESTLESS: Duration = Duration::from_secs(1);
+
 /// How long a client may take over what.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
@@ -28,6 +32,17 @@ pub struct Patience {
     pub header: Duration,
     /// Longest time between requests.
     pub idle: Duration,
+}
+
+/// What becomes of a connection whose time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overdue {
+    /// It ends.
+    End,
+    /// It has nothing under way in either direction, and is put to rest for as long as it may still be idle.
+    Rest,
+    /// The same, but for something that is under way.
+    Wait,
 }
 
 /// Whether bytes are gathered to be sent together.
@@ -76,6 +91,8 @@ pub struct Client {
     exchanges: Cell<u32>,
     fresh: Cell<bool>,
     reading_head: Cell<bool>,
+    /// It is idle, and its deadline is the moment at which it is put to rest.
+    drowsy: Cell<bool>,
     /// It takes no more bytes for now.
     blocked: Cell<bool>,
     multiplexed: Cell<bool>,
@@ -111,6 +128,7 @@ impl Client {
             exchanges: Cell::new(0),
             fresh: Cell::new(true),
             reading_head: Cell::new(true),
+            drowsy: Cell::new(false),
             blocked: Cell::new(false),
             multiplexed: Cell::new(false),
             closing: Cell::new(false),
@@ -144,7 +162,7 @@ impl Client {
 
     /// Gives it this long for what stands before its first request.
     pub fn allow(&self, time: Duration) {
-        self.deadline.arm(if self.is_closing() { time.min(LAST_CALL) } else { time });
+        self.arm(if self.is_closing() { time.min(LAST_CALL) } else { time });
     }
 
     /// What stands before its first request is over: that request's head is awaited.
@@ -210,12 +228,12 @@ impl Client {
 
     /// Gives the client a last moment to read what it was told.
     pub fn wait_for_farewell(&self) {
-        self.deadline.arm(self.patience.header);
+        self.arm(self.patience.header);
     }
 
     /// Gives the client a moment to read what it was told and to close.
     pub fn wait_a_moment(&self) {
-        self.deadline.arm(LAST_CALL);
+        self.arm(LAST_CALL);
     }
 
     /// An exchange begins; it lasts until the returned guard is dropped.
@@ -229,6 +247,7 @@ impl Client {
         self.exchanges.set(self.exchanges.get() + 1);
         self.fresh.set(false);
         self.reading_head.set(false);
+        self.drowsy.set(false);
         self.blocked.set(false);
         self.deadline.disarm();
         Busy { client: Rc::clone(self), permit: None, entry: None }
@@ -240,7 +259,7 @@ impl Client {
         self.beat();
         if self.exchanges.get() == 0 && !self.reading_head.get() && !self.multiplexed.get() {
             self.reading_head.set(true);
-            self.deadline.arm(self.patience.header);
+            self.arm(self.patience.header);
         }
     }
 
@@ -248,7 +267,7 @@ impl Client {
     /// else would notice: a backend that waits for it is waited for by nobody.
     pub fn write_blocked(&self) {
         if !self.blocked.replace(true) && !self.is_idle() {
-            self.deadline.arm(self.patience.idle);
+            self.arm(self.patience.idle);
         }
     }
 
@@ -295,6 +314,30 @@ impl Client {
         }
     }
 
+    /// Its time is over: what now?
+    pub fn overdue(&self) -> Overdue {
+        if !self.drowsy.take() {
+            return Overdue::End;
+        }
+        self.deadline.arm(self.patience.idle - RESTLESS);
+        let awake = self.may_be_sending() || self.blocked.get() || self.is_closing();
+        if awake { Overdue::Wait } else { Overdue::Rest }
+    }
+
+    /// Gives it this long from now.
+    fn arm(&self, time: Duration) {
+        self.drowsy.set(false);
+        self.deadline.arm(time);
+    }
+
+    /// Gives it as long as it may be idle: first until it is put to rest, if that is to be.
+    fn arm_idle(&self) {
+        let idle = self.patience.idle;
+        let rests = !self.is_multiplexed() && idle > RESTLESS;
+        self.arm(if rests { RESTLESS } else { idle });
+        self.drowsy.set(rests);
+    }
+
     /// Whether it has been idle, or busy with a head, for too long.
     pub fn poll_overdue(&self, cx: &Context<'_>) -> Poll<()> {
         self.deadline.poll_expired(cx)
@@ -323,7 +366,7 @@ impl Client {
     pub fn close(&self) {
         self.closing.set(true);
         if self.is_fresh() {
-            self.deadline.arm(self.patience.header.min(LAST_CALL));
+            self.arm(self.patience.header.min(LAST_CALL));
         }
         self.wake();
     }
@@ -389,7 +432,67 @@ impl Drop for Busy {
         client.beat();
         client.exchanges.set(client.exchanges.get() - 1);
         if client.is_idle() {
-            client.deadline.arm(client.patience.idle);
+            client.arm_idle();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::timers::{TICK, Timers};
+
+    /// A client that may be idle for so long, after one exchange with something in between.
+    fn idle(time: Duration, meanwhile: impl FnOnce(&Client)) -> (Rc<Timers>, Rc<Client>) {
+        let timers = Rc::<Timers>::default();
+        let patience = Patience { header: Duration::from_secs(5), idle: time };
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let client = Client::new(address, patience, Arc::default(), timers.deadline(), Rc::default());
+        let client = Rc::new(client);
+        let busy = client.begin();
+        meanwhile(&client);
+        drop(busy);
+        (timers, client)
+    }
+
+    /// What becomes of it next, and how long that took.
+    fn next(timers: &Timers, client: &Client) -> (Overdue, Duration) {
+        let mut waited = Duration::ZERO;
+        while client.poll_overdue(&Context::from_waker(Waker::noop())).is_pending() {
+            timers.tick();
+            waited += TICK;
+        }
+        (client.overdue(), waited - TICK)
+    }
+
+    #[test]
+    fn who_is_idle_rests_and_ends_at_the_same_time_as_ever() {
+        let (timers, client) = idle(Duration::from_secs(75), |_| ());
+        assert_eq!(next(&timers, &client), (Overdue::Rest, RESTLESS));
+        assert_eq!(next(&timers, &client), (Overdue::End, Duration::from_secs(74)));
+    }
+
+    #[test]
+    fn who_has_not_read_its_answer_stays_awake_and_is_given_as_long() {
+        let (timers, client) = idle(Duration::from_secs(75), Client::write_blocked);
+        assert_eq!(next(&timers, &client), (Overdue::Wait, RESTLESS));
+        assert_eq!(next(&timers, &client), (Overdue::End, Duration::from_secs(74)));
+        let (timers, client) = idle(Duration::from_secs(75), |client| client.set_unread(true));
+        assert_eq!(next(&timers, &client), (Overdue::Wait, RESTLESS));
+    }
+
+    #[test]
+    fn nobody_rests_whose_time_is_shorter_or_who_speaks_http_2() {
+        let (timers, client) = idle(RESTLESS, |_| ());
+        assert_eq!(next(&timers, &client), (Overdue::End, RESTLESS));
+        let (timers, client) = idle(Duration::from_secs(75), Client::set_multiplexed);
+        assert_eq!(next(&timers, &client), (Overdue::End, Duration::from_secs(75)));
+    }
+
+    #[test]
+    fn a_head_that_begins_has_its_own_time() {
+        let (timers, client) = idle(Duration::from_secs(75), |_| ());
+        client.bytes_read();
+        assert_eq!(next(&timers, &client), (Overdue::End, Duration::from_secs(5)));
     }
 }

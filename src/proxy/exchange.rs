@@ -164,7 +164,7 @@ fn route(
     let version = parts.version;
     let upgrade = headers::prepare_request(&mut parts, client, attempt.endpoint().address());
     way.change_request(&mut parts).inspect_err(|_| attempt.forget())?;
-    let (body, progress) = RequestBody::new(body, limits, started);
+    let (body, progress) = RequestBody::new(body, client, limits, started);
     if let (Some(entry), Some(progress)) = (entry, &progress) {
         entry.uploads(progress);
     }
@@ -250,6 +250,7 @@ pub(super) async fn send(routed: &mut Routed) -> Result<(Held, Response<Incoming
             Turn::Open(slot) => break slot,
         };
         let spare = spare_copy(request, &connection);
+        wait.goes_to(&connection);
         let response = pin!(connection.send(std::mem::take(request)));
         match respond(&mut connection, response, wait).await {
             Ok(response) => return Ok((Held::Http1(connection), response)),
@@ -259,6 +260,7 @@ pub(super) async fn send(routed: &mut Routed) -> Result<(Held, Response<Incoming
         }
     };
     let mut connection = Box::pin(open(attempt, slot, wait.timeouts.connect)).await?;
+    wait.goes_to(&connection);
     let response = pin!(connection.send(std::mem::take(request)));
     match respond(&mut connection, response, wait).await {
         Ok(response) => Ok((Held::Http1(connection), response)),
@@ -332,6 +334,13 @@ pub(super) struct Wait {
 }
 
 impl Wait {
+    /// The request goes to this connection.
+    fn goes_to(&self, connection: &Connection<RequestBody>) {
+        if let Some(progress) = &self.progress {
+            progress.goes_to(connection.ends());
+        }
+    }
+
     /// What is wrong with the client's body, if something is.
     pub(super) fn fault(&self) -> Option<ProxyError> {
         self.progress.as_ref().and_then(|progress| progress.fault())

@@ -137,8 +137,8 @@ impl<B: Payload> Connection<B> {
     }
 
     /// The pipes at its socket, where what goes through it may go through a pipe.
-    pub fn ends(&self) -> Option<&Ends> {
-        self.ends.as_deref()
+    pub fn ends(&self) -> Option<&Rc<Ends>> {
+        self.ends.as_ref()
     }
 
     /// The next request may switch protocols: [`Self::into_socket`] will be asked for.

@@ -5,7 +5,7 @@
 
 pub mod h2;
 
-use std::time::Instant;
+use std::{rc::Rc, time::Instant};
 
 use crate::net::splice::Ends;
 
@@ -22,7 +22,7 @@ pub enum Held<B: Payload> {
 
 impl<B: Payload> Held<B> {
     /// The pipes at its socket, where a body may go through one.
-    pub fn ends(&self) -> Option<&Ends> {
+    pub fn ends(&self) -> Option<&Rc<Ends>> {
         match self {
             Self::Http1(connection) => connection.ends(),
             Self::Http2(_) => None,

@@ -1,13 +1,6 @@
 //! Serving one client connection, HTTP/1.1 or HTTP/2, to its end.
 
-use std::{
-    convert::Infallible,
-    future::poll_fn,
-    num::NonZeroU16,
-    pin::{Pin, pin},
-    rc::Rc,
-    task::Poll,
-};
+use std::{convert::Infallible, future::poll_fn, num::NonZeroU16, pin::Pin, rc::Rc, task::Poll};
 
 use http::{Request, Response};
 use hyper::{
@@ -23,7 +16,13 @@ use super::{
 };
 use crate::{
     net::executor::LocalExecutor,
-    proxy::{body::ResponseBody, client::Client, context::Context, exchange::exchange, redirect},
+    proxy::{
+        body::ResponseBody,
+        client::{Client, Overdue},
+        context::Context,
+        exchange::exchange,
+        redirect,
+    },
     telemetry::ledger::LocalReason,
 };
 
@@ -91,7 +90,7 @@ where
     S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
     S::Future: 'static,
 {
-    let io = TokioIo::new(stream);
+    let mut io = TokioIo::new(stream);
     let edge = client.edge();
     match protocol {
         Protocol::Http1 => {
@@ -101,16 +100,23 @@ where
             if edge.max_headers > USUAL_HEADERS {
                 builder.max_headers(edge.max_headers);
             }
-            let mut connection = builder.serve_connection(io, service);
-            let finish = |connection: Pin<&mut _>| http1::Connection::graceful_shutdown(connection);
-            let whole = drive(Pin::new(&mut connection), finish, client, context).await;
-            if let Some(switched) = client.take_switched()
-                && whole
-            {
-                let http1::Parts { io, read_buf, .. } = connection.into_parts();
-                let (transport, early) = io.into_inner().into_transport(read_buf);
-                // Seldom, so its size is not carried by every connection.
-                Box::pin(switched.run(transport, early)).await;
+            loop {
+                // Boxed, so that it is gone while the connection rests.
+                let mut connection = Box::new(builder.serve_connection(io, &service));
+                let finish = |connection: Pin<&mut _>| http1::Connection::graceful_shutdown(connection);
+                let end = drive(Pin::new(&mut *connection), finish, client, context).await;
+                let switched = client.take_switched();
+                let http1::Parts { io: socket, read_buf, .. } = connection.into_parts();
+                let mut stream = socket.into_inner();
+                match (end, switched) {
+                    (End::Whole, Some(switched)) => {
+                        let (transport, early) = stream.into_transport(read_buf);
+                        // Seldom, so its size is not carried by every connection.
+                        return Box::pin(switched.run(transport, early)).await;
+                    }
+                    (End::Rest, _) if stream.rest(read_buf).await => io = TokioIo::new(stream),
+                    _ => return,
+                }
             }
         }
         Protocol::Http2 => {
@@ -125,19 +131,38 @@ where
                 .max_local_error_reset_streams(MAX_RESET_FOR_ERRORS)
                 .enable_connect_protocol()
                 .serve_connection(io, service);
-            drive(pin!(connection), |connection| connection.graceful_shutdown(), client, context).await;
+            // Boxed, or a connection of HTTP/1.1 would take as much.
+            drive(
+                Box::pin(connection).as_mut(),
+                |connection| connection.graceful_shutdown(),
+                client,
+                context,
+            )
+            .await;
         }
     }
 }
 
-/// Runs a connection until it ends or the client's patience does; asks it once to finish when the
-/// worker drains. Returns whether it ended of itself and well.
+/// How the driving of a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Of itself and well.
+    Whole,
+    /// It broke, or took too long.
+    Cut,
+    /// It has been idle for a while. hyper keeps two buffers for each connection, which are most of what
+    /// it takes, and needs neither to wait.
+    Rest,
+}
+
+/// Runs a connection until it ends, comes to rest, or the client's patience ends; asks it once to finish
+/// when the worker drains.
 async fn drive<C: Future<Output = hyper::Result<()>>>(
     mut connection: Pin<&mut C>,
     finish: impl Fn(Pin<&mut C>),
     client: &Client,
     context: &Context,
-) -> bool {
+) -> End {
     let mut asked = false;
     poll_fn(|cx| {
         client.register(cx);
@@ -151,7 +176,7 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
         }
         if let Poll::Ready(result) = polled {
             return Poll::Ready(match result {
-                Ok(()) => true,
+                Ok(()) => End::Whole,
                 Err(error) => {
                     // hyper has answered what is no request, and nobody else would count it.
                     if error.is_parse_too_large() {
@@ -160,12 +185,17 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
                         context.cells().replied(LocalReason::BadRequest);
                     }
                     tracing::debug!(%error, "connection ended");
-                    false
+                    End::Cut
                 }
             });
         }
         if client.poll_overdue(cx).is_pending() {
             return Poll::Pending;
+        }
+        match client.overdue() {
+            Overdue::Rest => return Poll::Ready(End::Rest),
+            Overdue::Wait => return client.poll_overdue(cx).map(|()| End::Cut),
+            Overdue::End => {}
         }
         // An HTTP/2 client is told which requests were taken (GOAWAY); if it does not go, it is cut.
         if client.is_multiplexed() && !client.is_closing() {
@@ -173,7 +203,7 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
             client.wait_for_farewell();
             return Poll::Pending;
         }
-        Poll::Ready(false)
+        Poll::Ready(End::Cut)
     })
     .await
 }

@@ -79,17 +79,11 @@ impl Stream {
     pub(super) async fn detect(&mut self) -> Option<Protocol> {
         poll_fn(|cx| {
             loop {
-                let mut space = [0; FIRST_READ];
-                let mut buf = ReadBuf::new(&mut space);
-                match Pin::new(&mut self.socket).poll_read(cx, &mut buf) {
-                    Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
-                    Poll::Ready(_) => return Poll::Ready(None),
+                match self.poll_first(cx) {
+                    Poll::Ready(true) => {}
+                    Poll::Ready(false) => return Poll::Ready(None),
                     Poll::Pending => return self.client.poll_overdue(cx).map(|()| None),
                 }
-                self.read = match self.read.is_empty() {
-                    true => Bytes::copy_from_slice(buf.filled()),
-                    false => [&self.read, buf.filled()].concat().into(),
-                };
                 let compared = self.read.len().min(PREFACE.len());
                 if self.read[..compared] != PREFACE[..compared] {
                     return Poll::Ready(Some(Protocol::Http1));
@@ -100,6 +94,49 @@ impl Stream {
             }
         })
         .await
+    }
+
+    /// Waits for an idle client to say something, with no memory set aside for it. `before` has been read
+    /// already. False once nothing more will come, or shall.
+    pub(super) async fn rest(&mut self, before: Bytes) -> bool {
+        // A copy, because even an empty part of a buffer keeps all of it.
+        self.read = Bytes::copy_from_slice(&before);
+        drop(before);
+        let goes_on = poll_fn(|cx| match self.poll_first(cx) {
+            Poll::Ready(more) => Poll::Ready(Some(more)),
+            // Only after a look at what has come: a request in the socket would be lost.
+            Poll::Pending if self.client.is_closing() => Poll::Ready(Some(false)),
+            Poll::Pending => self.client.poll_overdue(cx).map(|()| None),
+        });
+        match goes_on.await {
+            Some(true) => {
+                self.client.bytes_read();
+                true
+            }
+            Some(false) => {
+                poll_fn(|cx| match Pin::new(&mut *self).poll_shutdown(cx) {
+                    Poll::Ready(_) => Poll::Ready(()),
+                    Poll::Pending => self.client.poll_overdue(cx),
+                })
+                .await;
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Reads what comes before there is a buffer for it. False once nothing more will come.
+    fn poll_first(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut space = [0; FIRST_READ];
+        let mut buf = ReadBuf::new(&mut space);
+        if ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buf)).is_err() || buf.filled().is_empty() {
+            return Poll::Ready(false);
+        }
+        self.read = match self.read.is_empty() {
+            true => Bytes::copy_from_slice(buf.filled()),
+            false => [&self.read, buf.filled()].concat().into(),
+        };
+        Poll::Ready(true)
     }
 
     fn note_write<T>(&self, polled: &Poll<T>) {

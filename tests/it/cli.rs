@@ -88,14 +88,14 @@ fn a_port_that_is_taken_is_said_so() {
 }
 
 /// A running program, killed if the test does not end it.
-struct Program {
+pub struct Program {
     child: Child,
-    listener: SocketAddr,
+    pub listener: SocketAddr,
 }
 
 impl Program {
     /// Starts it, and waits until it says where it listens.
-    fn run(toml: impl ToString) -> (TempDir, Self) {
+    pub fn run(toml: impl ToString) -> (TempDir, Self) {
         let (folder, path) = file(toml);
         let child = tidegate(&["run", "--config", &path]).stderr(Stdio::piped()).spawn().unwrap();
         (folder, Self::watched(child))
@@ -117,6 +117,10 @@ impl Program {
         });
         let listener = take.recv_timeout(patience()).expect("it says where it listens");
         Self { child, listener }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     fn signal(&self, name: &str) {

@@ -31,6 +31,7 @@
 //! | `reload` | a configuration that changes while requests are on |
 //! | `resending` | what is sent again when a request is tried again |
 //! | `resolve` | names of endpoints, and endpoints that come and go |
+//! | `rest` | connections that have been idle for a while, and what they cost |
 //! | `rollout` | whole rollouts with real requests |
 //! | `routing` | which service a request gets to |
 //! | `shielding` | users who are shielded from the canary's failures |
@@ -77,6 +78,7 @@ mod readme;
 mod reload;
 mod resending;
 mod resolve;
+mod rest;
 mod retry;
 mod rollout;
 mod routing;

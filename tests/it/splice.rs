@@ -123,3 +123,123 @@ fn what_a_backend_sends_beyond_its_length_goes_nowhere() {
         }
     }
 }
+
+/// What a request says whose body is that of `target`.
+fn upload(target: &str) -> Vec<u8> {
+    let body = body(target);
+    let head = format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+    [head.into_bytes(), body].concat()
+}
+
+/// Answers with what has come, if it is what it should be.
+fn collector() -> Backend {
+    Backend::answering(|seen| match seen.body == body(seen.target()) {
+        true => reply("200 OK", &[], seen.body.clone()),
+        false => reply("500 Broken", &[], ""),
+    })
+}
+
+#[test]
+fn uploads_of_every_size_arrive_as_they_were_sent_and_so_do_the_answers() {
+    let backend = collector();
+    let tidegate = Tidegate::start(Web::new(backend.address));
+    let mut client = tidegate.client();
+    for round in 0..3 {
+        for size in [1, 8_191, 65_535, 65_536, 65_537, 131_072, 200_003, 1_048_576, 5_000_011] {
+            let target = format!("/{round}-{size}");
+            client.send(upload(&target));
+            check(&mut client, &target);
+        }
+    }
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
+fn uploads_follow_each_other_in_order_whatever_stands_between_them() {
+    let backend = collector();
+    let tidegate = Tidegate::start(Web::new(backend.address));
+    let mut client = tidegate.client();
+    let targets: Vec<String> =
+        (0..20).map(|i| format!("/{i}-{}", [300_000, 10, 70_000, 0, 1_000_000][i % 5])).collect();
+    std::thread::scope(|scope| {
+        let mut sender = client.wire.socket().try_clone().unwrap();
+        let requests: Vec<u8> = targets.iter().flat_map(|target| upload(target)).collect();
+        scope.spawn(move || std::io::Write::write_all(&mut sender, &requests).unwrap());
+        for target in &targets {
+            check(&mut client, target);
+        }
+    });
+}
+
+#[test]
+fn many_clients_uploads_are_not_mixed_up() {
+    let backend = collector();
+    let tidegate = Tidegate::start(Web::new(backend.address));
+    std::thread::scope(|scope| {
+        for name in 'a'..='h' {
+            let mut client = tidegate.client();
+            scope.spawn(move || {
+                for i in 0..10 {
+                    let target = format!("/{name}-{}", 900_000 + i);
+                    client.send(upload(&target));
+                    check(&mut client, &target);
+                }
+            });
+        }
+    });
+    tidegate.wait_for_outcome("2xx", 80);
+}
+
+#[test]
+fn what_is_left_of_an_upload_that_was_broken_off_reaches_nobody_else() {
+    let backend = collector();
+    let tidegate = Tidegate::start(Web::new(backend.address));
+    for _ in 0..10 {
+        let mut gone = tidegate.client();
+        gone.send(&upload("/gone-3000000")[..500_000]);
+        drop(gone);
+        let mut client = tidegate.client();
+        client.send(upload("/next-700000"));
+        check(&mut client, "/next-700000");
+    }
+    tidegate.wait_for_outcome("client_abort", 10);
+}
+
+#[test]
+fn a_backend_that_answers_before_it_has_read_all_is_believed() {
+    // It has had as much as goes through a pipe, and more is on the way.
+    let backend = Backend::scripted(|mut peer| {
+        if peer.head().is_some() {
+            peer.wire.read_length(200_000);
+            peer.send("HTTP/1.1 413 Too Much\r\nContent-Length: 4\r\nConnection: close\r\n\r\nmuch");
+            peer.wait_for_end();
+        }
+    });
+    let tidegate = Tidegate::start(Web::new(backend.address));
+    for _ in 0..5 {
+        let mut client = tidegate.client();
+        client.send(&upload("/much-30000000")[..1_000_000]);
+        let response = client.response();
+        assert_eq!((response.status, response.text().as_str()), (413, "much"));
+    }
+}
+
+#[test]
+fn a_backend_that_reads_nothing_of_an_upload_is_to_blame() {
+    let backend = Backend::scripted(|mut peer| {
+        if peer.head().is_some() {
+            peer.wait_for_end();
+        }
+    });
+    let web = Web::new(backend.address).table("timeouts", "response = \"300ms\"\nidle = \"300ms\"");
+    let tidegate = Tidegate::start(web);
+    let mut client = tidegate.client();
+    std::thread::scope(|scope| {
+        let mut sender = client.wire.socket().try_clone().unwrap();
+        // It may be cut off in the middle.
+        scope.spawn(move || std::io::Write::write_all(&mut sender, &upload("/stuck-30000000")).err());
+        assert_eq!(client.response().status, 504);
+        client.wire.socket().shutdown(std::net::Shutdown::Both).unwrap();
+    });
+    tidegate.wait_for_outcome("timeout", 1);
+}
