@@ -77,6 +77,8 @@ pub struct Running {
 /// # Errors
 /// When an address cannot be bound or a thread cannot be started; nothing is left running then.
 pub async fn start(config: &Config, file: Option<&Path>, options: Options) -> anyhow::Result<Running> {
+    // Before all that takes time: a change meanwhile is one to be noticed.
+    let began_with = file.and_then(reload::fingerprint);
     let count = config.workers.map_or_else(available_cpus, |workers| workers.get());
     let hub = Arc::new(Hub::new(count));
     let registry = registry(&hub).context("cannot register the metrics")?;
@@ -127,7 +129,7 @@ pub async fn start(config: &Config, file: Option<&Path>, options: Options) -> an
             discovery,
             shutdown: shutdown_control,
         };
-        let reloader = Reloader { running, file: file.to_owned(), asked, metrics };
+        let reloader = Reloader { running, file: file.to_owned(), began_with, asked, metrics };
         tokio::spawn(reloader.run(options.configuration));
     } else {
         // It goes on watching what it does.

@@ -233,6 +233,8 @@ fn differences(before: &Config, after: &Config) -> Vec<String> {
 pub(super) struct Reloader {
     pub(super) running: Running,
     pub(super) file: PathBuf,
+    /// What was in it when it was read for the start.
+    pub(super) began_with: Option<u64>,
     pub(super) asked: mpsc::Receiver<Asked>,
     pub(super) metrics: Metrics,
 }
@@ -241,20 +243,20 @@ impl Reloader {
     /// Does so for as long as it is polled. The file is looked at this often, by what is in it; what has
     /// changed is taken up once it has stayed the same for one look, because somebody may still be writing.
     pub(super) async fn run(mut self, every: Duration) {
-        let mut tried = fingerprint(&self.file).await;
+        let mut tried = self.began_with;
         let mut settling = None;
         let mut interval = tokio::time::interval(every);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 Some(asked) = self.asked.recv() => {
-                    tried = fingerprint(&self.file).await;
+                    tried = look(&self.file).await;
                     let outcome = self.reload().await;
                     // Whoever asked may be gone.
                     let _gone = asked.send(outcome);
                 }
                 _ = interval.tick() => {
-                    let seen = fingerprint(&self.file).await;
+                    let seen = look(&self.file).await;
                     // A file that cannot be read is not one that has changed: it may be on its way.
                     if seen.is_none() || seen == tried {
                         settling = None;
@@ -297,12 +299,16 @@ impl Reloader {
 }
 
 /// What is in a file, in short; nothing if it cannot be read.
-async fn fingerprint(file: &Path) -> Option<u64> {
-    let file = file.to_owned();
-    let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await.ok()?;
+pub(super) fn fingerprint(file: &Path) -> Option<u64> {
     let mut hasher = SipHasher13::new();
-    hasher.write(&read.ok()?);
+    hasher.write(&std::fs::read(file).ok()?);
     Some(hasher.finish())
+}
+
+/// The same for a file that may be on a network.
+async fn look(file: &Path) -> Option<u64> {
+    let file = file.to_owned();
+    tokio::task::spawn_blocking(move || fingerprint(&file)).await.ok()?
 }
 
 /// What is counted about reloads.
