@@ -50,7 +50,7 @@ def apply(mode, proxy, seconds, cores, directory):
     return wrk(f"http://127.0.0.1:{proxy.port}{mode.path}", mode, seconds, cores)
 
 
-def _run(command, cores, seconds):
+def run(command, cores, seconds):
     """Run a generator, bounded in time, and return what it printed."""
     try:
         done = subprocess.run(
@@ -64,12 +64,13 @@ def _run(command, cores, seconds):
     return done.stdout
 
 
-def wrk(url, mode, seconds, cores):
-    """HTTP/1.1 load on one thread."""
-    command = ["wrk", "-t1", f"-c{mode.connections}", f"-d{seconds}s", "--latency"]
+def wrk(url, mode, seconds, cores, patience=2):
+    """HTTP/1.1 load on one thread. A reply that takes more than `patience` seconds is an error."""
+    command = ["wrk", "-t1", f"-c{mode.connections}", f"-d{seconds}s", "--latency",
+               "--timeout", f"{patience}s"]
     if mode.close:
         command += ["-H", "Connection: close"]
-    return parse_wrk(_run([*command, url], cores, seconds))
+    return parse_wrk(run([*command, url], cores, seconds))
 
 
 def parse_wrk(text):
@@ -103,7 +104,7 @@ def h2load(url, mode, seconds, cores, directory):
         "h2load", "-t1", f"-c{mode.connections}", f"-m{mode.streams}", f"-D{seconds}",
         f"--log-file={log}", url,
     ]
-    text = _run(command, cores, seconds)
+    text = run(command, cores, seconds)
     with open(log, encoding="utf-8") as file:
         return parse_h2load(text, file, seconds)
 
@@ -112,19 +113,26 @@ def parse_h2load(text, log, seconds):
     """Read h2load's report and its log of (start, status, microseconds) per request."""
     rows = [line.split() for line in log]
     times = sorted(int(row[2]) for row in rows if row[1] == "200")
+    succeeded, failed = h2load_counts(text)
+    if not times:
+        raise Failure(f"h2load reported no successful request:\n{text}")
+    return Load(succeeded, float(seconds), quantile(times, 0.50), quantile(times, 0.99), failed)
+
+
+def h2load_counts(text):
+    """Requests that succeeded and that failed, by h2load's report."""
     counts = re.search(
         r"requests: (\d+) total, (\d+) started, (\d+) done, (\d+) succeeded, "
         r"(\d+) failed, (\d+) errored, (\d+) timeout", text)
-    if counts is None or not times:
+    if counts is None or int(counts.group(4)) == 0:
         raise Failure(f"h2load reported no successful request:\n{text}")
-    succeeded, failed = int(counts.group(4)), int(counts.group(5))
-    return Load(succeeded, float(seconds), quantile(times, 0.50), quantile(times, 0.99), failed)
+    return int(counts.group(4)), int(counts.group(5))
 
 
 def h2c_smoke(proxy, cores, count=64):
     """Check that h2c works at all: `count` requests, all 2xx, all of full size."""
     url = f"http://127.0.0.1:{proxy.h2_port}/1k"
-    text = _run(["h2load", "-t1", "-c1", "-m8", f"-n{count}", url], cores, 10)
+    text = run(["h2load", "-t1", "-c1", "-m8", f"-n{count}", url], cores, 10)
     good = re.search(r"status codes: (\d+) 2xx", text)
     size = re.search(r"\((\d+)\) data", text)
     if good is None or int(good.group(1)) != count:
