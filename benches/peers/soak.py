@@ -212,7 +212,7 @@ class Soak:
         self.site.change(**changes)
         if way == "api":
             status, answer = await asyncio.to_thread(self.site.api, "POST", "/reload")
-            require(status == (422 if changes.get("broken") else 200), f"reload: {status} {answer}")
+            require(status == (422 if changes.get("broken") else 200), f"reload with {changes}: {status} {answer}")
         elif way == "signal":
             self.site.hang_up()
         await self.until(f"{changes} taken up by {way}", lambda: sum(counts()) >= sum(wanted))
