@@ -27,7 +27,7 @@ from client import Crowd
 from processes import Failure
 from soak_clients import Tally, Visitors, generators
 from soak_log import Judge
-from soak_site import MORTAL, Site
+from soak_site import MORTAL, Shape, Site
 
 RELOAD_SECONDS = 10
 SAMPLE_SECONDS = 2
@@ -47,11 +47,16 @@ GROWTH_SHARE = 0.10
 GROWTH_MIB = 8.0
 # What may be left when there is nothing to do: health checks open a socket for a moment, and each of two
 # workers keeps 64 pipes, of two ends each, for the next large bodies.
-SPARE_DESCRIPTORS = {"pipe": 256, "other": 4}
+SPARE_DESCRIPTORS = {"pipe": 256, "other": 2}
 # Idle connections to HTTP/2 backends are kept for a minute.
 QUIET_SECONDS = 100
 # Of one core, when there is nothing to do but health checks.
 IDLE_CPU = 0.10
+
+# A leak for each reload would hide among the rest, so there are many in the end. The first ones are for the
+# allocator; what the others may add.
+RELOADS_IN_A_ROW = (400, 1200)
+RELOADS_GROWTH_MIB = 4.0
 
 # What changes at each reload; after the last one it is as it was at first.
 RELOADS = (
@@ -348,6 +353,28 @@ def check_quiet(soak, at_first):
         yield f"{dropped:.0f} lines of the access log were dropped, so not every exchange was judged"
 
 
+def check_reloads(soak):
+    """Reloads by the hundred leave nothing behind."""
+    site = soak.site
+    first, last = RELOADS_IN_A_ROW
+    begun = time.monotonic()
+    for number in range(last):
+        if number == first:
+            before = soak.sample()
+        site.change(**RELOADS[number % len(RELOADS)])
+        status, answer = site.api("POST", "/reload")
+        if status not in (200, 422):
+            yield f"reload {number} in a row: {status} {answer}"
+            return
+    after = soak.sample()
+    print(f"  {last} reloads in {time.monotonic() - begun:.1f} s: from {before.rss:.1f} MiB after {first} "
+          f"to {after.rss:.1f} MiB, {after.descriptors['other'] - before.descriptors['other']:+} descriptors")
+    if after.rss - before.rss > RELOADS_GROWTH_MIB:
+        yield f"{last - first} reloads took {after.rss - before.rss:.1f} MiB"
+    if after.descriptors["other"] - before.descriptors["other"] > SPARE_DESCRIPTORS["other"]:
+        yield f"{last - first} reloads left descriptors: {before.descriptors}, then {after.descriptors}"
+
+
 def check_end(soak):
     """It ends when it is told to, and nothing has panicked."""
     process = soak.site.process
@@ -370,11 +397,11 @@ async def run(site, python, seconds):
     # Everything is well again, so that what is left is what leaked.
     for endpoint in site.endpoints.values():
         endpoint.revive()
-    site.write(type(site.shape)())
+    site.write(Shape())
     site.api("POST", "/reload")
     quiet = list(check_quiet(soak, at_first))
     soak.judge.read()
-    soak.broken += [*check_failures(soak), *check_memory(soak), *quiet, *check_end(soak)]
+    soak.broken += [*check_failures(soak), *check_memory(soak), *quiet, *check_reloads(soak), *check_end(soak)]
     soak.judge.close()
     return soak
 
