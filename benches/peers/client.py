@@ -42,30 +42,42 @@ class Connection:
         self._writer = writer
 
     @classmethod
-    async def open(cls, port):
-        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=BUFFER))
+    async def open(cls, port, tls=None):
+        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=BUFFER, ssl=tls))
 
     def gone(self):
         """Whether the server closed it while it was idle, which it may."""
         return self._reader.at_eof()
 
     async def get(self, path):
+        return (await self.ask("GET", path))[0]
+
+    async def ask(self, method, path, chunks=(), pause=0.0):
+        """One exchange: the reply and its body. Chunks of the request's body are sent one by one."""
         at = time.monotonic()
-        self._writer.write(f"GET {path} HTTP/1.1\r\nHost: check.example\r\n\r\n".encode())
+        head = f"{method} {path} HTTP/1.1\r\nHost: check.example\r\n"
+        if chunks:
+            head += f"Content-Length: {sum(map(len, chunks))}\r\n"
+        self._writer.write(f"{head}\r\n".encode())
+        for chunk in chunks:
+            self._writer.write(chunk)
+            await self._writer.drain()
+            await asyncio.sleep(pause)
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         status_line, *lines = head.rstrip().split("\r\n")
         headers = {
             name.strip().lower(): value.strip()
             for name, _, value in (line.partition(":") for line in lines)
         }
-        await self._reader.readexactly(int(headers["content-length"]))
-        return Reply(
+        body = await self._reader.readexactly(int(headers["content-length"]))
+        reply = Reply(
             at=at,
             seconds=time.monotonic() - at,
             status=int(status_line.split()[1]),
             backend=headers.get("x-backend", ""),
             closes=headers.get("connection", "").lower() == "close",
         )
+        return reply, body
 
     def close(self):
         self._writer.close()

@@ -184,15 +184,22 @@ def parse_h2load(text, log, settled):
     rows = [(int(start), status, int(took)) for start, status, took in map(str.split, log)]
     first = min((start for start, _, _ in rows), default=0)
     times = sorted(took for start, status, took in rows if status == "200" and start >= first + settled)
+    succeeded, failed = h2load_counts(text)
+    lasted = re.search(r"finished in ([\d.]+)(us|ms|s|m),", text)
+    if lasted is None or not times:
+        raise Failure(f"h2load reported no successful request:\n{text}")
+    return Load(succeeded, float(lasted.group(1)) * UNITS[lasted.group(2)] / 1e6, failed,
+                *(quantile(times, fraction) for fraction in (0.50, 0.90, 0.99, 0.999)))
+
+
+def h2load_counts(text):
+    """Requests that succeeded and that failed, by h2load's report."""
     counts = re.search(
         r"requests: (\d+) total, (\d+) started, (\d+) done, (\d+) succeeded, "
         r"(\d+) failed, (\d+) errored, (\d+) timeout", text)
-    lasted = re.search(r"finished in ([\d.]+)(us|ms|s|m),", text)
-    if counts is None or lasted is None or not times:
+    if counts is None or int(counts.group(4)) == 0:
         raise Failure(f"h2load reported no successful request:\n{text}")
-    return Load(int(counts.group(4)), float(lasted.group(1)) * UNITS[lasted.group(2)] / 1e6,
-                int(counts.group(5)),
-                *(quantile(times, fraction) for fraction in (0.50, 0.90, 0.99, 0.999)))
+    return int(counts.group(4)), int(counts.group(5))
 
 
 @dataclass(frozen=True)

@@ -67,12 +67,12 @@ def pinned(command, cores):
 
 
 @contextmanager
-def running(name, command, cores, directory):
+def running(name, command, cores, directory, stdin=subprocess.DEVNULL):
     """Run a server on `cores` for the length of a `with` block; its log is kept in `directory`."""
     with open(f"{directory}/{name}.log", "ab") as log:
         process = subprocess.Popen(
             pinned(command, cores),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -165,6 +165,18 @@ def core_busy(core):
                 user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
                 return (user + nice + system + irq + softirq + steal) / TICKS_PER_SECOND
     raise Failure(f"there is no core {core}")
+
+
+def descriptors(pid):
+    """How many descriptors a process has, pipes apart from others."""
+    kinds = {"pipe": 0, "other": 0}
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{number}")
+        except FileNotFoundError:
+            continue
+        kinds["pipe" if target.startswith("pipe:") else "other"] += 1
+    return kinds
 
 
 def memory(root):

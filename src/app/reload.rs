@@ -3,7 +3,7 @@
 //! What can fail comes first and changes nothing that anybody sees: the file is read and checked, new
 //! addresses are bound, certificates are read, new names are resolved. What comes then cannot fail: the
 //! snapshot is swapped, the services' tasks get their part, and the workers' listeners follow. No
-//! connection is closed but those of listeners that are gone, and these when their exchanges have ended.
+//! connection is closed but those of listeners that are gone, and these after their clients have been told.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -86,7 +86,8 @@ impl Running {
         if !reasons.is_empty() {
             return Err(reasons);
         }
-        let Plan { opened, changes, mut words } = plan;
+        let Plan { opened, mut changes, mut words } = plan;
+        changes.delay = config.shutdown.delay;
         words.extend(differences(&self.config, &config));
         self.publisher.take_up(compiled, &unmoved(&self.config, &config), &addresses);
         self.controller.take_up(&config);

@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -85,6 +86,8 @@ pub struct Client {
     secure: Cell<bool>,
     edge: Arc<Edge>,
     requests: Cell<u32>,
+    /// Requests after which it is ended.
+    most_requests: Cell<u32>,
     unread: Cell<bool>,
     patience: Patience,
     deadline: Deadline,
@@ -117,11 +120,14 @@ impl Client {
         pulse: Rc<Cell<u64>>,
     ) -> Self {
         deadline.arm(patience.header);
+        // Nobody gets that far without a limit.
+        let most_requests = edge.max_requests_per_connection.map_or(u32::MAX, NonZeroU32::get);
         Self {
             peer: RefCell::new(Peer::new(address.ip(), &edge)),
             secure: Cell::new(false),
             edge,
             requests: Cell::new(0),
+            most_requests: Cell::new(most_requests),
             unread: Cell::new(false),
             patience,
             deadline,
@@ -192,7 +198,16 @@ impl Client {
 
     /// Whether it has had as many requests as a connection may have.
     pub(super) fn is_used_up(&self) -> bool {
-        self.edge.max_requests_per_connection.is_some_and(|most| self.requests.get() >= most.get())
+        self.requests.get() >= self.most_requests.get()
+    }
+
+    /// Asks the client to go: with the next response, or at once if it speaks HTTP/2, where nothing that
+    /// is on its way is lost by that.
+    pub fn use_up(&self) {
+        self.most_requests.set(0);
+        if self.multiplexed.get() {
+            self.close();
+        }
     }
 
     /// Its request has a body that may not have been read to its end when the response is.

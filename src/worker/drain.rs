@@ -57,18 +57,23 @@ impl Registry {
     /// Asks every connection, those to come included, to end after the exchanges that are on.
     pub(super) fn close_all(&self) {
         self.closing.set(true);
-        self.close_where(|_| true);
+        self.each(|_| true, Client::close);
     }
 
     /// Asks every connection of a listener to end after the exchange that is on.
     pub(super) fn close_of(&self, listener: ListenerId) {
-        self.close_where(|of| of == listener);
+        self.each(|of| of == listener, Client::close);
     }
 
-    fn close_where(&self, which: impl Fn(ListenerId) -> bool) {
+    /// Asks the clients of a listener to go, each with its next response.
+    pub(super) fn announce_to(&self, listener: ListenerId) {
+        self.each(|of| of == listener, Client::use_up);
+    }
+
+    fn each(&self, which: impl Fn(ListenerId) -> bool, ask: impl Fn(&Client)) {
         for (_, (listener, client)) in self.clients.borrow().iter() {
             if let Some(client) = client.upgrade().filter(|_| which(*listener)) {
-                client.close();
+                ask(&client);
             }
         }
     }

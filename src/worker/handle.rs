@@ -70,6 +70,8 @@ pub struct ListenerChanges {
     pub altered: Vec<Behind>,
     /// Those that there shall not be any more.
     pub closed: Vec<SocketAddr>,
+    /// How long the clients of these are told to go before connections are closed.
+    pub delay: Duration,
 }
 
 /// Changes the listeners of running workers.
@@ -78,18 +80,18 @@ pub struct ListenerControl(Arc<[mpsc::Sender<Change>]>);
 
 impl ListenerControl {
     /// Makes changes; returns when the sockets of closed listeners are closed, so that their addresses can
-    /// be used again. Connections that came through them end after the exchanges that are on.
+    /// be used again.
     ///
     /// # Panics
     /// When a listener has fewer sockets than there are workers.
     pub async fn change(&self, changes: ListenerChanges) {
         let workers = self.0.len();
-        let ListenerChanges { opened, altered, closed } = changes;
+        let ListenerChanges { opened, altered, closed, delay } = changes;
         let (done, mut all_done) = mpsc::channel(1);
         for address in closed {
             for worker in self.0.iter() {
                 // A worker that is gone has no listeners.
-                let _gone = worker.send(Change::Close { address, closed: done.clone() }).await;
+                let _gone = worker.send(Change::Close { address, delay, closed: done.clone() }).await;
             }
         }
         for behind in altered {

@@ -1,6 +1,6 @@
 //! A worker's listeners: opened, changed and closed while it runs.
 
-use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc};
+use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -24,9 +24,9 @@ pub(super) enum Change {
     Open { address: SocketAddr, socket: std::net::TcpListener, spread: Spread, door: Door },
     /// The next connection finds something else behind it.
     Alter { address: SocketAddr, door: Door },
-    /// There is one less. Its connections end after the exchanges that are on; the socket is closed when
-    /// the sender is gone.
-    Close { address: SocketAddr, closed: mpsc::Sender<()> },
+    /// There is one less. Its clients are asked to go, and after the delay its connections end after the
+    /// exchanges that are on. The socket is closed when the sender is gone.
+    Close { address: SocketAddr, delay: Duration, closed: mpsc::Sender<()> },
 }
 
 /// One worker's listeners.
@@ -68,14 +68,18 @@ impl Listeners {
                     *open.door.borrow_mut() = Rc::new(Door { patience, entrance, room });
                 }
             }
-            Change::Close { address, closed } => {
+            Change::Close { address, delay, closed } => {
                 if let Some(Open { id, door: _, _until, accepting }) = self.open.remove(&address) {
                     let registry = Rc::clone(&self.registry);
                     drop(_until);
                     tokio::task::spawn_local(async move {
                         let _cancelled = accepting.await;
-                        registry.close_of(id);
                         drop(closed);
+                        // An idle connection that is closed may meet a request: those who are told first
+                        // send none.
+                        registry.announce_to(id);
+                        tokio::time::sleep(delay).await;
+                        registry.close_of(id);
                     });
                 }
             }

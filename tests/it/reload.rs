@@ -265,9 +265,35 @@ fn listeners_come_and_go() {
         assert_eq!((old.get("/").text(), new.get("/").text()), ("v1".to_owned(), "v1".to_owned()));
         assert_eq!(filed.take_up(&web), [format!("listener {address} removed")]);
         assert!(TcpStream::connect(address).is_err(), "nobody listens there any more");
+        let last = new.get("/");
+        assert_eq!((last.text().as_str(), last.fields("connection")), ("v1", vec!["close"]));
         new.expect_end();
         assert_eq!(old.get("/").text(), "v1", "whoever came in elsewhere stays");
     }
+}
+
+#[test]
+fn who_came_through_a_listener_that_is_gone_and_asks_for_nothing_is_closed() {
+    let backend = Backend::named("v1");
+    let web = Web::new(backend.address).delay("100ms");
+    let address = free_address();
+    let filed = Filed::start(with_listener(&web, address, ""));
+    let mut idle = Raw::connect(address);
+    assert_eq!(idle.get("/").text(), "v1");
+    filed.take_up(&web);
+    idle.expect_end();
+}
+
+#[test]
+fn who_speaks_http_2_to_a_listener_that_is_gone_is_asked_to_go_at_once() {
+    let backend = Backend::named("v1");
+    let web = Web::new(backend.address).delay("1h");
+    let address = free_address();
+    let filed = Filed::start(with_listener(&web, address, ""));
+    let client = H2::connect(address);
+    assert_eq!(runtime().block_on(client.get("/")).unwrap().1, "v1");
+    filed.take_up(&web);
+    eventually(|| client.is_closed(), |closed| *closed);
 }
 
 #[test]

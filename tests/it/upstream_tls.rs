@@ -106,7 +106,7 @@ fn calls_of_every_shape_go_to_google_s_own_server_with_tls() {
     files.pair("grpc", &authority.issue(&["127.0.0.1"]));
     let ca = files.write("ca.pem", &authority.pem);
     let pair = ["grpc.pem", "grpc.key"].map(|name| files.path(name).display().to_string());
-    let server = Server::start_with(&python, PEER, &pair.each_ref().map(String::as_str));
+    let server = Server::start_with(&python, PEER, &["0", &pair[0], &pair[1]]);
     let web = Web::new(server.address).table("backends.v1.tls", &format!("ca = '{}'", ca.display()));
     let tidegate = Tidegate::start(web.to_string().replace("http://", "h2://"));
     run_client(&python, PEER, &["client", &tidegate.address().to_string()]);

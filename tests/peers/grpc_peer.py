@@ -1,7 +1,7 @@
 """A gRPC server and a gRPC client by Google's own library, without generated code: messages are bytes.
 
-server [CERTIFICATE KEY]: prints its port and serves until its standard input ends; with TLS, if it has files
-for that.
+server [PORT [CERTIFICATE KEY]]: prints its port and serves until its standard input ends; with TLS, if it has
+files for that.
 client ADDRESS: makes calls of every shape and says what went wrong, if anything did.
 """
 
@@ -44,7 +44,7 @@ def chat(requests, context):
         yield b"re: " + request
 
 
-def serve(*files):
+def serve(port="0", *files):
     handlers = {
         "Echo": grpc.unary_unary_rpc_method_handler(echo),
         "Count": grpc.unary_stream_rpc_method_handler(count),
@@ -53,12 +53,13 @@ def serve(*files):
     }
     server = grpc.server(futures.ThreadPoolExecutor(16))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    address = f"127.0.0.1:{port}"
     if files:
         certificate, key = (open(file, "rb").read() for file in files)
         credentials = grpc.ssl_server_credentials([(key, certificate)])
-        port = server.add_secure_port("127.0.0.1:0", credentials)
+        port = server.add_secure_port(address, credentials)
     else:
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = server.add_insecure_port(address)
     server.start()
     print(port, flush=True)
     sys.stdin.read()

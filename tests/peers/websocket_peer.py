@@ -1,6 +1,6 @@
 """A WebSocket server that sends back what it gets, and a client that checks it.
 
-server: prints its port and serves until its standard input ends.
+server [PORT]: prints its port and serves until its standard input ends; /healthz answers 200.
 client ADDRESS: says what went wrong, if anything did.
 """
 
@@ -16,8 +16,12 @@ def echo(socket):
         socket.send(message)
 
 
-def server():
-    with serve(echo, "127.0.0.1", 0, max_size=None) as running:
+def health(socket, request):
+    return socket.respond(200, "well\n") if request.path == "/healthz" else None
+
+
+def server(port="0"):
+    with serve(echo, "127.0.0.1", int(port), max_size=None, process_request=health) as running:
         print(running.socket.getsockname()[1], flush=True)
         threading.Thread(target=running.serve_forever, daemon=True).start()
         sys.stdin.read()

@@ -228,6 +228,12 @@ impl Web {
         Self { shutdown: format!("deadline = '{deadline}'\n"), ..self }
     }
 
+    /// How long clients are asked to go before idle connections are closed.
+    pub fn delay(mut self, delay: &str) -> Self {
+        writeln!(self.shutdown, "delay = '{delay}'").unwrap();
+        self
+    }
+
     /// The keys of a table of the service.
     pub fn table(mut self, name: &str, keys: &str) -> Self {
         writeln!(self.more, "[services.web.{name}]\n{keys}").unwrap();
