@@ -1,12 +1,11 @@
-//! Bodies on their way through. They are never collected: a chunk is passed on when there is room
+//! Bodies on their way to the client. They are never collected: a chunk is passed on when there is room
 //! for it, so that the slower side sets the pace and memory per connection stays bounded.
 
 use std::{
-    cell::Cell,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
@@ -16,19 +15,15 @@ use hyper::body::Incoming;
 use super::{
     attempt::Attempt,
     client::{Busy, Client},
-    error::ProxyError,
     grpc,
     grpc::CallDeadline,
     headers,
-    kept::{Kept, Sending},
     log_entry::LogEntry,
-    slow::Watch,
+    upload::{RequestBody, Upload},
 };
 use crate::{
-    clock,
     model::outcome::Outcome,
     net::{splice::Chunk, timers::Deadline},
-    routing::limits::Limits,
     upstream::pool::Held,
 };
 
@@ -51,214 +46,6 @@ pub enum BodyError {
     /// A gRPC call took longer than its client allows.
     #[error("the call's deadline is over")]
     Deadline,
-}
-
-/// Why a request's body is not passed on to its end.
-#[derive(Debug, thiserror::Error)]
-pub enum UploadError {
-    /// The client's connection broke, or what came was not a body.
-    #[error("the client broke off a body")]
-    Client(#[source] hyper::Error),
-    /// It is larger than the service takes.
-    #[error("the body is too large")]
-    TooLarge,
-    /// The request has been given up here, and is sent elsewhere.
-    #[error("the body is sent elsewhere")]
-    SentElsewhere,
-}
-
-/// How far a request's body has come, for the exchange to watch.
-#[derive(Debug)]
-pub(super) struct Progress {
-    /// Chunks passed on so far.
-    pub(super) chunks: Cell<u64>,
-    /// Bytes of them.
-    pub(super) bytes: Cell<u64>,
-    /// Bytes that there may be.
-    most: u64,
-    /// There are more.
-    too_large: Cell<bool>,
-    /// Set where it may not take as long as it likes.
-    watch: Option<Watch>,
-    /// It is complete.
-    pub(super) done: Cell<bool>,
-    /// The backend would take more, and the client has not sent it.
-    waits_for_client: Cell<bool>,
-    /// It ended early, or what came was not a body.
-    broken: Cell<bool>,
-}
-
-impl Progress {
-    fn new(most: u64, watch: Option<Watch>) -> Self {
-        Self {
-            chunks: Cell::new(0),
-            bytes: Cell::new(0),
-            most,
-            too_large: Cell::new(false),
-            watch,
-            done: Cell::new(false),
-            waits_for_client: Cell::new(false),
-            broken: Cell::new(false),
-        }
-    }
-
-    /// What is wrong with it, if something is: then it is the client who is to blame.
-    pub(super) fn fault(&self) -> Option<ProxyError> {
-        match (self.too_large.get(), self.broken.get()) {
-            (true, _) => Some(ProxyError::BodyTooLarge),
-            (false, true) => Some(ProxyError::BrokenBody),
-            (false, false) => None,
-        }
-    }
-
-    /// How much longer it may take: `idle`, or less if it is watched.
-    pub(super) fn patience(&self, idle: Duration) -> Duration {
-        let Some(watch) = &self.watch else { return idle };
-        idle.min(watch.left(self.bytes.get(), clock::monotonic()))
-    }
-
-    /// Whether its patience may be less than the time in which some of it has to come.
-    pub(super) fn is_watched(&self) -> bool {
-        self.watch.is_some()
-    }
-
-    /// Takes note of what its source said; whether it goes on.
-    fn note(&self, polled: &Poll<Option<hyper::Result<Frame<Bytes>>>>) -> bool {
-        self.waits_for_client.set(polled.is_pending());
-        if let Some(watch) = &self.watch {
-            watch.set_waiting(polled.is_pending(), clock::monotonic());
-        }
-        match polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.chunks.set(self.chunks.get() + 1);
-                let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
-                self.bytes.set(self.bytes.get() + bytes);
-                self.too_large.set(self.bytes.get() > self.most);
-                if frame.is_trailers() {
-                    self.done.set(true);
-                }
-            }
-            Poll::Ready(None) => self.done.set(true),
-            Poll::Ready(Some(Err(_))) => self.broken.set(true),
-            Poll::Pending => {}
-        }
-        !self.too_large.get()
-    }
-
-    /// Whether it is the client that the exchange waits for.
-    pub(super) fn is_stalled(&self) -> bool {
-        !self.done.get() && self.waits_for_client.get()
-    }
-}
-
-/// A request's body that may go on while the response comes.
-#[derive(Debug)]
-pub(super) struct Upload {
-    progress: Rc<Progress>,
-    /// Chunks that had been passed on when last looked at.
-    chunks: u64,
-}
-
-impl Upload {
-    pub(super) fn new(progress: Rc<Progress>) -> Self {
-        let chunks = progress.chunks.get();
-        Self { progress, chunks }
-    }
-
-    /// Whether some of it has not come yet.
-    pub(super) fn is_unread(&self) -> bool {
-        !self.progress.done.get()
-    }
-
-    /// Whether more of it has been passed on since the last call.
-    fn has_moved(&mut self) -> bool {
-        let chunks = self.progress.chunks.get();
-        chunks != std::mem::replace(&mut self.chunks, chunks)
-    }
-}
-
-/// A request's body on its way to a backend.
-#[derive(Debug, Default)]
-pub(super) enum RequestBody {
-    /// No body.
-    #[default]
-    Empty,
-    /// One that passes.
-    Passing(Incoming, Rc<Progress>),
-    /// One that may be sent again. Its service has retries.
-    Kept(Box<Sending>),
-}
-
-impl RequestBody {
-    /// Passes `incoming` on, within `limits`. There is progress to watch if there is anything to pass.
-    pub(super) fn new(incoming: Incoming, limits: &Limits, now: Instant) -> (Self, Option<Rc<Progress>>) {
-        if incoming.is_end_stream() {
-            return (Self::Empty, None);
-        }
-        let most = limits.max_body_size.unwrap_or(u64::MAX);
-        let progress = Rc::new(Progress::new(most, Watch::new(limits, now)));
-        (Self::Passing(incoming, Rc::clone(&progress)), Some(progress))
-    }
-
-    /// The same, with at most so many bytes kept to be sent again; and what keeps them, if there is a body.
-    pub(super) fn kept(self, most: usize) -> (Self, Option<Rc<Kept>>) {
-        let Self::Passing(incoming, progress) = self else { return (self, None) };
-        let kept = Kept::new(incoming, progress, most);
-        (Self::Kept(Box::new(kept.send())), Some(kept))
-    }
-}
-
-/// What comes next of a client's body.
-pub(super) fn poll_client(
-    incoming: &mut Incoming,
-    progress: &Progress,
-    cx: &mut Context<'_>,
-) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
-    let mut polled = Pin::new(&mut *incoming).poll_frame(cx);
-    if let Poll::Ready(Some(Ok(frame))) = &mut polled
-        && let Some(trailers) = frame.trailers_mut()
-    {
-        headers::prepare_trailers(trailers);
-    }
-    if !progress.note(&polled) {
-        return Poll::Ready(Some(Err(UploadError::TooLarge)));
-    }
-    if incoming.is_end_stream() && polled.is_ready() && !progress.broken.get() {
-        progress.done.set(true);
-    }
-    polled.map(|frame| frame.map(|frame| frame.map_err(UploadError::Client)))
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = UploadError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
-        match &mut *self {
-            Self::Empty => Poll::Ready(None),
-            Self::Passing(incoming, progress) => poll_client(incoming, progress, cx),
-            Self::Kept(sending) => Pin::new(&mut **sending).poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Empty => true,
-            Self::Passing(incoming, _) => incoming.is_end_stream(),
-            Self::Kept(sending) => sending.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Empty => SizeHint::with_exact(0),
-            Self::Passing(incoming, _) => incoming.size_hint(),
-            Self::Kept(sending) => sending.size_hint(),
-        }
-    }
 }
 
 /// A response's body on its way to the client.
