@@ -20,7 +20,10 @@ use crate::{
         publish::{Compiled, Publisher},
     },
     proxy::client::Patience,
-    telemetry::{exposition::CellsCollector, health_exposition::HealthCollector, ledger::Hub},
+    telemetry::{
+        exposition::CellsCollector, health_exposition::HealthCollector, ledger::Hub,
+        mirror_exposition::MirrorCollector,
+    },
     tls::{
         reload::Keeper,
         server::{Published, Server},
@@ -262,6 +265,7 @@ fn registry(hub: &Arc<Hub>) -> prometheus::Result<Registry> {
     let registry = Registry::new();
     registry.register(Box::new(CellsCollector::new(Arc::clone(hub))))?;
     registry.register(Box::new(HealthCollector::new(Arc::clone(hub))?))?;
+    registry.register(Box::new(MirrorCollector::new(Arc::clone(hub))?))?;
     #[cfg(target_os = "linux")]
     registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
     let build = IntGaugeVec::new(

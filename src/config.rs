@@ -22,6 +22,7 @@ mod host;
 mod limits;
 mod listener;
 mod matching;
+mod mirror;
 mod outlier_detection;
 mod paths;
 mod pool;
@@ -70,6 +71,7 @@ use crate::{
         filter::{HeaderModifier, PathRewrite, Redirect, RouteTimeouts},
         force::Overrides,
         limits::Limits,
+        mirror::Mirror,
         path::PathRules,
         policy::Policy,
         retry::Retry,
@@ -250,6 +252,8 @@ pub struct Service {
     pub limits: Limits,
     /// When a request that has failed is tried again, if ever.
     pub retry: Option<Retry>,
+    /// Which requests to stable are copied to the canary, if any are.
+    pub mirror: Option<Mirror>,
     /// How a rollout of this service goes.
     pub rollout: Rollout,
 }

@@ -8,6 +8,7 @@ pub mod filter;
 pub mod force;
 pub mod limits;
 pub mod members;
+pub mod mirror;
 pub mod path;
 pub mod pattern;
 pub mod policy;

@@ -5,10 +5,13 @@
 //! same memory whenever it likes and sums over the workers; a scrape never stops one. The exception is
 //! [`health`], which all write, but seldom.
 
+mod by_service;
 pub mod cells;
 pub mod exposition;
 pub mod health;
 pub mod health_exposition;
 pub mod ledger;
+pub mod mirror;
+pub mod mirror_exposition;
 pub mod reader;
 pub mod retries;

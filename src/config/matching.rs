@@ -137,7 +137,8 @@ fn lower_methods(written: Spanned<Vec<Text>>, report: &mut Report<'_>) -> Option
     Some(methods)
 }
 
-fn lower_method(written: &Text, report: &mut Report<'_>) -> Option<Method> {
+/// One of `methods`; nothing, and a fault, if no request can have it.
+pub(super) fn lower_method(written: &Text, report: &mut Report<'_>) -> Option<Method> {
     let text = written.get_ref();
     let capitals = text.to_ascii_uppercase();
     let known = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"];

@@ -14,6 +14,7 @@ use super::{
     force::{self, RawForce, RawPreview},
     health_check::{self, RawHealthCheck},
     limits::{self, RawLimits},
+    mirror::{self, RawMirror},
     outlier_detection::{self, RawOutlierDetection},
     pool::{self, RawPool},
     report::Report,
@@ -55,6 +56,7 @@ pub(super) struct RawService {
     resolve_interval: Option<Time>,
     limits: Option<Table<RawLimits>>,
     retry: Option<Spanned<Table<RawRetry>>>,
+    mirror: Option<Spanned<Table<RawMirror>>>,
     rollout: Option<Table<RawRollout>>,
 }
 
@@ -89,6 +91,7 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
         resolve_interval,
         limits,
         retry,
+        mirror,
         rollout,
     } = raw;
     let place = written_name.span();
@@ -124,6 +127,7 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
     };
     let limits = limits::lower(limits.unwrap_or_default().0, report);
     let retry = retry.map(|raw| retry::lower(raw, canary.is_some(), report));
+    let mirror = mirror.map(|raw| mirror::lower(raw, canary.is_some(), report));
     let rollout: Option<Rollout> = rollout::lower(rollout.unwrap_or_default().0, place, report);
     Some(Service {
         name: name?,
@@ -138,6 +142,7 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
         policy,
         limits,
         retry,
+        mirror,
         rollout: rollout?,
     })
 }

@@ -28,6 +28,7 @@ use super::{
     limits::{RawLimits, RawRate},
     listener::RawListener,
     load::{load, parse},
+    mirror::RawMirror,
     outlier_detection::RawOutlierDetection,
     paths::RawPaths,
     pool::RawPool,
@@ -166,7 +167,7 @@ fn the_reference_shows_the_defaults() {
 
 #[test]
 fn the_reference_mentions_every_key() {
-    let sections: [(&str, Vec<&str>); 41] = [
+    let sections: [(&str, Vec<&str>); 42] = [
         ("", keys::<RawDocument>()),
         (".shutdown", keys::<RawShutdown>()),
         (".access_log", keys::<RawAccessLog>()),
@@ -202,6 +203,7 @@ fn the_reference_mentions_every_key() {
         (".services.NAME.limits", keys::<RawLimits>()),
         (".services.NAME.limits.rate", keys::<RawRate>()),
         (".services.NAME.limits.client_rate", keys::<RawRate>()),
+        (".services.NAME.mirror", keys::<RawMirror>()),
         (".services.NAME.retry", keys::<RawRetry>()),
         (".services.NAME.retry.backoff", keys::<RawBackoff>()),
         (".services.NAME.retry.budget", keys::<RawBudget>()),

@@ -243,6 +243,7 @@ fn of_service(service: &config::Service) -> Service {
         policy,
         limits,
         retry,
+        mirror,
         roles: _,
         weight: _,
         backends: _,
@@ -258,6 +259,7 @@ fn of_service(service: &config::Service) -> Service {
         policy: policy.clone(),
         limits: *limits,
         retry: retry.clone().map(Arc::new),
+        mirror: mirror.clone().map(Arc::new),
     }
 }
 

@@ -130,6 +130,7 @@ mod tests {
             policy: Policy::default(),
             limits,
             retry: None,
+            mirror: None,
         }
     }
 

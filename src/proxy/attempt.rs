@@ -2,7 +2,9 @@
 
 use std::{rc::Rc, time::Instant};
 
-use super::{context::Endpoint, log_entry::LogEntry};
+use http::StatusCode;
+
+use super::{context::Endpoint, log_entry::LogEntry, pair::Half};
 use crate::{clock, model::outcome::Outcome, telemetry::cells::Writer};
 
 /// One attempt at a backend.
@@ -21,13 +23,16 @@ pub(super) struct Attempt {
     ended: bool,
     /// What hears of it, if the exchange is logged.
     entry: Option<Rc<LogEntry>>,
+    /// Its part in a pair, if the request is at both backends.
+    half: Option<Rc<Half>>,
 }
 
 impl Attempt {
     pub(super) fn begin(cells: Writer, endpoint: Rc<Endpoint>, started: Instant) -> Self {
         cells.begin();
         endpoint.enter();
-        Self { cells, endpoint, started, kept_from: None, waits: false, ended: false, entry: None }
+        let (kept_from, waits, ended, entry, half) = (None, false, false, None, None);
+        Self { cells, endpoint, started, kept_from, waits, ended, entry, half }
     }
 
     /// One that begins later, and takes its place now. Until [`Self::go`], it says nothing.
@@ -53,6 +58,16 @@ impl Attempt {
         self.entry.as_ref()
     }
 
+    /// Has it compared with what the other backend makes of the same request.
+    pub(super) fn pair_with(&mut self, half: Half) {
+        self.half = Some(Rc::new(half));
+    }
+
+    /// Whether it is about a copy, which nobody waits for.
+    pub(super) fn is_copy(&self) -> bool {
+        self.half.as_ref().is_some_and(|half| half.is_copy())
+    }
+
     /// If its client gives it up from then on, that is the backend's timeout.
     pub(super) fn keep_from(&mut self, kept_from: Option<Instant>) {
         self.kept_from = kept_from;
@@ -61,10 +76,10 @@ impl Attempt {
     /// The same attempt in other hands; this one has ended.
     pub(super) fn hand_over(&mut self) -> Self {
         self.ended = true;
-        let Self { cells, endpoint, started, kept_from, waits: _, ended: _, entry } = self;
+        let Self { cells, endpoint, started, kept_from, waits: _, ended: _, entry, half } = self;
         let (cells, endpoint, entry) = (cells.clone(), Rc::clone(endpoint), entry.take());
-        let (started, kept_from) = (*started, *kept_from);
-        Self { cells, endpoint, started, kept_from, waits: false, ended: false, entry }
+        let (started, kept_from, half) = (*started, *kept_from, half.take());
+        Self { cells, endpoint, started, kept_from, waits: false, ended: false, entry, half }
     }
 
     pub(super) fn endpoint(&self) -> &Rc<Endpoint> {
@@ -77,7 +92,10 @@ impl Attempt {
     }
 
     /// The response has begun.
-    pub(super) fn answered(&self) {
+    pub(super) fn answered(&self, status: StatusCode) {
+        if let Some(half) = &self.half {
+            half.answered(status);
+        }
         if let Some(entry) = &self.entry {
             entry.head_came();
         }
@@ -104,8 +122,13 @@ impl Attempt {
             if let Some(entry) = &self.entry {
                 entry.ended(outcome);
             }
+            if let Some(half) = &self.half {
+                half.ended(outcome);
+            }
             self.endpoint.leave();
-            self.endpoint.judge(outcome, now);
+            if !self.is_copy() {
+                self.endpoint.judge(outcome, now);
+            }
             // How long a tunnel stood says nothing about how fast anything was.
             let answered = !matches!(
                 outcome,

@@ -1,8 +1,7 @@
-//! Bodies on their way through. They are never collected: a chunk is passed on when there is room
+//! Bodies on their way to the client. They are never collected: a chunk is passed on when there is room
 //! for it, so that the slower side sets the pace and memory per connection stays bounded.
 
 use std::{
-    cell::{Cell, RefCell},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
@@ -13,26 +12,18 @@ use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-mod request;
-
-pub(super) use self::request::{RequestBody, poll_client};
 use super::{
     attempt::Attempt,
     client::{Busy, Client},
-    error::ProxyError,
     grpc,
     grpc::CallDeadline,
     headers,
     log_entry::LogEntry,
-    slow::Watch,
+    upload::{RequestBody, Upload},
 };
 use crate::{
-    clock,
     model::outcome::Outcome,
-    net::{
-        splice::{Chunk, Ends},
-        timers::Deadline,
-    },
+    net::{splice::Chunk, timers::Deadline},
     upstream::pool::Held,
 };
 
@@ -52,165 +43,6 @@ pub enum BodyError {
     /// A gRPC call took longer than its client allows.
     #[error("the call's deadline is over")]
     Deadline,
-}
-
-/// Why a request's body is not passed on to its end.
-#[derive(Debug, thiserror::Error)]
-pub enum UploadError {
-    /// The client's connection broke, or what came was not a body.
-    #[error("the client broke off a body")]
-    Client(#[source] hyper::Error),
-    /// It is larger than the service takes.
-    #[error("the body is too large")]
-    TooLarge,
-    /// The request has been given up here, and is sent elsewhere.
-    #[error("the body is sent elsewhere")]
-    SentElsewhere,
-    /// As [`BodyError::OutOfStep`].
-    #[error("a body was read out of step")]
-    OutOfStep,
-}
-
-/// How far a request's body has come, for the exchange to watch.
-#[derive(Debug)]
-pub(super) struct Progress {
-    /// Chunks passed on so far.
-    pub(super) chunks: Cell<u64>,
-    /// Bytes of them.
-    pub(super) bytes: Cell<u64>,
-    /// Bytes that there may be.
-    most: u64,
-    /// There are more.
-    too_large: Cell<bool>,
-    /// Set where it may not take as long as it likes.
-    watch: Option<Watch>,
-    /// It is complete.
-    pub(super) done: Cell<bool>,
-    /// The backend would take more, and the client has not sent it.
-    waits_for_client: Cell<bool>,
-    /// It ended early, or what came was not a body.
-    broken: Cell<bool>,
-    /// The pipes at the client's socket, where it may go through one.
-    from: Option<Rc<Ends>>,
-    /// Those at the backend's socket, once it is known.
-    to: RefCell<Option<Rc<Ends>>>,
-}
-
-impl Progress {
-    fn new(most: u64, watch: Option<Watch>, from: Option<Rc<Ends>>) -> Self {
-        Self {
-            chunks: Cell::new(0),
-            bytes: Cell::new(0),
-            most,
-            too_large: Cell::new(false),
-            watch,
-            done: Cell::new(false),
-            waits_for_client: Cell::new(false),
-            broken: Cell::new(false),
-            from,
-            to: RefCell::default(),
-        }
-    }
-
-    /// Where it goes: to the socket that these pipes are at, or where there is none to see.
-    pub(super) fn goes_to(&self, ends: Option<&Rc<Ends>>) {
-        self.to.replace(ends.cloned());
-    }
-
-    /// What a piece of it from hyper stands for, with as much left.
-    fn chunk(&self, bytes: Bytes, left: Option<u64>) -> Result<Chunk, UploadError> {
-        let Some(from) = &self.from else { return Ok(Chunk::Bytes(bytes)) };
-        let chunk = from.chunk(bytes, left, self.to.borrow().as_deref());
-        chunk.ok_or(UploadError::OutOfStep).inspect_err(|_| self.broken.set(true))
-    }
-
-    /// Whether the backend has taken all that has come.
-    fn is_taken(&self) -> bool {
-        self.to.borrow().as_ref().is_none_or(|ends| ends.is_drained())
-    }
-
-    /// Nothing more of it goes through a pipe.
-    fn end(&self) {
-        if let (Some(from), Some(to)) = (&self.from, self.to.take()) {
-            from.end(&to);
-        }
-    }
-
-    /// What is wrong with it, if something is: then it is the client who is to blame.
-    pub(super) fn fault(&self) -> Option<ProxyError> {
-        match (self.too_large.get(), self.broken.get()) {
-            (true, _) => Some(ProxyError::BodyTooLarge),
-            (false, true) => Some(ProxyError::BrokenBody),
-            (false, false) => None,
-        }
-    }
-
-    /// How much longer it may take: `idle`, or less if it is watched.
-    pub(super) fn patience(&self, idle: Duration) -> Duration {
-        let Some(watch) = &self.watch else { return idle };
-        idle.min(watch.left(self.bytes.get(), clock::monotonic()))
-    }
-
-    /// Whether its patience may be less than the time in which some of it has to come.
-    pub(super) fn is_watched(&self) -> bool {
-        self.watch.is_some()
-    }
-
-    /// Takes note of what its source said; whether it goes on.
-    fn note(&self, polled: &Poll<Option<hyper::Result<Frame<Bytes>>>>) -> bool {
-        // Nothing is read while the pipe is not empty, and then it is the backend that is waited for.
-        let waits = polled.is_pending() && self.is_taken();
-        self.waits_for_client.set(waits);
-        if let Some(watch) = &self.watch {
-            watch.set_waiting(waits, clock::monotonic());
-        }
-        match polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.chunks.set(self.chunks.get() + 1);
-                let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
-                self.bytes.set(self.bytes.get() + bytes);
-                self.too_large.set(self.bytes.get() > self.most);
-                if frame.is_trailers() {
-                    self.done.set(true);
-                }
-            }
-            Poll::Ready(None) => self.done.set(true),
-            Poll::Ready(Some(Err(_))) => self.broken.set(true),
-            Poll::Pending => {}
-        }
-        !self.too_large.get()
-    }
-
-    /// Whether it is the client that the exchange waits for.
-    pub(super) fn is_stalled(&self) -> bool {
-        !self.done.get() && self.waits_for_client.get()
-    }
-}
-
-/// A request's body that may go on while the response comes.
-#[derive(Debug)]
-pub(super) struct Upload {
-    progress: Rc<Progress>,
-    /// Chunks that had been passed on when last looked at.
-    chunks: u64,
-}
-
-impl Upload {
-    pub(super) fn new(progress: Rc<Progress>) -> Self {
-        let chunks = progress.chunks.get();
-        Self { progress, chunks }
-    }
-
-    /// Whether some of it has not come yet.
-    pub(super) fn is_unread(&self) -> bool {
-        !self.progress.done.get()
-    }
-
-    /// Whether more of it has been passed on since the last call.
-    fn has_moved(&mut self) -> bool {
-        let chunks = self.progress.chunks.get();
-        chunks != std::mem::replace(&mut self.chunks, chunks)
-    }
 }
 
 /// A response's body on its way to the client.

@@ -12,13 +12,14 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use super::{
     admission::{Gate, Gates},
-    body::RequestBody,
+    mirror::Mirror,
     retry::Retries,
+    upload::RequestBody,
 };
 use crate::{
     access_log::queue::Queue,
     clock,
-    model::role::Role,
+    model::{name::ServiceName, role::Role},
     net::timers::Timers,
     routing::{
         members::Members,
@@ -162,6 +163,7 @@ pub(super) struct View {
     backends: Rc<[Rc<Backend>]>,
     gates: Rc<[Option<Arc<Gate>>]>,
     retries: Rc<[Option<Rc<Retries>>]>,
+    mirrors: Rc<[Option<Rc<Mirror>>]>,
 }
 
 impl View {
@@ -177,23 +179,22 @@ impl View {
         if let Some(before) = before_same
             && Arc::ptr_eq(before.snapshot.members(), snapshot.members())
         {
-            let Self { snapshot: _, ledger, backends, gates, retries } = before;
+            let Self { snapshot: _, ledger, backends, gates, retries, mirrors } = before;
             let (ledger, backends, gates) = (Arc::clone(ledger), Rc::clone(backends), Rc::clone(gates));
-            return Self { snapshot, ledger, backends, gates, retries: Rc::clone(retries) };
+            let (retries, mirrors) = (Rc::clone(retries), Rc::clone(mirrors));
+            return Self { snapshot, ledger, backends, gates, retries, mirrors };
         }
         let keys = keys(topology);
         let backends = backends(&snapshot, &keys, hub, before);
-        let (ledger, gates, retries) = match before_same {
-            Some(before) => {
-                (Arc::clone(&before.ledger), Rc::clone(&before.gates), Rc::clone(&before.retries))
-            }
-            None => {
-                let gates = topology.services().iter().map(|service| gates.of(service)).collect();
-                let retries = retries(topology, hub, worker, before);
-                (hub.open_ledger(worker, keys), gates, retries)
-            }
-        };
-        Self { snapshot, ledger, backends, gates, retries }
+        if let Some(Self { ledger, gates, retries, mirrors, .. }) = before_same {
+            let (ledger, gates) = (Arc::clone(ledger), Rc::clone(gates));
+            let (retries, mirrors) = (Rc::clone(retries), Rc::clone(mirrors));
+            return Self { snapshot, ledger, backends, gates, retries, mirrors };
+        }
+        let gates = topology.services().iter().map(|service| gates.of(service)).collect();
+        let retries = retries(topology, hub, worker, before);
+        let mirrors = mirrors(topology, hub, worker, before);
+        Self { ledger: hub.open_ledger(worker, keys), snapshot, backends, gates, retries, mirrors }
     }
 
     pub(super) fn writer(&self, backend: BackendId, role: Role) -> Writer {
@@ -213,6 +214,11 @@ impl View {
     pub(super) fn retries(&self, service: ServiceId) -> Option<&Rc<Retries>> {
         self.retries[service.0 as usize].as_ref()
     }
+
+    /// What a service's requests are copied with, if they are.
+    pub(super) fn mirror(&self, service: ServiceId) -> Option<&Rc<Mirror>> {
+        self.mirrors[service.0 as usize].as_ref()
+    }
 }
 
 /// What each service's requests are tried again with; those whose rules are the same go on with what they
@@ -224,17 +230,10 @@ fn retries(
     before: Option<&View>,
 ) -> Rc<[Option<Rc<Retries>>]> {
     let services = topology.services();
-    let known: HashMap<_, _> = match before {
-        Some(before) => {
-            let names = before.snapshot.topology().services().iter().map(|service| &service.name);
-            names.zip(before.retries.iter()).collect()
-        }
-        None => HashMap::new(),
-    };
+    let known = before.map(|before| known(before, &before.retries)).unwrap_or_default();
     let one = |service: &Service| {
         let rules = service.retry.as_ref()?;
-        let before = known.get(&service.name).and_then(|before| before.as_ref());
-        Some(match before.filter(|before| before.follow(rules)) {
+        Some(match known.get(&service.name).filter(|before| before.follow(rules)) {
             Some(before) => Rc::clone(before),
             None => Rc::new(Retries::new(rules, hub.worker_count(), hub.retry_cells(worker, &service.name))),
         })
@@ -242,6 +241,28 @@ fn retries(
     let with_retries = services.iter().filter(|service| service.retry.is_some());
     hub.retain_retries(worker, &with_retries.map(|service| &service.name).collect());
     services.iter().map(one).collect()
+}
+
+/// The same for what they are copied with.
+fn mirrors(topology: &Topology, hub: &Hub, worker: usize, before: Option<&View>) -> Rc<[Option<Rc<Mirror>>]> {
+    let services = topology.services();
+    let known = before.map(|before| known(before, &before.mirrors)).unwrap_or_default();
+    let one = |service: &Service| {
+        let rules = service.mirror.as_ref()?;
+        Some(match known.get(&service.name).filter(|before| before.follows(rules)) {
+            Some(before) => Rc::clone(before),
+            None => Rc::new(Mirror::new(rules, hub.worker_count(), hub.mirror_cells(worker, &service.name))),
+        })
+    };
+    let with_mirror = services.iter().filter(|service| service.mirror.is_some());
+    hub.retain_mirrors(worker, &with_mirror.map(|service| &service.name).collect());
+    services.iter().map(one).collect()
+}
+
+/// What services had before, by their names.
+fn known<'v, T>(before: &'v View, had: &'v [Option<T>]) -> HashMap<&'v ServiceName, &'v T> {
+    let names = before.snapshot.topology().services().iter().map(|service| &service.name);
+    names.zip(had).filter_map(|(name, had)| Some((name, had.as_ref()?))).collect()
 }
 
 fn keys(topology: &Topology) -> Arc<[Key]> {

@@ -14,7 +14,7 @@ use hyper::{body::Incoming, client::conn::TrySendError};
 
 use super::{
     attempt::Attempt,
-    body::{Progress, Relay, RequestBody, ResponseBody, Upload},
+    body::{Relay, ResponseBody},
     client::{Busy, Client},
     context::Context,
     error::ProxyError,
@@ -22,10 +22,11 @@ use super::{
     grpc::{self, CallDeadline},
     hash_key, headers,
     log_entry::LogEntry,
-    names, over_h2,
+    mirror, names, over_h2,
     reply::Local,
     retry::{self, Retry},
     upgrade::{self, Offer, Opened},
+    upload::{Progress, RequestBody, Upload},
     way::Way,
 };
 use crate::{
@@ -187,6 +188,7 @@ fn route(
     let wait = Wait { deadline, timeouts, progress, switches, is_call, call };
     let request = Request::from_parts(parts, body);
     let mut routed = Routed { request, attempt, wait, way, offer, retry: None };
+    mirror::begin(context, client, key, &mut routed);
     if let Some(retries) = routed.way.retries().cloned().filter(|_| !switches) {
         routed.retry = Retry::prepare(&retries, &mut routed, key, started);
     }
@@ -209,7 +211,7 @@ fn relay(
         None if error.is_limit() => attempt.forget(),
         None => {}
     })?;
-    attempt.answered();
+    attempt.answered(response.status());
     let (mut head, body) = response.into_parts();
     headers::prepare_response(&mut head);
     way.change_response(&mut head.headers);
@@ -272,6 +274,9 @@ pub(super) async fn send(routed: &mut Routed) -> Result<(Held, Response<Incoming
 
 /// Waits until a connection is free or may be opened.
 async fn queue(attempt: &Attempt, wait: &Wait) -> Result<Turn<RequestBody>, ProxyError> {
+    if attempt.is_copy() {
+        return Err(ProxyError::Overflow);
+    }
     let (place, patience) = attempt.endpoint().queue().ok_or(ProxyError::Overflow)?;
     wait.deadline.arm(patience);
     poll_fn(|cx| match place.poll_turn(attempt.endpoint(), cx) {

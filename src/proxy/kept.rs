@@ -16,7 +16,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::body::{Progress, UploadError, poll_client};
+use super::upload::{Progress, UploadError, poll_client};
 
 /// What has passed of a body, and where the rest comes from.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use std::{
 
 use http::{Request, StatusCode, Version, header};
 
-use super::{body::Progress, client::Client, context::Context};
+use super::{client::Client, context::Context, upload::Progress};
 use crate::{
     access_log::{
         queue::Queue,

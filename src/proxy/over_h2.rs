@@ -14,10 +14,10 @@ use hyper::body::Incoming;
 
 use super::{
     attempt::Attempt,
-    body::RequestBody,
     error::ProxyError,
     exchange::{Held, Look, Wait, copy_head},
     headers,
+    upload::RequestBody,
 };
 use crate::upstream::{
     connect::connect,

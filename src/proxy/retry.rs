@@ -18,13 +18,13 @@ use hyper::body::Incoming;
 
 use super::{
     attempt::Attempt,
-    body::RequestBody,
     budget::Budget,
     context::{Context, Endpoint},
     error::ProxyError,
     exchange::{self, Held, Routed, copy_head, outcome_of_head},
     grpc::{self, CallDeadline},
     kept::Kept,
+    upload::RequestBody,
 };
 use crate::{
     clock,
@@ -303,7 +303,7 @@ fn let_go(answered: Answered, routed: &mut Routed) {
             }
         }
         Ok((held, response)) => {
-            attempt.answered();
+            attempt.answered(response.status());
             let is_call = routed.wait.is_call;
             let now = attempt.end(outcome_of_head(response.status(), response.headers(), is_call));
             drop(response);

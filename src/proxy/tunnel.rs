@@ -17,7 +17,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 
-use super::{attempt::Attempt, body::RequestBody, context::Context, log_entry::LogEntry};
+use super::{attempt::Attempt, context::Context, log_entry::LogEntry, upload::RequestBody};
 use crate::{model::outcome::Outcome, net::tls::Transport, upstream::pool::h2::Lease};
 
 /// Bytes that each direction may hold.

@@ -11,6 +11,7 @@ use super::{
     context::{Context, View},
     error::ProxyError,
     headers,
+    mirror::Mirror,
     reply::Local,
     retry::Retries,
 };
@@ -116,6 +117,21 @@ impl Way {
     /// What its requests are tried again with, if they are.
     pub(super) fn retries(&self) -> Option<&Rc<Retries>> {
         self.view.retries(self.service)
+    }
+
+    /// What its requests are copied with, if they are.
+    #[inline]
+    pub(super) fn mirror(&self) -> Option<&Rc<Mirror>> {
+        self.view.mirror(self.service)
+    }
+
+    /// The same way to the canary, if it leads to stable and there is a canary.
+    pub(super) fn aside(&self) -> Option<Self> {
+        let Assignment { backend: _, role, reason } = self.assignment;
+        let split = self.view.snapshot.split(self.service);
+        let canary = split.by_role(Role::Canary, reason).filter(|_| role == Role::Stable)?;
+        let (view, service, route) = (Rc::clone(&self.view), self.service, self.route);
+        Some(Self { view, service, assignment: canary, route, cookie: None })
     }
 
     fn route(&self) -> Option<&Route> {

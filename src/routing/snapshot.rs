@@ -15,6 +15,7 @@ use super::{
     force::Overrides,
     limits::Limits,
     members::{Member, Members, literal},
+    mirror::Mirror,
     path::PathRules,
     policy::Policy,
     retry::Retry,
@@ -127,6 +128,8 @@ pub struct Service {
     pub limits: Limits,
     /// When a request that has failed is tried again, if ever.
     pub retry: Option<Arc<Retry>>,
+    /// Which requests to stable are copied to the canary, if any are.
+    pub mirror: Option<Arc<Mirror>>,
 }
 
 /// A backend as the data plane needs it.

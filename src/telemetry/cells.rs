@@ -38,30 +38,50 @@ impl Counter {
     }
 }
 
+/// Latencies that one thread counts and others read.
+#[derive(Debug)]
+pub(super) struct Latencies {
+    buckets: Box<[Counter]>,
+    nanos: Counter,
+}
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self { buckets: (0..BUCKETS).map(|_| Counter::default()).collect(), nanos: Counter::default() }
+    }
+}
+
+impl Latencies {
+    /// Counts one. Only for the one writer.
+    #[inline]
+    pub(super) fn record(&self, latency: Duration) {
+        self.buckets[histogram::index(latency)].add(1);
+        self.nanos.add(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Adds all of them to `into`.
+    pub(super) fn add_to(&self, into: &mut Histogram) {
+        for (index, counter) in self.buckets.iter().enumerate() {
+            let count = counter.get();
+            if count > 0 {
+                into.add(index, count);
+            }
+        }
+        into.add_nanos(self.nanos.get());
+    }
+}
+
 /// What one worker counts about one backend in one role.
 ///
 /// Aligned to two cache lines (they are fetched in pairs) so that the cells of two workers never
 /// share one.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Cells {
     outcomes: [Counter; Outcome::ALL.len()],
     in_flight: Counter,
     connect_failures: Counter,
-    latency_nanos: Counter,
-    latency: Box<[Counter]>,
-}
-
-impl Default for Cells {
-    fn default() -> Self {
-        Self {
-            outcomes: Default::default(),
-            in_flight: Counter::default(),
-            connect_failures: Counter::default(),
-            latency_nanos: Counter::default(),
-            latency: (0..BUCKETS).map(|_| Counter::default()).collect(),
-        }
-    }
+    latency: Latencies,
 }
 
 impl Cells {
@@ -82,13 +102,7 @@ impl Cells {
 
     /// Adds the latencies of all responses to `into`.
     pub fn add_latency(&self, into: &mut Histogram) {
-        for (index, counter) in self.latency.iter().enumerate() {
-            let count = counter.get();
-            if count > 0 {
-                into.add(index, count);
-            }
-        }
-        into.add_nanos(self.latency_nanos.get());
+        self.latency.add_to(into);
     }
 }
 
@@ -100,7 +114,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Only a [`super::ledger::Ledger`] hands these out, to the worker that owns it.
+    /// Only what a worker owns hands these out, to that worker.
     pub(super) fn new(cells: Arc<Cells>) -> Self {
         Self { cells, not_send: PhantomData }
     }
@@ -118,8 +132,7 @@ impl Writer {
         cells.in_flight.sub_one();
         cells.outcomes[outcome.index()].add(1);
         if let Some(latency) = latency {
-            cells.latency[histogram::index(latency)].add(1);
-            cells.latency_nanos.add(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+            cells.latency.record(latency);
         }
     }
 

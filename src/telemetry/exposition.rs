@@ -203,7 +203,7 @@ fn by_backend((service, backend, role): &Series) -> Vec<LabelPair> {
     BY_BACKEND.iter().zip(values).map(|(name, value)| label(name, value)).collect()
 }
 
-fn label(name: &str, value: &str) -> LabelPair {
+pub(super) fn label(name: &str, value: &str) -> LabelPair {
     let mut pair = LabelPair::default();
     pair.set_name(name.to_owned());
     pair.set_value(value.to_owned());
@@ -216,7 +216,7 @@ fn metric(labels: Vec<LabelPair>) -> Metric {
     metric
 }
 
-fn counter(labels: Vec<LabelPair>, value: u64) -> Metric {
+pub(super) fn counter(labels: Vec<LabelPair>, value: u64) -> Metric {
     let mut counter = Counter::default();
     counter.set_value(value as f64);
     let mut metric = metric(labels);
@@ -224,7 +224,7 @@ fn counter(labels: Vec<LabelPair>, value: u64) -> Metric {
     metric
 }
 
-fn gauge(labels: Vec<LabelPair>, value: u64) -> Metric {
+pub(super) fn gauge(labels: Vec<LabelPair>, value: u64) -> Metric {
     let mut gauge = Gauge::default();
     gauge.set_value(value as f64);
     let mut metric = metric(labels);
@@ -235,7 +235,7 @@ fn gauge(labels: Vec<LabelPair>, value: u64) -> Metric {
 /// The histogram at the exported bounds. A fine bucket that a bound falls into counts as above it,
 /// so that a bucket's figure is never too high; it is too low by at most the requests within 2.2 %
 /// below the bound.
-fn latency(labels: Vec<LabelPair>, counts: &Histogram) -> Metric {
+pub(super) fn latency(labels: Vec<LabelPair>, counts: &Histogram) -> Metric {
     let mut histogram = HistogramProto::default();
     let (mut seen, mut next) = (0, 0);
     let buckets = LATENCY_BOUNDS.map(|bound| {

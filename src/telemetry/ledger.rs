@@ -6,9 +6,11 @@ use std::{
 };
 
 use super::{
+    by_service::ByService,
     cells::{Cells, Counter, Writer},
     health::Board,
-    retries::{RetryCells, RetryShelf, RetryTotals},
+    mirror::{MirrorCells, MirrorTotals},
+    retries::{RetryCells, RetryTotals},
 };
 use crate::{
     clock,
@@ -299,7 +301,8 @@ struct Shelf {
     cells: Arc<WorkerCells>,
     // Locked when a topology changes and when counts are read; never for a request.
     ledger: Mutex<Arc<Ledger>>,
-    retries: RetryShelf,
+    retries: ByService<RetryCells>,
+    mirrors: ByService<MirrorCells>,
 }
 
 impl Hub {
@@ -309,7 +312,8 @@ impl Hub {
         let shelf = || Shelf {
             cells: Arc::default(),
             ledger: Mutex::new(Arc::new(empty())),
-            retries: RetryShelf::default(),
+            retries: ByService::default(),
+            mirrors: ByService::default(),
         };
         let health = Board::new(clock::monotonic());
         Self { workers: (0..workers).map(|_| shelf()).collect(), health }
@@ -351,7 +355,24 @@ impl Hub {
     /// The retries of the services that have any, over all workers.
     pub fn retries(&self) -> BTreeMap<ServiceName, RetryTotals> {
         let mut sums = BTreeMap::new();
-        self.workers.iter().for_each(|shelf| shelf.retries.add_to(&mut sums));
+        self.workers.iter().for_each(|shelf| shelf.retries.sum(&mut sums, RetryTotals::add));
+        sums
+    }
+
+    /// What a worker counts of a service's mirror. For that worker, and for nobody else.
+    pub fn mirror_cells(&self, worker: usize, service: &ServiceName) -> Arc<MirrorCells> {
+        self.workers[worker].mirrors.of(service)
+    }
+
+    /// Forgets what a worker has counted of the mirrors of all services but these.
+    pub fn retain_mirrors(&self, worker: usize, services: &BTreeSet<&ServiceName>) {
+        self.workers[worker].mirrors.retain(services);
+    }
+
+    /// The mirrors of the services that have one, over all workers.
+    pub fn mirrors(&self) -> BTreeMap<ServiceName, MirrorTotals> {
+        let mut sums = BTreeMap::new();
+        self.workers.iter().for_each(|shelf| shelf.mirrors.sum(&mut sums, MirrorTotals::add));
         sums
     }
 

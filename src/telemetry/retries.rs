@@ -3,13 +3,7 @@
 //! The attempts themselves are counted like all others, each for the backend that it was made at; this is
 //! about what retries were good for.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
-};
-
 use super::cells::Counter;
-use crate::model::name::ServiceName;
 
 /// What became of a retry, or why there was none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -97,32 +91,6 @@ impl RetryTotals {
     }
 }
 
-/// One worker's cells, by service.
-#[derive(Debug, Default)]
-pub(super) struct RetryShelf(Mutex<BTreeMap<ServiceName, Arc<RetryCells>>>);
-
-impl RetryShelf {
-    /// The cells of a service; made when first asked for.
-    pub(super) fn of(&self, service: &ServiceName) -> Arc<RetryCells> {
-        let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(cells.entry(service.clone()).or_default())
-    }
-
-    /// Forgets all services but these.
-    pub(super) fn retain(&self, services: &BTreeSet<&ServiceName>) {
-        let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        cells.retain(|service, _| services.contains(service));
-    }
-
-    /// Adds all that has been counted to `sums`.
-    pub(super) fn add_to(&self, sums: &mut BTreeMap<ServiceName, RetryTotals>) {
-        let cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (service, cells) in &*cells {
-            sums.entry(service.clone()).or_default().add(cells);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,18 +108,13 @@ mod tests {
 
     #[test]
     fn what_is_shielded_is_counted_among_all() {
-        let (shelves, web): (_, ServiceName) =
-            ([RetryShelf::default(), RetryShelf::default()], "web".parse().unwrap());
-        for shelf in &shelves {
-            shelf.of(&web).count(RetryResult::Success, true);
-            shelf.of(&web).count(RetryResult::Success, false);
+        let mut sum = RetryTotals::default();
+        for _ in 0..2 {
+            let cells = RetryCells::default();
+            cells.count(RetryResult::Success, true);
+            cells.count(RetryResult::Success, false);
+            sum.add(&cells);
         }
-        let mut sums = BTreeMap::new();
-        shelves.iter().for_each(|shelf| shelf.add_to(&mut sums));
-        assert_eq!((sums[&web].all[0], sums[&web].shielded[0]), (4, 2));
-        shelves[0].retain(&BTreeSet::from([&web]));
-        assert_eq!(shelves[0].of(&web).all[0].get(), 2);
-        shelves[0].retain(&BTreeSet::new());
-        assert_eq!(shelves[0].of(&web).all[0].get(), 0);
+        assert_eq!((sum.all[0], sum.shielded[0]), (4, 2));
     }
 }

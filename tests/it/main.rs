@@ -21,6 +21,7 @@
 //! | `h2_backends` | connections to HTTP/2 backends: shared, limited, left |
 //! | `headers` | what changes in a head on its way through, and what is refused |
 //! | `health` | endpoints are asked whether they are well |
+//! | `mirror` | copies of requests to stable, for the canary, and that nobody waits for them |
 //! | `nginx` | the same with somebody else's servers behind it |
 //! | `outlier` | endpoints whose requests fail are passed over for a while |
 //! | `limits` | how much is let in: of connections, heads, bodies and requests |
@@ -70,6 +71,7 @@ mod h2_backends;
 mod headers;
 mod health;
 mod limits;
+mod mirror;
 mod nginx;
 mod outlier;
 mod pool;

@@ -1,0 +1,190 @@
+//! One request that both stable and, as a copy, the canary have had: what each has answered, compared.
+//!
+//! Whoever has a part in it holds the pair: the attempt at stable, the copy while it waits for its body, the
+//! attempt at the canary. When the last of them lets go, however that comes about, it is counted.
+
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::StatusCode;
+
+use crate::{
+    clock,
+    model::{outcome::Outcome, role::Role},
+    telemetry::mirror::{FailedBy, MirrorCells, MirrorResult},
+};
+
+/// A request at both backends.
+#[derive(Debug)]
+pub(super) struct Pair {
+    cells: Arc<MirrorCells>,
+    /// When the request was complete, and the copy was sent.
+    sent: Cell<Option<Instant>>,
+    /// What became of the copy if the canary never says anything.
+    unanswered: Cell<MirrorResult>,
+    sides: [Side; Role::ALL.len()],
+}
+
+/// What one of the two has said.
+#[derive(Debug, Default)]
+struct Side {
+    head: Cell<Option<(StatusCode, Instant)>>,
+    outcome: Cell<Option<Outcome>>,
+}
+
+impl Pair {
+    /// A request that is to be copied.
+    pub(super) fn new(cells: Arc<MirrorCells>) -> Rc<Self> {
+        Rc::new(Self {
+            cells,
+            sent: Cell::new(None),
+            unanswered: Cell::new(MirrorResult::DroppedIncomplete),
+            sides: Default::default(),
+        })
+    }
+
+    /// The part of the attempt at the backend in this role.
+    pub(super) fn half(self: &Rc<Self>, role: Role) -> Half {
+        Half { pair: Rc::clone(self), role }
+    }
+
+    /// The copy is sent.
+    pub(super) fn send(&self, now: Instant) {
+        self.sent.set(Some(now));
+    }
+
+    /// The copy is not sent, or goes no further.
+    pub(super) fn give_up(&self, why: MirrorResult) {
+        self.unanswered.set(why);
+    }
+
+    /// The status of a side that has answered, and how it ended; nothing if it has not ended, or was ended
+    /// by its client.
+    fn heard(&self, role: Role) -> Option<(Option<StatusCode>, Outcome)> {
+        let side = &self.sides[role.index()];
+        let outcome = side.outcome.get().filter(|outcome| outcome.counts())?;
+        Some((side.head.get().map(|(status, _)| status), outcome))
+    }
+
+    /// How long a side took to begin its answer. Stable may have begun before the request was complete.
+    fn took(&self, role: Role) -> Option<Duration> {
+        let (_, at) = self.sides[role.index()].head.get()?;
+        Some(at.saturating_duration_since(self.sent.get()?))
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        let Some(canary) = self.heard(Role::Canary) else { return self.cells.count(self.unanswered.get()) };
+        let stable = self.heard(Role::Stable);
+        self.cells.count(compare(stable, canary));
+        let Some(stable) = stable else { return };
+        self.cells.count_pair(FailedBy::of(stable.1.is_failure(), canary.1.is_failure()));
+        if let (Some(stable), Some(canary)) = (self.took(Role::Stable), self.took(Role::Canary)) {
+            self.cells.record(stable, canary);
+        }
+    }
+}
+
+/// Whether both have said the same. An outcome says more than a status where a call has failed in a 200.
+fn compare(
+    stable: Option<(Option<StatusCode>, Outcome)>,
+    canary: (Option<StatusCode>, Outcome),
+) -> MirrorResult {
+    if !has_answered(canary.1) {
+        return MirrorResult::Failed;
+    }
+    match stable {
+        None => MirrorResult::Unpaired,
+        Some(stable) if stable == canary => MirrorResult::Match,
+        Some(_) => MirrorResult::Mismatch,
+    }
+}
+
+/// Whether there was a whole response.
+fn has_answered(outcome: Outcome) -> bool {
+    !matches!(outcome, Outcome::ConnectFailure | Outcome::Timeout | Outcome::Reset | Outcome::ClientAbort)
+}
+
+/// An attempt's part in a pair.
+#[derive(Debug)]
+pub(super) struct Half {
+    pair: Rc<Pair>,
+    role: Role,
+}
+
+impl Half {
+    /// Whether it is that of the copy.
+    pub(super) fn is_copy(&self) -> bool {
+        self.role == Role::Canary
+    }
+
+    /// The head of a response has come.
+    pub(super) fn answered(&self, status: StatusCode) {
+        self.pair.sides[self.role.index()].head.set(Some((status, clock::monotonic())));
+    }
+
+    /// What became of the attempt.
+    pub(super) fn ended(&self, outcome: Outcome) {
+        self.pair.sides[self.role.index()].outcome.set(Some(outcome));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::{ledger::Hub, mirror::MirrorTotals};
+
+    const OK: (Option<StatusCode>, Outcome) = (Some(StatusCode::OK), Outcome::Success);
+
+    #[test]
+    fn the_same_status_and_the_same_end_are_a_match() {
+        let created = (Some(StatusCode::CREATED), Outcome::Success);
+        let failed_call = (Some(StatusCode::OK), Outcome::GrpcFailure);
+        let broken = (Some(StatusCode::OK), Outcome::Reset);
+        let error = (Some(StatusCode::INTERNAL_SERVER_ERROR), Outcome::ServerError);
+        assert_eq!(compare(Some(OK), OK), MirrorResult::Match);
+        assert_eq!(compare(Some(error), error), MirrorResult::Match);
+        for (stable, canary) in [(OK, created), (OK, failed_call), (OK, error), (error, OK), (broken, OK)] {
+            assert_eq!(compare(Some(stable), canary), MirrorResult::Mismatch, "{stable:?} {canary:?}");
+        }
+        assert_eq!(compare(Some(OK), broken), MirrorResult::Failed);
+        assert_eq!(compare(None, (None, Outcome::ConnectFailure)), MirrorResult::Failed);
+        assert_eq!(compare(None, OK), MirrorResult::Unpaired);
+    }
+
+    /// What is counted of a pair whose sides have had these ends.
+    fn counted(stable: Option<Outcome>, canary: Option<Outcome>) -> MirrorTotals {
+        let hub = Hub::new(1);
+        let web = "web".parse().unwrap();
+        let pair = Pair::new(hub.mirror_cells(0, &web));
+        pair.send(clock::monotonic());
+        for (role, end) in [(Role::Stable, stable), (Role::Canary, canary)] {
+            let half = pair.half(role);
+            if let Some(outcome) = end {
+                half.answered(StatusCode::OK);
+                half.ended(outcome);
+            }
+        }
+        drop(pair);
+        hub.mirrors().remove(&web).unwrap()
+    }
+
+    #[test]
+    fn each_is_counted_once_and_a_pair_only_if_both_have_ended() {
+        let ended = counted(Some(Outcome::Success), Some(Outcome::GrpcFailure));
+        assert_eq!((ended.results[MirrorResult::Mismatch as usize], ended.pairs), (1, [0, 0, 1, 0]));
+        assert_eq!(ended.latency.map(|latency| latency.total()), [1, 1]);
+        for gone in [None, Some(Outcome::ClientAbort)] {
+            let alone = counted(gone, Some(Outcome::Success));
+            assert_eq!((alone.results[MirrorResult::Unpaired as usize], alone.pairs), (1, [0; 4]));
+            let cut = counted(Some(Outcome::Success), gone);
+            assert_eq!((cut.results[MirrorResult::DroppedIncomplete as usize], cut.pairs), (1, [0; 4]));
+            assert_eq!(cut.results.iter().sum::<u64>(), 1);
+        }
+    }
+}
