@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
 import processes
@@ -143,6 +143,9 @@ class Site:
         if binary is None:
             raise Failure("nginx is needed for the backends: not found")
         config = f"{self.directory}/{endpoint.name}.conf"
+        # One that was killed leaves its socket, which the next could not bind.
+        with suppress(FileNotFoundError):
+            os.remove(f"{self.directory}/{endpoint.name}.sock")
         proxies.render("nginx-backend.conf", config, {
             "NAME": endpoint.name, "PORT": endpoint.port, "DIR": self.directory,
             "BODY_1K": proxies.BODY_1K})
