@@ -250,7 +250,7 @@ fn record() -> Run {
     let latencies = inputs(latency);
     repeat(move |i| {
         writer.begin();
-        writer.end(Outcome::Success, Some(latencies[i]));
+        writer.end(Outcome::Success, false, Some(latencies[i]));
     })
 }
 
@@ -321,7 +321,7 @@ fn serve(hub: &Hub, requests: u64) {
                 for n in 0..requests {
                     let outcome = if n % 100 == 99 { Outcome::ServerError } else { Outcome::Success };
                     writer.begin();
-                    writer.end(outcome, Some(latency(n)));
+                    writer.end(outcome, outcome.is_failure(), Some(latency(n)));
                 }
             }
         }
@@ -355,7 +355,7 @@ fn whole_tick() -> Run {
 }
 
 fn arm(gained: &Totals) -> ArmTick<'_> {
-    tick((gained.requests(), gained.failures()), &gained.latency)
+    tick((gained.requests(), gained.failures), &gained.latency)
 }
 
 fn tick((requests, failures): (u64, u64), latency: &Histogram) -> ArmTick<'_> {

@@ -14,6 +14,7 @@ mod balance;
 mod condition;
 mod document;
 mod edge;
+mod failures;
 mod files;
 mod filter;
 mod force;
@@ -60,6 +61,7 @@ use http::{HeaderName, HeaderValue};
 use crate::{
     analysis::settings::Settings,
     model::{
+        failure::Failures,
         name::{BackendName, ServiceName},
         role::Roles,
         weight::Weight,
@@ -223,6 +225,8 @@ pub struct Filters {
     pub path: Option<PathRewrite>,
     /// Times that take the place of the service's.
     pub timeouts: RouteTimeouts,
+    /// What counts against a backend, in the place of what does for the service.
+    pub failures: Option<Failures>,
 }
 
 /// The backends of one application, their weights and their roles.
@@ -246,6 +250,8 @@ pub struct Service {
     pub timeouts: Timeouts,
     /// Protocols that a connection may be switched to, in lower case (default `websocket`).
     pub upgrades: Vec<String>,
+    /// What counts against its backends, where it is not the usual.
+    pub failures: Option<Failures>,
     /// How its backends are used.
     pub policy: Policy,
     /// How much may be asked for.

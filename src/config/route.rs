@@ -8,6 +8,7 @@ use toml::Spanned;
 use super::{
     Filters, Lead, Route,
     condition::WrittenTest,
+    failures::{self, RawFailures},
     filter::{self, RawModifier, RawRedirect, RawRewrite, RawRouteTimeouts},
     host, matching,
     report::Report,
@@ -36,6 +37,7 @@ pub(super) struct RawRoute {
     url_rewrite: Option<Spanned<Table<RawRewrite>>>,
     request_redirect: Option<Spanned<Table<RawRedirect>>>,
     timeouts: Option<Table<RawRouteTimeouts>>,
+    failures: Option<Table<RawFailures>>,
 }
 
 impl Section for RawRoute {
@@ -121,6 +123,7 @@ fn lower_lead(
     if let Some(timeouts) = raw.timeouts {
         filters.timeouts = filter::timeouts(timeouts, report);
     }
+    filters.failures = raw.failures.map(|failures| failures::lower(failures.0, report));
     if let Some(rewrite) = raw.url_rewrite {
         (filters.hostname, filters.path) = filter::rewrite(rewrite, path, report);
     }

@@ -10,7 +10,9 @@ use super::{
     Rollout, Service, Timeouts,
     backend::{self, RawBackends},
     balance::{self, RawBalance},
-    condition, filter,
+    condition,
+    failures::{self, RawFailures},
+    filter,
     force::{self, RawForce, RawPreview},
     health_check::{self, RawHealthCheck},
     limits::{self, RawLimits},
@@ -28,6 +30,7 @@ use super::{
 };
 use crate::{
     model::{
+        failure::Failures,
         name::{BackendName, ServiceName},
         role::{Role, Roles},
         weight::Weight,
@@ -49,6 +52,7 @@ pub(super) struct RawService {
     backend_header: Option<Text>,
     timeouts: Option<Table<RawTimeouts>>,
     upgrades: Option<Vec<Text>>,
+    failures: Option<Table<RawFailures>>,
     balance: Option<Table<RawBalance>>,
     outlier_detection: Option<Table<RawOutlierDetection>>,
     health_check: Option<Table<RawHealthCheck>>,
@@ -84,6 +88,7 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
         backend_header,
         timeouts,
         upgrades,
+        failures,
         balance,
         outlier_detection,
         health_check,
@@ -111,6 +116,7 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
     let backend_header = backend_header.and_then(|written| lower_backend_header(&written, report));
     let timeouts: Timeouts = timeouts::lower(timeouts.unwrap_or_default().0, report);
     let upgrades = upgrades::lower(upgrades, report);
+    let failures = failures.map(|raw| failures::lower(raw.0, report));
     let interval = resolve_interval.as_ref();
     let policy = Policy {
         balance: balance::lower(balance.unwrap_or_default().0, report),
@@ -139,6 +145,7 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
         backend_header,
         timeouts,
         upgrades,
+        failures: failures.filter(|failures| *failures != Failures::default()),
         policy,
         limits,
         retry,

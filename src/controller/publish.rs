@@ -228,8 +228,9 @@ fn compile(
 }
 
 fn with_filters(end: End, filters: &Filters) -> filter::Route {
-    let Filters { request, response, hostname, path, timeouts } = filters.clone();
-    filter::Route { end, request, response, hostname, path, timeouts }
+    let Filters { request, response, hostname, path, timeouts, failures } = filters.clone();
+    let failures = failures.map(Box::new);
+    filter::Route { end, request, response, hostname, path, timeouts, failures }
 }
 
 fn of_service(service: &config::Service) -> Service {
@@ -240,6 +241,7 @@ fn of_service(service: &config::Service) -> Service {
         backend_header,
         timeouts,
         upgrades,
+        failures,
         policy,
         limits,
         retry,
@@ -256,6 +258,7 @@ fn of_service(service: &config::Service) -> Service {
         backend_header: backend_header.clone(),
         timeouts: *timeouts,
         upgrades: upgrades.clone(),
+        failures: failures.clone().map(Box::new),
         policy: policy.clone(),
         limits: *limits,
         retry: retry.clone().map(Arc::new),

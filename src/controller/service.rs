@@ -276,7 +276,7 @@ impl ServiceTask {
             },
             in_flight: totals.in_flight,
             requests_total: totals.requests(),
-            failures_total: totals.failures(),
+            failures_total: totals.failures,
             recent: Recent::new(&recent, since.elapsed().as_secs_f64()),
         }
     }
@@ -315,7 +315,7 @@ fn delta(
 fn arm(delta: &Totals) -> ArmTick<'_> {
     let latency: &Histogram = &delta.latency;
     // Endpoints that are warming up are not counted apart.
-    ArmTick { requests: delta.requests(), failures: delta.failures(), latency, warming: Sample::default() }
+    ArmTick { requests: delta.requests(), failures: delta.failures, latency, warming: Sample::default() }
 }
 
 /// The service's plan in words, for the note that starts a rollout.

@@ -114,7 +114,7 @@ pub struct Recent {
 
 impl Recent {
     pub(super) fn new(delta: &Totals, seconds: f64) -> Self {
-        let (requests, failures) = (delta.requests(), delta.failures());
+        let (requests, failures) = (delta.requests(), delta.failures);
         let quantile = |latency: &Histogram, level| latency.quantile(level).map(|q| q.as_secs_f64());
         Self {
             seconds,

@@ -74,12 +74,18 @@ impl Outcome {
         }
     }
 
-    /// Whether the backend failed.
+    /// Whether the backend failed, unless it is written for its service or route which statuses do.
     pub const fn is_failure(self) -> bool {
         matches!(
             self,
             Self::ServerError | Self::ConnectFailure | Self::Timeout | Self::Reset | Self::GrpcFailure
         )
+    }
+
+    /// Whether it is that of a whole response with a status, and of no call that says more in a 200.
+    pub const fn is_status(self) -> bool {
+        use Outcome::{ClientError, Informational, Redirect, ServerError, Success};
+        matches!(self, Informational | Success | Redirect | ClientError | ServerError)
     }
 
     /// Whether the attempt says anything about the backend.

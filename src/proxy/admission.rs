@@ -127,6 +127,7 @@ mod tests {
             backend_header: None,
             timeouts: Timeouts::default(),
             upgrades: Vec::new(),
+            failures: None,
             policy: Policy::default(),
             limits,
             retry: None,

@@ -1,6 +1,6 @@
 //! One attempt at a backend, counted once whatever happens to it.
 
-use std::{rc::Rc, time::Instant};
+use std::{cell::Cell, rc::Rc, time::Instant};
 
 use http::StatusCode;
 
@@ -21,6 +21,8 @@ pub(super) struct Attempt {
     /// It waits for its time to come, and nothing has been sent.
     waits: bool,
     ended: bool,
+    /// Whether the status counts against the backend, where that is written.
+    fails: Cell<Option<bool>>,
     /// What hears of it, if the exchange is logged.
     entry: Option<Rc<LogEntry>>,
     /// Its part in a pair, if the request is at both backends.
@@ -31,8 +33,8 @@ impl Attempt {
     pub(super) fn begin(cells: Writer, endpoint: Rc<Endpoint>, started: Instant) -> Self {
         cells.begin();
         endpoint.enter();
-        let (kept_from, waits, ended, entry, half) = (None, false, false, None, None);
-        Self { cells, endpoint, started, kept_from, waits, ended, entry, half }
+        let (kept_from, waits, ended, fails) = (None, false, false, Cell::new(None));
+        Self { cells, endpoint, started, kept_from, waits, ended, fails, entry: None, half: None }
     }
 
     /// One that begins later, and takes its place now. Until [`Self::go`], it says nothing.
@@ -76,10 +78,10 @@ impl Attempt {
     /// The same attempt in other hands; this one has ended.
     pub(super) fn hand_over(&mut self) -> Self {
         self.ended = true;
-        let Self { cells, endpoint, started, kept_from, waits: _, ended: _, entry, half } = self;
+        let Self { cells, endpoint, started, kept_from, waits: _, ended: _, fails, entry, half } = self;
         let (cells, endpoint, entry) = (cells.clone(), Rc::clone(endpoint), entry.take());
-        let (started, kept_from, half) = (*started, *kept_from, half.take());
-        Self { cells, endpoint, started, kept_from, waits: false, ended: false, entry, half }
+        let (started, kept_from, half, fails) = (*started, *kept_from, half.take(), fails.clone());
+        Self { cells, endpoint, started, kept_from, waits: false, ended: false, fails, entry, half }
     }
 
     pub(super) fn endpoint(&self) -> &Rc<Endpoint> {
@@ -91,8 +93,10 @@ impl Attempt {
         self.endpoint.refuse();
     }
 
-    /// The response has begun.
-    pub(super) fn answered(&self, status: StatusCode) {
+    /// The response has begun. `fails` says whether its status counts against the backend, where that is
+    /// written.
+    pub(super) fn answered(&self, status: StatusCode, fails: Option<bool>) {
+        self.fails.set(fails);
         if let Some(half) = &self.half {
             half.answered(status);
         }
@@ -119,11 +123,13 @@ impl Attempt {
         let now = clock::monotonic();
         if !self.ended {
             self.ended = true;
+            let by_status = self.fails.get().filter(|_| outcome.is_status());
+            let failed = by_status.unwrap_or_else(|| outcome.is_failure());
             if let Some(entry) = &self.entry {
                 entry.ended(outcome);
             }
             if let Some(half) = &self.half {
-                half.ended(outcome);
+                half.ended(outcome, failed);
             }
             self.endpoint.leave();
             if !self.is_copy() {
@@ -138,7 +144,7 @@ impl Attempt {
                     | Outcome::ClientAbort
                     | Outcome::Informational
             );
-            self.cells.end(outcome, answered.then(|| now - self.started));
+            self.cells.end(outcome, failed, answered.then(|| now - self.started));
         }
         now
     }

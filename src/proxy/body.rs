@@ -22,7 +22,7 @@ use super::{
     upload::{RequestBody, Upload},
 };
 use crate::{
-    model::outcome::Outcome,
+    model::{failure::GrpcStatuses, outcome::Outcome},
     net::{splice::Chunk, timers::Deadline},
     upstream::pool::Held,
 };
@@ -151,8 +151,8 @@ pub(super) struct Relay {
     pub(super) attempt: Attempt,
     /// What the attempt will have been once the body is complete.
     pub(super) outcome: Outcome,
-    /// It is a gRPC call whose trailers say how it ended.
-    pub(super) is_call: bool,
+    /// It is a gRPC call whose trailers say how it ended, and these statuses are failures.
+    pub(super) trailers: Option<GrpcStatuses>,
     /// When the call has to be over.
     pub(super) call: Option<Box<CallDeadline>>,
     /// What is still to come of the request, if it was not complete when the response began.
@@ -189,8 +189,8 @@ impl Relay {
                 && let Some(trailers) = frame.trailers_mut()
             {
                 headers::prepare_trailers(trailers);
-                if self.is_call {
-                    self.outcome = grpc::outcome(trailers);
+                if let Some(failures) = self.trailers {
+                    self.outcome = grpc::outcome(trailers, failures);
                 }
             }
             return polled

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     clock,
-    model::{outcome::Outcome, protocol::Protocol},
+    model::{failure::GrpcStatuses, outcome::Outcome, protocol::Protocol},
     net::timers::Deadline,
     routing::snapshot::Timeouts,
     upstream::{
@@ -211,23 +211,30 @@ fn relay(
         None if error.is_limit() => attempt.forget(),
         None => {}
     })?;
-    attempt.answered(response.status());
+    attempt.answered(response.status(), way.fails(response.status(), wait.is_call));
     let (mut head, body) = response.into_parts();
     headers::prepare_response(&mut head);
     way.change_response(&mut head.headers);
     let Wait { deadline, timeouts, progress, switches: _, is_call, call } = wait;
     deadline.disarm();
     let upload = progress.map(Upload::new);
-    let outcome = outcome_of_head(head.status, &head.headers, is_call);
-    let is_call = outcome == Outcome::GrpcFailure && !grpc::has_status(&head.headers);
+    let outcome = outcome_of_head(head.status, &head.headers, is_call.then(|| way.grpc_failures()));
+    let trailers = grpc::awaits_trailers(outcome, &head.headers).then(|| way.grpc_failures());
     let idle_timeout = timeouts.idle;
-    let relay = Relay { body, held, attempt, outcome, is_call, call, deadline, upload, idle_timeout };
+    let relay = Relay { body, held, attempt, outcome, trailers, call, deadline, upload, idle_timeout };
     Ok((Response::from_parts(head, ()), relay))
 }
 
-/// What an attempt has come to, as its response's head says.
-pub(super) fn outcome_of_head(status: StatusCode, headers: &HeaderMap, is_call: bool) -> Outcome {
-    if is_call { grpc::outcome_of_head(status, headers) } else { Outcome::of_status(status) }
+/// What an attempt has come to, as its response's head says; a call by which statuses are failures.
+pub(super) fn outcome_of_head(
+    status: StatusCode,
+    headers: &HeaderMap,
+    call: Option<GrpcStatuses>,
+) -> Outcome {
+    match call {
+        Some(failures) => grpc::outcome_of_head(status, headers, failures),
+        None => Outcome::of_status(status),
+    }
 }
 
 /// Sends a request to an endpoint and waits for the response's head, on a connection that was idle

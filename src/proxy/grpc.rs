@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 
 use crate::{
     clock,
-    model::outcome::Outcome,
+    model::{failure::GrpcStatuses, outcome::Outcome},
     net::timers::{Deadline, Timers},
 };
 
@@ -122,8 +122,13 @@ const MAX_DIGITS: u128 = 99_999_999;
 
 /// How a call ended, as its response's head says: what the trailers may say otherwise is not there
 /// yet, and no status at all is the server's failure.
-pub(super) fn outcome_of_head(status: StatusCode, headers: &HeaderMap) -> Outcome {
-    if status == StatusCode::OK { outcome(headers) } else { Outcome::of_status(status) }
+pub(super) fn outcome_of_head(status: StatusCode, headers: &HeaderMap, failures: GrpcStatuses) -> Outcome {
+    if status == StatusCode::OK { outcome(headers, failures) } else { Outcome::of_status(status) }
+}
+
+/// Whether it is the trailers that say how a call ended, of which the head says so much.
+pub(super) fn awaits_trailers(outcome: Outcome, headers: &HeaderMap) -> bool {
+    outcome == Outcome::GrpcFailure && !has_status(headers)
 }
 
 /// Whether a response's head ends the call.
@@ -131,10 +136,10 @@ pub(super) fn has_status(headers: &HeaderMap) -> bool {
     headers.contains_key(STATUS)
 }
 
-/// How a call ended, as the fields say that end it.
-pub(super) fn outcome(fields: &HeaderMap) -> Outcome {
+/// How a call ended, as the fields say that end it, where these statuses are failures.
+pub(super) fn outcome(fields: &HeaderMap, failures: GrpcStatuses) -> Outcome {
     match fields.get(STATUS).map(HeaderValue::as_bytes) {
-        Some(code) if !is_servers_fault(code) => Outcome::Success,
+        Some(code) if !failures.contains(code) => Outcome::Success,
         _ => Outcome::GrpcFailure,
     }
 }
@@ -142,14 +147,6 @@ pub(super) fn outcome(fields: &HeaderMap) -> Outcome {
 /// Whether a response's head ends the call with UNAVAILABLE.
 pub(super) fn is_unavailable(headers: &HeaderMap) -> bool {
     headers.get(STATUS).is_some_and(|code| code == "14")
-}
-
-/// UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE and DATA_LOSS, as OpenTelemetry has
-/// it for servers, and what is not a status. The others are answers: the client asked for what is not
-/// there (NOT_FOUND), not allowed (PERMISSION_DENIED), or too much (RESOURCE_EXHAUSTED, gRPC's 429).
-fn is_servers_fault(code: &[u8]) -> bool {
-    let answers: [&[u8]; 11] = [b"0", b"1", b"3", b"5", b"6", b"7", b"8", b"9", b"10", b"11", b"16"];
-    !answers.contains(&code)
 }
 
 /// The trailers of a call that took too long after its response had begun.
@@ -207,24 +204,18 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_is_to_blame_for_is_a_failure() {
-        let fields = |code: &str| {
-            let mut fields = HeaderMap::new();
-            fields.insert(STATUS, code.parse().unwrap());
-            outcome(&fields)
+    fn a_call_ends_as_its_status_says() {
+        let ended = |code: Option<&str>| {
+            let fields = HeaderMap::from_iter(code.map(|code| (STATUS, code.parse().unwrap())));
+            outcome(&fields, GrpcStatuses::default())
         };
-        for code in 0..=16 {
-            let expected = match code {
-                2 | 4 | 12 | 13 | 14 | 15 => Outcome::GrpcFailure,
-                _ => Outcome::Success,
-            };
-            assert_eq!(fields(&code.to_string()), expected, "{code}");
+        assert_eq!(ended(Some("5")), Outcome::Success);
+        for failed in [Some("13"), Some("17"), Some(""), None] {
+            assert_eq!(ended(failed), Outcome::GrpcFailure, "{failed:?}");
         }
-        for odd in ["", "17", "00", "-1", "ok"] {
-            assert_eq!(fields(odd), Outcome::GrpcFailure, "{odd}");
-        }
-        assert_eq!(outcome(&HeaderMap::new()), Outcome::GrpcFailure);
-        assert_eq!(outcome_of_head(StatusCode::NOT_FOUND, &HeaderMap::new()), Outcome::ClientError);
+        let of_head = |status| outcome_of_head(status, &HeaderMap::new(), GrpcStatuses::default());
+        assert_eq!(of_head(StatusCode::NOT_FOUND), Outcome::ClientError);
+        assert_eq!(of_head(StatusCode::OK), Outcome::GrpcFailure);
     }
 
     #[test]

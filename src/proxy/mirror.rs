@@ -196,16 +196,17 @@ impl Copy {
 
 /// Reads a response to its end, for nobody.
 async fn finish(routed: Routed, mut held: Held, response: Response<Incoming>) {
-    let Routed { request: _, mut attempt, wait, way: _, offer: _, retry: _ } = routed;
-    attempt.answered(response.status());
+    let Routed { request: _, mut attempt, wait, way, offer: _, retry: _ } = routed;
+    attempt.answered(response.status(), way.fails(response.status(), wait.is_call));
     let (head, mut body) = response.into_parts();
-    let mut outcome = outcome_of_head(head.status, &head.headers, wait.is_call);
-    let is_call = outcome == Outcome::GrpcFailure && !grpc::has_status(&head.headers);
+    let failures = way.grpc_failures();
+    let mut outcome = outcome_of_head(head.status, &head.headers, wait.is_call.then_some(failures));
+    let awaits_trailers = grpc::awaits_trailers(outcome, &head.headers);
     let since = clock::monotonic();
     match read(&mut held, &mut body, &wait, since).await {
         Read::Whole(trailers) => {
-            if let Some(trailers) = trailers.filter(|_| is_call) {
-                outcome = grpc::outcome(&trailers);
+            if let Some(trailers) = trailers.filter(|_| awaits_trailers) {
+                outcome = grpc::outcome(&trailers, failures);
             }
             let now = attempt.end(outcome);
             held.release(attempt.endpoint(), now);

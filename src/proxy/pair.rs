@@ -34,6 +34,7 @@ pub(super) struct Pair {
 struct Side {
     head: Cell<Option<(StatusCode, Instant)>>,
     outcome: Cell<Option<Outcome>>,
+    failed: Cell<bool>,
 }
 
 impl Pair {
@@ -82,8 +83,11 @@ impl Drop for Pair {
         let Some(canary) = self.heard(Role::Canary) else { return self.cells.count(self.unanswered.get()) };
         let stable = self.heard(Role::Stable);
         self.cells.count(compare(stable, canary));
-        let Some(stable) = stable else { return };
-        self.cells.count_pair(FailedBy::of(stable.1.is_failure(), canary.1.is_failure()));
+        if stable.is_none() {
+            return;
+        }
+        let failed = |role: Role| self.sides[role.index()].failed.get();
+        self.cells.count_pair(FailedBy::of(failed(Role::Stable), failed(Role::Canary)));
         if let (Some(stable), Some(canary)) = (self.took(Role::Stable), self.took(Role::Canary)) {
             self.cells.record(stable, canary);
         }
@@ -128,9 +132,11 @@ impl Half {
         self.pair.sides[self.role.index()].head.set(Some((status, clock::monotonic())));
     }
 
-    /// What became of the attempt.
-    pub(super) fn ended(&self, outcome: Outcome) {
-        self.pair.sides[self.role.index()].outcome.set(Some(outcome));
+    /// What became of the attempt, and whether that counts against its backend.
+    pub(super) fn ended(&self, outcome: Outcome, failed: bool) {
+        let side = &self.pair.sides[self.role.index()];
+        side.outcome.set(Some(outcome));
+        side.failed.set(failed);
     }
 }
 
@@ -167,7 +173,7 @@ mod tests {
             let half = pair.half(role);
             if let Some(outcome) = end {
                 half.answered(StatusCode::OK);
-                half.ended(outcome);
+                half.ended(outcome, outcome.is_failure());
             }
         }
         drop(pair);

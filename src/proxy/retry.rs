@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use super::{
@@ -128,9 +128,14 @@ impl Retry {
     }
 
     /// What takes the place of a try that has failed so, if anything may and does.
-    fn next(&mut self, failure: Failure, routed: &Routed, context: &Context) -> Option<Next> {
+    fn next(
+        &mut self,
+        Failed { failure, counts }: Failed,
+        routed: &Routed,
+        context: &Context,
+    ) -> Option<Next> {
         let (rules, method) = (&self.service.rules, self.head.method());
-        let shields = self.shields && rules.shields(failure, method);
+        let shields = self.shields && counts && rules.shields(failure, method);
         if !shields && (self.left == 0 || !rules.covers(failure, method)) {
             return None;
         }
@@ -240,11 +245,11 @@ pub(super) async fn send(routed: &mut Routed, context: &Context) -> Answered {
     let mut made: Option<Made> = None;
     loop {
         let answered = exchange::send(routed).await;
-        let failure = failure(&answered, routed.wait.is_call);
+        let failed = failed(&answered, routed);
         if let Some(made) = made.take() {
-            made.end(result(&answered, failure));
+            made.end(result(&answered, failed.is_some()));
         }
-        let next = failure.and_then(|failure| retry.next(failure, routed, context));
+        let next = failed.and_then(|failed| retry.next(failed, routed, context));
         let Some(next) = next else { return answered };
         let entry = routed.attempt.entry().cloned();
         let_go(answered, routed);
@@ -268,24 +273,36 @@ pub(super) async fn send(routed: &mut Routed, context: &Context) -> Answered {
     }
 }
 
+/// How a try has failed, and whether that counts against the backend.
+#[derive(Clone, Copy)]
+struct Failed {
+    failure: Failure,
+    counts: bool,
+}
+
 /// How a try has failed, if it is the backend that has failed.
-fn failure(answered: &Answered, is_call: bool) -> Option<Failure> {
-    match answered {
-        Err(error) => error.failure(),
-        Ok((_, response)) => match outcome_of_head(response.status(), response.headers(), is_call) {
-            Outcome::ServerError => Some(Failure::Status(response.status().as_u16())),
-            Outcome::GrpcFailure if grpc::is_unavailable(response.headers()) => Some(Failure::Unavailable),
-            // Without a status, the trailers are still to say how it ended.
-            Outcome::GrpcFailure if grpc::has_status(response.headers()) => Some(Failure::Call),
-            _ => None,
-        },
+fn failed(answered: &Answered, routed: &Routed) -> Option<Failed> {
+    let response = match answered {
+        Err(error) => return error.failure().map(|failure| Failed { failure, counts: true }),
+        Ok((_, response)) => response,
+    };
+    let (status, headers, way) = (response.status(), response.headers(), &routed.way);
+    if routed.wait.is_call && status == StatusCode::OK {
+        // Without a status, the trailers are still to say how it ended.
+        let counts =
+            grpc::has_status(headers) && grpc::outcome(headers, way.grpc_failures()) == Outcome::GrpcFailure;
+        let failure = if grpc::is_unavailable(headers) { Failure::Unavailable } else { Failure::Call };
+        return (counts || failure == Failure::Unavailable).then_some(Failed { failure, counts });
     }
+    let is_error = Outcome::of_status(status).is_failure();
+    let counts = way.fails(status, routed.wait.is_call).unwrap_or(is_error);
+    (counts || is_error).then_some(Failed { failure: Failure::Status(status.as_u16()), counts })
 }
 
 /// What became of a retry.
-fn result(answered: &Answered, failure: Option<Failure>) -> RetryResult {
+fn result(answered: &Answered, failed: bool) -> RetryResult {
     match answered {
-        _ if failure.is_some() => RetryResult::Failure,
+        _ if failed => RetryResult::Failure,
         Ok(_) => RetryResult::Success,
         Err(error) if error.is_limit() => RetryResult::NoEndpoint,
         Err(_) => RetryResult::ClientAbort,
@@ -303,9 +320,10 @@ fn let_go(answered: Answered, routed: &mut Routed) {
             }
         }
         Ok((held, response)) => {
-            attempt.answered(response.status());
-            let is_call = routed.wait.is_call;
-            let now = attempt.end(outcome_of_head(response.status(), response.headers(), is_call));
+            let (way, is_call) = (&routed.way, routed.wait.is_call);
+            attempt.answered(response.status(), way.fails(response.status(), is_call));
+            let call = is_call.then(|| way.grpc_failures());
+            let now = attempt.end(outcome_of_head(response.status(), response.headers(), call));
             drop(response);
             // One on which the request is still being sent cannot take another.
             if routed.wait.progress.as_ref().is_none_or(|progress| progress.done.get()) {

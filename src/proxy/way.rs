@@ -3,7 +3,7 @@
 
 use std::{rc::Rc, time::Instant};
 
-use http::{HeaderMap, HeaderValue, Uri, header, request, uri::PathAndQuery};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header, request, uri::PathAndQuery};
 
 use super::{
     assign::assign,
@@ -16,7 +16,10 @@ use super::{
     retry::Retries,
 };
 use crate::{
-    model::role::Role,
+    model::{
+        failure::{Failures, GrpcStatuses},
+        role::Role,
+    },
     routing::{
         condition::Head,
         filter::{End, Redirect, Route},
@@ -136,6 +139,24 @@ impl Way {
 
     fn route(&self) -> Option<&Route> {
         self.route.map(|id| self.view.snapshot.topology().route(id))
+    }
+
+    fn failures(&self) -> Option<&Failures> {
+        let route = self.route().and_then(|route| route.failures.as_deref());
+        route.or_else(|| self.service().failures.as_deref())
+    }
+
+    /// Whether a response with this status counts against the backend, where that is written; a call that
+    /// was answered with 200 has a status of its own.
+    #[inline]
+    pub(super) fn fails(&self, status: StatusCode, is_call: bool) -> Option<bool> {
+        let failures = self.failures()?;
+        (!is_call || status != StatusCode::OK).then(|| failures.statuses.contains(status.as_u16()))
+    }
+
+    /// How calls end that count against the backend.
+    pub(super) fn grpc_failures(&self) -> GrpcStatuses {
+        self.failures().map_or(GrpcStatuses::SERVERS_FAULT, |failures| failures.grpc)
     }
 
     /// How long the backend may take.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::snapshot::{ServiceId, Timeouts};
+use crate::model::failure::Failures;
 
 /// A route that does more than lead to a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct Route {
     pub path: Option<PathRewrite>,
     /// Times that take the place of the service's.
     pub timeouts: RouteTimeouts,
+    /// What counts against the backend, where it is not what does for the service.
+    pub failures: Option<Box<Failures>>,
 }
 
 /// Where a route ends.

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     model::{
+        failure::Failures,
         name::{BackendName, ServiceName},
         protocol::Protocol,
     },
@@ -122,6 +123,8 @@ pub struct Service {
     pub timeouts: Timeouts,
     /// Protocols that a connection may be switched to, in lower case (default `websocket`).
     pub upgrades: Vec<String>,
+    /// What counts against its backends, where it is not the usual.
+    pub failures: Option<Box<Failures>>,
     /// How its backends are used.
     pub policy: Policy,
     /// How much of its backends may be asked for.

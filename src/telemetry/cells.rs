@@ -79,6 +79,7 @@ impl Latencies {
 #[repr(align(128))]
 pub struct Cells {
     outcomes: [Counter; Outcome::ALL.len()],
+    failures: Counter,
     in_flight: Counter,
     connect_failures: Counter,
     latency: Latencies,
@@ -88,6 +89,11 @@ impl Cells {
     /// Attempts that ended with this outcome.
     pub fn outcome(&self, outcome: Outcome) -> u64 {
         self.outcomes[outcome.index()].get()
+    }
+
+    /// Attempts that ended and count against the backend.
+    pub fn failures(&self) -> u64 {
+        self.failures.get()
     }
 
     /// Attempts that have begun and not ended.
@@ -125,12 +131,16 @@ impl Writer {
         self.cells.in_flight.add(1);
     }
 
-    /// An attempt ends; `latency` from request to the end of its response, where there was one.
+    /// An attempt ends, and counts against the backend if it `failed`; `latency` from request to the end of
+    /// its response, where there was one.
     #[inline]
-    pub fn end(&self, outcome: Outcome, latency: Option<Duration>) {
+    pub fn end(&self, outcome: Outcome, failed: bool, latency: Option<Duration>) {
         let cells = &*self.cells;
         cells.in_flight.sub_one();
         cells.outcomes[outcome.index()].add(1);
+        if failed {
+            cells.failures.add(1);
+        }
         if let Some(latency) = latency {
             cells.latency.record(latency);
         }
@@ -158,8 +168,8 @@ mod tests {
         let writer = Writer::new(Arc::clone(&cells));
         writer.begin();
         assert_eq!((cells.in_flight(), cells.outcome(Outcome::Success)), (1, 0));
-        writer.end(Outcome::Success, Some(Duration::from_millis(2)));
-        assert_eq!((cells.in_flight(), cells.outcome(Outcome::Success)), (0, 1));
+        writer.end(Outcome::Success, true, Some(Duration::from_millis(2)));
+        assert_eq!((cells.in_flight(), cells.outcome(Outcome::Success), cells.failures()), (0, 1, 1));
         let mut latency = Histogram::default();
         cells.add_latency(&mut latency);
         assert_eq!((latency.total(), latency.sum_seconds()), (1, 0.002));

@@ -29,6 +29,7 @@ pub const LATENCY_BOUNDS: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
 const REQUESTS: &str = "tidegate_requests_total";
+const FAILURES: &str = "tidegate_request_failures_total";
 const DURATION: &str = "tidegate_request_duration_seconds";
 const IN_FLIGHT: &str = "tidegate_requests_in_flight";
 const CONNECT_FAILURES: &str = "tidegate_upstream_connect_failures_total";
@@ -66,6 +67,7 @@ impl CellsCollector {
                 "Attempts at a backend that have ended, by status class or by what happened instead.",
                 &with_status[..],
             ),
+            (FAILURES, "Those of them that count against the backend.", &BY_BACKEND),
             (
                 DURATION,
                 "Time from a request's head to the end of its response, of attempts that had a response.",
@@ -190,6 +192,7 @@ impl Collector for CellsCollector {
         });
         families.extend([
             self.family(REQUESTS, MetricType::COUNTER, requests.collect()),
+            self.family(FAILURES, MetricType::COUNTER, each(|l, t| counter(l, t.failures))),
             self.family(DURATION, MetricType::HISTOGRAM, each(|l, t| latency(l, &t.latency))),
             self.family(IN_FLIGHT, MetricType::GAUGE, each(|l, t| gauge(l, t.in_flight))),
             self.family(CONNECT_FAILURES, MetricType::COUNTER, each(|l, t| counter(l, t.connect_failures))),
@@ -282,12 +285,13 @@ mod tests {
         let writer = hub.open_ledger(0, Arc::new([key])).writer(0, Role::Stable);
         for millis in [1, 7, 20_000] {
             writer.begin();
-            writer.end(Outcome::Success, Some(Duration::from_millis(millis)));
+            writer.end(Outcome::Success, millis == 7, Some(Duration::from_millis(millis)));
         }
         let text = scrape(&hub);
         for line in [
             r#"tidegate_requests_total{service="web",backend="v1",role="stable",status="2xx"} 3"#,
             r#"tidegate_requests_total{service="web",backend="v1",role="stable",status="5xx"} 0"#,
+            r#"tidegate_request_failures_total{service="web",backend="v1",role="stable"} 1"#,
             r#"tidegate_request_duration_seconds_bucket{service="web",backend="v1",role="stable",le="0.005"} 1"#,
             r#"tidegate_request_duration_seconds_bucket{service="web",backend="v1",role="stable",le="0.01"} 2"#,
             r#"tidegate_request_duration_seconds_bucket{service="web",backend="v1",role="stable",le="+Inf"} 3"#,

@@ -401,7 +401,7 @@ mod tests {
         let ledger = hub.open_ledger(0, keys(&["v1", "v2"]));
         let writer = ledger.writer(1, Role::Canary);
         writer.begin();
-        writer.end(Outcome::Success, None);
+        writer.end(Outcome::Success, false, None);
         let ledger = hub.open_ledger(0, keys(&["v0", "v2"]));
         let counted: Vec<_> = ledger
             .cells()

@@ -15,6 +15,8 @@ use crate::model::{
 pub struct Totals {
     /// Attempts by outcome, in the order of [`Outcome::ALL`].
     pub outcomes: [u64; Outcome::ALL.len()],
+    /// Those of them that count against the backend.
+    pub failures: u64,
     /// Attempts that have begun and not ended.
     pub in_flight: u64,
     /// Connections that could not be made.
@@ -26,12 +28,8 @@ pub struct Totals {
 impl Totals {
     /// Attempts that ended and say something about the backend.
     pub fn requests(&self) -> u64 {
-        self.sum(Outcome::counts)
-    }
-
-    /// Those of them that failed.
-    pub fn failures(&self) -> u64 {
-        self.sum(Outcome::is_failure)
+        let counting = Outcome::ALL.into_iter().filter(|outcome| outcome.counts());
+        counting.map(|outcome| self.outcomes[outcome.index()]).sum()
     }
 
     /// What came in since `earlier`, an older reading.
@@ -40,6 +38,7 @@ impl Totals {
         let outcomes = std::array::from_fn(|i| self.outcomes[i].saturating_sub(earlier.outcomes[i]));
         Self {
             outcomes,
+            failures: self.failures.saturating_sub(earlier.failures),
             in_flight: self.in_flight,
             connect_failures: self.connect_failures.saturating_sub(earlier.connect_failures),
             latency: self.latency.since(&earlier.latency),
@@ -51,13 +50,10 @@ impl Totals {
         for (mine, theirs) in self.outcomes.iter_mut().zip(&other.outcomes) {
             *mine += theirs;
         }
+        self.failures += other.failures;
         self.in_flight += other.in_flight;
         self.connect_failures += other.connect_failures;
         self.latency.merge(&other.latency);
-    }
-
-    fn sum(&self, which: impl Fn(Outcome) -> bool) -> u64 {
-        Outcome::ALL.into_iter().filter(|o| which(*o)).map(|o| self.outcomes[o.index()]).sum()
     }
 }
 
@@ -76,6 +72,7 @@ pub fn read(hub: &Hub) -> BTreeMap<Series, Totals> {
             for outcome in Outcome::ALL {
                 sum.outcomes[outcome.index()] += cells.outcome(outcome);
             }
+            sum.failures += cells.failures();
             sum.in_flight += cells.in_flight();
             sum.connect_failures += cells.connect_failures();
             cells.add_latency(&mut sum.latency);
@@ -100,11 +97,11 @@ mod tests {
             let writer = ledger.writer(0, Role::Stable);
             for outcome in [Outcome::Success, Outcome::Timeout, Outcome::ClientAbort] {
                 writer.begin();
-                writer.end(outcome, None);
+                writer.end(outcome, outcome == Outcome::Timeout, None);
             }
         }
         let readings = read(&hub);
         let totals = &readings[&(key.service, key.backend, Role::Stable)];
-        assert_eq!((totals.requests(), totals.failures(), totals.in_flight), (4, 2, 0));
+        assert_eq!((totals.requests(), totals.failures, totals.in_flight), (4, 2, 0));
     }
 }

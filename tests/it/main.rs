@@ -11,6 +11,7 @@
 //! | `config` | what a user is told about each mistake in a configuration |
 //! | `demo` | the demo, as somebody sees it who tries the program first |
 //! | `drain` | how it ends: nobody who behaves is cut off |
+//! | `evidence` | what a rollout is judged by, as far as the data plane tells it |
 //! | `failures` | what happens when a connection breaks, and who is blamed for it |
 //! | `grpc` | gRPC calls, and what becomes of those that fail |
 //! | `filters` | what a route changes on the way, and where it sends clients |
@@ -60,6 +61,7 @@ mod combinations;
 mod config;
 mod demo;
 mod drain;
+mod evidence;
 mod failures;
 mod filters;
 mod floods;

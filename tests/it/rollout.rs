@@ -19,7 +19,7 @@ pub struct Load {
 }
 
 impl Load {
-    fn on(tidegate: &Tidegate) -> Self {
+    pub fn on(tidegate: &Tidegate) -> Self {
         Self::checked(tidegate, |_| {})
     }
 
