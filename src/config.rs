@@ -17,6 +17,7 @@ mod edge;
 mod files;
 mod filter;
 mod force;
+mod freeze;
 mod health_check;
 mod host;
 mod limits;
@@ -31,8 +32,10 @@ mod report;
 mod retry;
 mod rollout;
 mod route;
+mod schedule;
 mod service;
 mod shutdown;
+mod steps;
 mod sticky;
 mod structure;
 mod suggest;
@@ -64,7 +67,7 @@ use crate::{
         role::Roles,
         weight::Weight,
     },
-    rollout::plan::Plan,
+    rollout::{freeze::Freeze, plan::Plan},
     routing::{
         condition::Conditions,
         edge::Edge,
@@ -276,6 +279,8 @@ pub struct Rollout {
     pub plan: Plan,
     /// What is watched, and how sure it has to be.
     pub analysis: Settings,
+    /// When it does not move forward.
+    pub freezes: Vec<Freeze>,
 }
 
 impl Default for Shutdown {
