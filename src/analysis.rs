@@ -104,6 +104,8 @@ pub struct Analysis {
     stage: Stage,
     /// The weight that the next step has; nothing in the last one.
     next_weight: Option<Weight>,
+    /// Requests that the step itself wants, in place of the setting.
+    step_minimum: Option<u64>,
     tally: Tally,
     dispersion: Dispersion,
     worse: Comparison,
@@ -168,6 +170,7 @@ impl Analysis {
             },
             stage: Stage::Stepping,
             next_weight: Some(Weight::ZERO),
+            step_minimum: None,
             tally: Tally::default(),
             dispersion: Dispersion::new(dispersion),
             worse: Comparison::worse(settings.tolerance(), planned),
@@ -207,8 +210,14 @@ impl Analysis {
     /// its requests are counted anew. The evidence stays, since a change of weight does not touch it.
     pub fn begin_step(&mut self, next_weight: Option<Weight>) {
         self.next_weight = next_weight;
+        self.step_minimum = None;
         self.tally.begin_step();
         self.routes.iter_mut().for_each(|route| route.step = Arms::default());
+    }
+
+    /// Until the next step begins, the canary must have had so many requests in it before it may be left.
+    pub fn require(&mut self, minimum_requests: u64) {
+        self.step_minimum = Some(minimum_requests);
     }
 
     /// Takes in a tick of a step.
@@ -360,6 +369,7 @@ impl Analysis {
     /// Whether enough is known to leave the step, and if not, what is missing.
     fn proceed(&self) -> Finding {
         let Targets { promotion_margin: margin, minimum_requests: minimum, .. } = self.targets;
+        let minimum = self.step_minimum.unwrap_or(minimum);
         let requests = self.tally.step.canary.requests;
         let go_on = |reason| Finding { decision: Decision::Continue, reason };
         let leave = |reason| Finding { decision: Decision::Advance, reason };

@@ -18,6 +18,7 @@ mod failures;
 mod files;
 mod filter;
 mod force;
+mod freeze;
 mod health_check;
 mod host;
 mod limits;
@@ -32,8 +33,10 @@ mod report;
 mod retry;
 mod rollout;
 mod route;
+mod schedule;
 mod service;
 mod shutdown;
+mod steps;
 mod sticky;
 mod structure;
 mod suggest;
@@ -66,7 +69,7 @@ use crate::{
         role::Roles,
         weight::Weight,
     },
-    rollout::plan::Plan,
+    rollout::{freeze::Freeze, plan::Plan},
     routing::{
         condition::Conditions,
         edge::Edge,
@@ -282,6 +285,8 @@ pub struct Rollout {
     pub plan: Plan,
     /// What is watched, and how sure it has to be.
     pub analysis: Settings,
+    /// When it does not move forward.
+    pub freezes: Vec<Freeze>,
 }
 
 impl Default for Shutdown {

@@ -69,6 +69,16 @@ pub enum CommandError {
         /// The rollout's phase.
         phase: &'static str,
     },
+    /// Now is no time to begin one.
+    #[error(
+        "service `{service}` is frozen, {freeze}: start its rollout when that is over, or with force if it cannot wait"
+    )]
+    Frozen {
+        /// The service.
+        service: ServiceName,
+        /// The window, in words.
+        freeze: String,
+    },
     /// The rollout is in a phase in which the command means nothing.
     #[error(transparent)]
     Refused(#[from] Refused),

@@ -4,7 +4,7 @@
 //! drives it (the controller, a test, a simulation) owns the clock and the effects.
 //!
 //! ```text
-//! idle → preparing → stepping(i) ⇄ paused
+//! idle → preparing → stepping(i) ⇄ paused (by a person, a gate, a hook, a freeze, or without a verdict)
 //!             │           └→ promoting → baking → succeeded
 //!             └ blue/green ────┘
 //! from every phase in between → rolling back → rolled back
@@ -16,6 +16,7 @@
 
 pub mod effect;
 pub mod event;
+pub mod freeze;
 pub mod machine;
 pub mod note;
 pub mod phase;

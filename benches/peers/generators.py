@@ -83,9 +83,12 @@ class Wrk:
     tls: bool = False
     # Bytes to POST; none is a GET.
     body: int = 0
+    # Seconds after which an answer that has not come counts as an error.
+    patience: int = 2
 
     def load(self, proxy, seconds, cores, directory):
-        command = ["wrk", "-t1", f"-c{self.connections}", f"-d{seconds}s", "--latency"]
+        command = ["wrk", "-t1", f"-c{self.connections}", f"-d{seconds}s", "--latency",
+                   f"--timeout={self.patience}s"]
         if self.close:
             command += ["-H", "Connection: close"]
         if self.body:
@@ -184,22 +187,15 @@ def parse_h2load(text, log, settled):
     rows = [(int(start), status, int(took)) for start, status, took in map(str.split, log)]
     first = min((start for start, _, _ in rows), default=0)
     times = sorted(took for start, status, took in rows if status == "200" and start >= first + settled)
-    succeeded, failed = h2load_counts(text)
-    lasted = re.search(r"finished in ([\d.]+)(us|ms|s|m),", text)
-    if lasted is None or not times:
-        raise Failure(f"h2load reported no successful request:\n{text}")
-    return Load(succeeded, float(lasted.group(1)) * UNITS[lasted.group(2)] / 1e6, failed,
-                *(quantile(times, fraction) for fraction in (0.50, 0.90, 0.99, 0.999)))
-
-
-def h2load_counts(text):
-    """Requests that succeeded and that failed, by h2load's report."""
     counts = re.search(
         r"requests: (\d+) total, (\d+) started, (\d+) done, (\d+) succeeded, "
         r"(\d+) failed, (\d+) errored, (\d+) timeout", text)
-    if counts is None or int(counts.group(4)) == 0:
+    lasted = re.search(r"finished in ([\d.]+)(us|ms|s|m),", text)
+    if counts is None or lasted is None or not times:
         raise Failure(f"h2load reported no successful request:\n{text}")
-    return int(counts.group(4)), int(counts.group(5))
+    return Load(int(counts.group(4)), float(lasted.group(1)) * UNITS[lasted.group(2)] / 1e6,
+                int(counts.group(5)),
+                *(quantile(times, fraction) for fraction in (0.50, 0.90, 0.99, 0.999)))
 
 
 @dataclass(frozen=True)

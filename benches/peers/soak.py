@@ -25,7 +25,7 @@ import processes
 import proxies
 from client import Crowd
 from processes import Failure
-from soak_clients import Tally, Visitors, generators
+from soak_clients import GENERATORS, Tally, Visitors
 from soak_log import Judge
 from soak_site import MORTAL, Shape, Site
 
@@ -63,11 +63,11 @@ RELOADS = (
     {"guest": True},
     {"extra": True},
     {"broken": True},
-    {"broken": False, "idle": "60s"},
+    {"broken": False, "idle": "60s", "retry": True},
     {"third": True, "tls_version": "1.3"},
     {"guest": False},
     {"extra": False},
-    {"third": False, "idle": "75s", "tls_version": "1.2"},
+    {"third": False, "idle": "75s", "retry": False, "tls_version": "1.2"},
 )
 # How the proxy learns of it. There are as many as have no common factor with the above.
 WAYS = ("api", "signal", "file")
@@ -75,7 +75,7 @@ WAYS = ("api", "signal", "file")
 
 @dataclass(frozen=True)
 class Sample:
-    """The proxy's resources at one moment: seconds since the start, MiB, descriptors that are pipes or not."""
+    """The proxy's resources at one moment: seconds since the start, MiB, descriptors by kind."""
 
     at: float
     rss: float
@@ -140,11 +140,12 @@ class Soak:
 
     async def generate(self):
         """One generator after the other, on endpoints that live."""
-        for generator in itertools.cycle(generators(self.site)):
-            requests, failures = await asyncio.to_thread(generator)
-            self.tally.requests["steady"] += requests
-            for _ in range(failures):
-                self.tally.failed("steady", "a generator's request")
+        for generator, seconds in itertools.cycle(GENERATORS):
+            result = await asyncio.to_thread(
+                generator.load, self.site.proxy, seconds, self.site.cores, self.site.directory)
+            self.tally.requests["steady"] += result.requests
+            for _ in range(result.errors):
+                self.tally.failed("steady", f"one of {generator}")
             if not await self.pause(1):
                 return
 
@@ -217,7 +218,8 @@ class Soak:
         self.site.change(**changes)
         if way == "api":
             status, answer = await asyncio.to_thread(self.site.api, "POST", "/reload")
-            require(status == (422 if changes.get("broken") else 200), f"reload with {changes}: {status} {answer}")
+            expected = 422 if changes.get("broken") else 200
+            require(status == expected, f"reload with {changes}: {status} {answer}")
         elif way == "signal":
             self.site.hang_up()
         await self.until(f"{changes} taken up by {way}", lambda: sum(counts()) >= sum(wanted))
@@ -276,7 +278,8 @@ class Soak:
 
     def sample(self):
         pid = self.site.process.pid
-        return Sample(time.monotonic() - self.begun, processes.memory(pid).now, processes.descriptors(pid))
+        return Sample(
+            time.monotonic() - self.begun, processes.memory(pid).now, processes.descriptors(pid))
 
     def report(self):
         last = self.samples[-1]
@@ -291,9 +294,12 @@ def check_failures(soak):
     judge, tally = soak.judge, soak.tally
     failed = {service: len(failures) for service, failures in tally.failures.items()}
     print(f"  {judge.exchanges} exchanges; seen by clients to fail: {failed}; "
-          f"had by an endpoint as it died: {dict(judge.excused)}")
+          f"had by an endpoint as it died: {dict(judge.excused)}, at most "
+          f"{max(judge.by_death.values(), default=0)} at once; a death was noticed within "
+          f"{soak.slowest_notice:.1f} s")
     if judge.inexcusable:
-        yield f"{len(judge.inexcusable)} exchanges failed, by the access log: " + "; ".join(judge.inexcusable[:5])
+        yield (f"{len(judge.inexcusable)} exchanges failed, by the access log: "
+               + "; ".join(judge.inexcusable[:5]))
     for service, failures in tally.failures.items():
         if len(failures) > judge.excused[service]:
             last = "; ".join(f"{what} (at {at:.3f})" for at, what in failures[-5:])
@@ -326,7 +332,7 @@ def check_memory(soak):
 
 
 def check_quiet(soak, at_first):
-    """With nobody left, nothing is: no connection, no request, no descriptor, no CPU, no series of what is gone."""
+    """With nobody left, nothing is: no connection, no descriptor, no CPU, no series of what is gone."""
     site = soak.site
     deadline = time.monotonic() + QUIET_SECONDS
     while True:
@@ -401,17 +407,20 @@ async def run(site, python, seconds):
     site.api("POST", "/reload")
     quiet = list(check_quiet(soak, at_first))
     soak.judge.read()
-    soak.broken += [*check_failures(soak), *check_memory(soak), *quiet, *check_reloads(soak), *check_end(soak)]
+    soak.broken += [*check_failures(soak), *check_memory(soak), *quiet, *check_reloads(soak),
+                    *check_end(soak)]
     soak.judge.close()
     return soak
 
 
 def find_python(given):
     """A Python that has what the peers in tests/peers need."""
-    for candidate in (given, os.environ.get("TIDEGATE_TEST_PYTHON"), "target/python/bin/python3", sys.executable):
-        if candidate and os.path.exists(candidate) and subprocess.run(
-                [candidate, "-c", "import grpc, websockets"], capture_output=True, check=False).returncode == 0:
-            return candidate
+    given = given or os.environ.get("TIDEGATE_TEST_PYTHON")
+    for candidate in (given, "target/python/bin/python3", sys.executable):
+        if candidate and os.path.exists(candidate):
+            tried = subprocess.run([candidate, "-c", "import grpc, websockets"], capture_output=True, check=False)
+            if tried.returncode == 0:
+                return candidate
     raise Failure("no Python with grpcio and websockets: python3 -m venv target/python && "
                   "target/python/bin/pip install grpcio websockets")
 

@@ -1,4 +1,4 @@
-"""The HTTP clients of the soak test: those that look at each answer, and generators for the crowd."""
+"""The HTTP clients of the soak test: those that look at each answer, and generators for the mass."""
 
 import asyncio
 import random
@@ -9,7 +9,18 @@ from dataclasses import dataclass
 
 import proxies
 from client import Connection
-from generators import h2load_counts, parse_wrk, run
+from generators import H2load, Wrk
+
+# On the service `steady`: what asks, and for how many seconds at a time.
+GENERATORS = (
+    (Wrk("/steady/1k", 16, patience=60), 4),
+    (H2load("/steady/1k", 8, 8), 4),
+    (Wrk("/steady/1k", 16, close=True, patience=60), 2),
+    (H2load("/steady/1k", 8, 8, tls=True), 4),
+    (Wrk("/steady/1m", 4, patience=60), 2),
+    (H2load("/steady/1m", 2, 2, tls=True), 2),
+    (Wrk("/steady/up", 4, body=1 << 20, patience=60), 2),
+)
 
 # Longest time for one exchange; on a machine that is not quiet, large ones take their time.
 PATIENCE = 60
@@ -42,24 +53,24 @@ class Errand:
 
 def errands(document):
     """What is asked of the service `web`, and by how many clients, half of them over TLS."""
-    small = proxies.BODY_1K.encode()
+    small, received = proxies.BODY_1K.encode(), b"received"
     return {
         Errand("small", "GET", "/1k", small, 0.05): 12,
         Errand("large", "GET", "/1m", document, 0.2): 4,
         Errand("slow", "GET", "/slow", document, 0.1): 4,
-        Errand("upload", "POST", "/upload", small, 0.2, (document[:1 << 16],) * 16): 4,
-        Errand("slow upload", "POST", "/upload", small, 0.1, (document[:1 << 10],) * 20, 0.1): 4,
+        Errand("upload", "POST", "/up", received, 0.2, (document[:1 << 16],) * 16): 4,
+        Errand("slow upload", "POST", "/up", received, 0.1, (document[:1 << 10],) * 20, 0.1): 4,
     }
 
 
 class Visitors:
-    """Clients of the service `web`: each makes connections, uses each for some requests, and wants every answer."""
+    """Clients of the service `web`: each makes connections, and uses each for some requests."""
 
     def __init__(self, site, tally):
         self._site = site
         self._tally = tally
         self._errands = errands(site.document)
-        self._tls = ssl.create_default_context(cafile=f"{site.directory}/soak.pem")
+        self._tls = ssl.create_default_context(cafile=site.certificate)
         self._tls.check_hostname = False
         self.stop = False
         self.count = sum(self._errands.values())
@@ -107,28 +118,3 @@ class Visitors:
 
     def _failed(self, errand, what):
         self._tally.failed("web", f"{errand.name}: {what}")
-
-
-def generators(site):
-    """Load on the service `steady`: one call of each is some seconds of it; requests and failures."""
-    def wrk(path, connections, seconds, close=False):
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", f"{PATIENCE}s"]
-        if close:
-            command += ["-H", "Connection: close"]
-        command.append(f"http://127.0.0.1:{site.plain}/steady{path}")
-        result = parse_wrk(run(command, site.cores, site.directory, seconds))
-        return result.requests, result.errors
-
-    def h2load(scheme, port, path, seconds, connections, streams):
-        url = f"{scheme}://127.0.0.1:{port}/steady{path}"
-        command = ["h2load", "-t1", f"-c{connections}", f"-m{streams}", f"-D{seconds}", url]
-        return h2load_counts(run(command, site.cores, site.directory, seconds))
-
-    return [
-        lambda: wrk("/1k", 16, 4),
-        lambda: h2load("http", site.plain, "/1k", 4, 8, 8),
-        lambda: wrk("/1k", 16, 2, close=True),
-        lambda: h2load("https", site.tls, "/1k", 4, 8, 8),
-        lambda: wrk("/1m", 4, 2),
-        lambda: h2load("https", site.tls, "/1m", 2, 2, 2),
-    ]

@@ -87,6 +87,7 @@ class Shape:
     guest: bool = False
     extra: bool = False
     third: bool = False
+    retry: bool = False
     idle: str = "75s"
     tls_version: str = "1.2"
     broken: bool = False
@@ -132,20 +133,16 @@ class Site:
         self.document = random.Random(1).randbytes(proxies.SIZES["/1m"])
         with open(f"{self.directory}/www/1m", "wb") as file:
             file.write(self.document)
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-             "-days", "2", "-subj", "/CN=soak.example", "-keyout", f"{self.directory}/soak.key",
-             "-out", f"{self.directory}/soak.pem"],
-            check=True, capture_output=True)
+        self.certificate, self._key, _ = proxies.make_certificate(self.directory)
 
     def _nginx(self, endpoint):
         binary = proxies.find("nginx", None)
         if binary is None:
             raise Failure("nginx is needed for the backends: not found")
-        config = f"{self.directory}/{endpoint.name}.conf"
-        # One that was killed leaves its socket, which the next could not bind.
+        # One that was killed leaves it behind, and then there is no place for the next.
         with suppress(FileNotFoundError):
             os.remove(f"{self.directory}/{endpoint.name}.sock")
+        config = f"{self.directory}/{endpoint.name}.conf"
         proxies.render("nginx-backend.conf", config, {
             "NAME": endpoint.name, "PORT": endpoint.port, "DIR": self.directory,
             "BODY_1K": proxies.BODY_1K})
@@ -161,6 +158,7 @@ class Site:
         self.process = self._stack.enter_context(
             processes.running("tidegate", command, self.cores, self.directory))
         wait_until(lambda: proxies.answers(self.admin, "/readyz"), self.process, "tidegate", self.log)
+        self.proxy = proxies.Proxy("tidegate", self.process, self.plain, self.plain, self.tls, self.admin)
 
     def close(self):
         self._stack.close()
@@ -195,14 +193,17 @@ class Site:
             return ", ".join(f'"{scheme}://{endpoint.address}"' for endpoint in mine)
 
         guest = f'\n[[listeners]]\naddress = "127.0.0.1:{self.guest}"\n'
-        extra = ('\n[[routes]]\npath = "/extra"\nservice = "extra"\nurl_rewrite = { replace_full_path = "/1k" }\n'
+        extra = ('\n[[routes]]\npath = "/extra"\nservice = "extra"\n'
+                 'url_rewrite = { replace_full_path = "/1k" }\n'
                  '\n[services.extra]\nstable = "v1"\n'
                  f'\n[services.extra.backends.v1]\nendpoints = [{urls("steady", "v1")}]\n')
         endpoints = {f"{service}_{backend}".upper(): urls(service, backend)
                      for service in ("steady", *MORTAL) for backend in BACKENDS}
         return {
-            "DIR": self.directory, "PLAIN": self.plain, "TLS": self.tls, "ADMIN": self.admin,
+            "DIR": self.directory, "CERTIFICATE": self.certificate, "KEY": self._key,
+            "PLAIN": self.plain, "TLS": self.tls, "ADMIN": self.admin,
             "IDLE": shape.idle, "TLS_VERSION": "9" if shape.broken else shape.tls_version,
+            "RETRY": "\n[services.web.retry]\n" if shape.retry else "",
             "GUEST": guest if shape.guest else "", "EXTRA": extra if shape.extra else "", **endpoints,
         }
 

@@ -30,8 +30,8 @@ pub(super) fn router() -> Router<Controller> {
         .route("/services/{name}", get(service))
         .route("/services/{name}/weight", put(weight))
         .route("/services/{name}/promote", post(promote))
-        .route("/services/{name}/start", verb(Request::Rollout(Command::Start)))
-        .route("/services/{name}/retry", verb(Request::Rollout(Command::Start)))
+        .route("/services/{name}/start", post(start))
+        .route("/services/{name}/retry", post(start))
         .route("/services/{name}/rollback", verb(Request::Rollout(Command::RollBack)))
         .route("/services/{name}/abort", verb(Request::Rollout(Command::RollBack)))
         .route("/services/{name}/pause", verb(Request::Rollout(Command::Pause)))
@@ -70,6 +70,22 @@ async fn weight(
     let weight = Weight::from_percent(body.canary)
         .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
     ask(controller, name, Request::SetWeight(weight)).await
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "an object such as {\"force\": true}")]
+struct StartBody {
+    /// Also in a freeze, and soon after a rollback.
+    force: bool,
+}
+
+async fn start(
+    controller: State<Controller>,
+    name: Path<String>,
+    body: Option<Body<StartBody>>,
+) -> Answer<ServiceStatus> {
+    let StartBody { force } = body.map(|Body(body)| body).unwrap_or_default();
+    ask(controller, name, Request::Rollout(Command::Start { force })).await
 }
 
 #[derive(Default, Deserialize)]

@@ -50,9 +50,10 @@ impl From<CommandError> for Problem {
     fn from(error: CommandError) -> Self {
         let status = match &error {
             CommandError::UnknownService(_) => StatusCode::NOT_FOUND,
-            CommandError::NoCanary(_) | CommandError::RolloutRunning { .. } | CommandError::Refused(_) => {
-                StatusCode::CONFLICT
-            }
+            CommandError::NoCanary(_)
+            | CommandError::RolloutRunning { .. }
+            | CommandError::Frozen { .. }
+            | CommandError::Refused(_) => StatusCode::CONFLICT,
             CommandError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, error.to_string())

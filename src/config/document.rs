@@ -9,6 +9,7 @@ use super::{
     Config,
     access_log::{self, RawAccessLog},
     admin::{self, RawAdmin},
+    freeze::{self, RawFreeze},
     listener::{self, RawListener},
     paths::{self, RawPaths},
     report::Report,
@@ -32,17 +33,22 @@ pub(super) struct RawDocument {
     admin: Option<Spanned<Table<RawAdmin>>>,
     paths: Option<Table<RawPaths>>,
     routes: Option<Vec<Spanned<Table<RawRoute>>>>,
+    freeze: Option<Vec<Spanned<Table<RawFreeze>>>>,
     services: Option<RawServices>,
 }
 
 /// What a document means; only to be used if the report has no errors.
 pub(super) fn lower(raw: RawDocument, report: &mut Report<'_>) -> Config {
-    let RawDocument { workers, shutdown, access_log, listeners, admin, paths, routes, services } = raw;
+    let RawDocument { workers, shutdown, access_log, listeners, admin, paths, routes, freeze, services } =
+        raw;
     let (routes, services) = (routes.unwrap_or_default(), services.unwrap_or_default());
     warn_unrouted(&routes, &services, report);
     let listeners = listener::lower(listeners.unwrap_or_default(), report);
     let admin = admin.and_then(|raw| admin::lower(raw, &listeners, report));
-    let names: Vec<_> = services.keys().map(|name| name.get_ref().as_str()).collect();
+    let names: Vec<_> = services.keys().map(|name| name.get_ref().clone()).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let mut services = service::lower(services, report);
+    freeze::lower(freeze.unwrap_or_default(), &names, &mut services, report);
     Config {
         workers: workers.and_then(|written| lower_workers(&written, report)),
         listeners: listeners.into_iter().map(Spanned::into_inner).collect(),
@@ -51,7 +57,7 @@ pub(super) fn lower(raw: RawDocument, report: &mut Report<'_>) -> Config {
         access_log: access_log.map(|raw| access_log::lower(raw, report)),
         paths: paths::lower(paths.unwrap_or_default().0, report),
         routes: route::lower(routes, &names, report),
-        services: service::lower(services, report),
+        services,
     }
 }
 

@@ -3,7 +3,7 @@
 //! What makes a plan wrong is decided by [`Plan::new`], which the API shares; here each fault only
 //! gets its place and a remedy.
 
-use std::{ops::Range, time::Duration};
+use std::ops::Range;
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -12,13 +12,12 @@ use super::{
     Rollout,
     analysis::{self, RawAnalysis},
     report::Report,
+    schedule::{self, RawSchedule},
+    steps::{self, RawStep},
     suggest::suggest,
-    written::{Section, Table, Text, Time, WAIT, in_words, time, time_or, weight},
+    written::{Section, Table, Text, Time, WAIT, time_or},
 };
-use crate::rollout::plan::{Draft, MAX_STEPS, MAX_TIME, Plan, PlanFault, Step, Strategy, WhenInconclusive};
-
-/// How long a step lasts at least if it does not say; as in the default steps.
-const DEFAULT_HOLD: Duration = Duration::from_secs(60);
+use crate::rollout::plan::{Draft, Plan, Strategy, WhenInconclusive};
 
 /// `[services.NAME.rollout]` as written.
 #[derive(Debug, Default, Deserialize)]
@@ -29,6 +28,11 @@ pub(super) struct RawRollout {
     bake: Option<Time>,
     deadline: Option<Time>,
     when_inconclusive: Option<Text>,
+    schedule: Option<Spanned<Table<RawSchedule>>>,
+    promotion_gate: Option<bool>,
+    cool_down: Option<Time>,
+    drain: Option<Time>,
+    rollback_window: Option<Time>,
     analysis: Option<Table<RawAnalysis>>,
 }
 
@@ -36,63 +40,72 @@ impl Section for RawRollout {
     const HEADER: &'static str = "[services.NAME.rollout]";
 }
 
-/// One of `steps` as written.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawStep {
-    weight: Option<Spanned<f64>>,
-    hold: Option<Time>,
-}
-
-impl Section for RawStep {
-    const HEADER: &'static str = "{ weight = 10, hold = \"5m\" }";
-}
-
-/// A step, and where its parts stand.
-struct PlacedStep {
-    step: Step,
-    /// Which of the written steps it is, from 0.
-    number: usize,
-    weight: Range<usize>,
-    hold: Range<usize>,
-}
-
-/// How a rollout of one service goes; `service` is the place of its name.
-pub(super) fn lower(raw: RawRollout, service: Range<usize>, report: &mut Report<'_>) -> Option<Rollout> {
-    let RawRollout { strategy, steps, bake, deadline, when_inconclusive, analysis } = raw;
-    let default = Draft::default();
-    let strategy = lower_word(strategy, "strategy", &STRATEGIES, report);
+/// How a rollout of one service goes; `service` is the place of its name, and `unweighted` says whether its
+/// canary gets requests without having a weight.
+pub(super) fn lower(
+    mut raw: RawRollout,
+    unweighted: bool,
+    service: Range<usize>,
+    report: &mut Report<'_>,
+) -> Option<Rollout> {
+    let RawRollout { strategy, steps, schedule, when_inconclusive, analysis, .. } = &mut raw;
+    let (steps, schedule) = (steps.take(), schedule.take());
+    let analysis = analysis::lower(analysis.take().unwrap_or_default().0, report);
+    let strategy = lower_word(strategy.take(), "strategy", &STRATEGIES, report);
+    let inconclusive = lower_word(when_inconclusive.take(), "when_inconclusive", &WHEN_INCONCLUSIVE, report);
     let steps_place = steps.as_ref().map(Spanned::span);
+    let schedule_place = schedule.as_ref().map(Spanned::span);
+    if let (Some(_), Some(place)) = (&steps, &schedule_place) {
+        report
+            .error(place.clone(), "`steps` and `schedule` both say how the weight rises")
+            .help("remove one of the two");
+    }
     let written = steps.as_ref().map(|steps| steps.get_ref().len());
-    let placed = lower_steps(steps, report);
+    let placed = steps::lower(steps, report);
+    let scheduled = schedule.map(|raw| schedule::lower(raw, analysis.max_harm.is_some(), report));
     // Whoever wrote a strategy that does not exist meant one that fits the steps.
-    let strategy = strategy.unwrap_or(match written {
-        Some(1..) => Strategy::Canary,
+    let strategy = strategy.unwrap_or(match (written, &scheduled) {
+        (Some(1..), _) | (_, Some(_)) => Strategy::Canary,
         _ => Strategy::BlueGreen,
     });
-    let steps = match (written, strategy) {
-        (None, Strategy::Canary) => Draft::default_steps(),
+    let steps = match (written, scheduled, strategy) {
+        (None, Some(Some(steps)), _) => steps,
         // Steps that are all wrong are not the same as no steps.
-        (Some(1..), Strategy::Canary) if placed.is_empty() => Draft::default_steps(),
-        (_, Strategy::BlueGreen) if written.is_none_or(|steps| steps == 0) => Vec::new(),
+        (None, None | Some(None), Strategy::Canary) => Draft::default_steps(),
+        (Some(1..), _, Strategy::Canary) if placed.is_empty() => Draft::default_steps(),
+        (_, _, Strategy::BlueGreen) if written.is_none_or(|steps| steps == 0) => Vec::new(),
         _ => placed.iter().map(|placed| placed.step).collect(),
     };
-    let inconclusive = lower_word(when_inconclusive, "when_inconclusive", &WHEN_INCONCLUSIVE, report);
     let draft = Draft {
         strategy,
         steps,
-        bake: time_or(default.bake, bake.as_ref(), "bake", WAIT, report),
-        deadline: time_or(default.deadline, deadline.as_ref(), "deadline", WAIT, report),
+        unweighted,
         when_inconclusive: inconclusive.unwrap_or_default(),
+        ..times(&raw, report)
     };
-    let analysis = analysis::lower(analysis.unwrap_or_default().0, report);
     match Plan::new(draft) {
-        Ok(plan) => Some(Rollout { plan, analysis }),
+        Ok(plan) => Some(Rollout { plan, analysis, freezes: Vec::new() }),
         Err(faults) => {
-            let place = steps_place.unwrap_or(service);
-            faults.iter().for_each(|fault| report_fault(fault, &placed, place.clone(), report));
+            let place = steps_place.or(schedule_place).unwrap_or(service);
+            faults.iter().for_each(|fault| steps::report_fault(fault, &placed, place.clone(), report));
             None
         }
+    }
+}
+
+/// What stands beside the steps.
+fn times(raw: &RawRollout, report: &mut Report<'_>) -> Draft {
+    let default = Draft::default();
+    let mut time =
+        |default, written: &Option<Time>, key| time_or(default, written.as_ref(), key, WAIT, report);
+    Draft {
+        bake: time(default.bake, &raw.bake, "bake"),
+        deadline: time(default.deadline, &raw.deadline, "deadline"),
+        cool_down: time(default.cool_down, &raw.cool_down, "cool_down"),
+        drain: time(default.drain, &raw.drain, "drain"),
+        rollback_window: time(default.rollback_window, &raw.rollback_window, "rollback_window"),
+        promotion_gate: raw.promotion_gate.unwrap_or(default.promotion_gate),
+        ..default
     }
 }
 
@@ -126,77 +139,13 @@ fn lower_word<T: Copy + Default>(
     meaning
 }
 
-fn lower_steps(
-    written: Option<Spanned<Vec<Spanned<Table<RawStep>>>>>,
-    report: &mut Report<'_>,
-) -> Vec<PlacedStep> {
-    let written = written.map(Spanned::into_inner).unwrap_or_default();
-    let steps = written.into_iter().enumerate();
-    steps.filter_map(|(number, raw)| lower_step(number, raw, report)).collect()
-}
-
-fn lower_step(number: usize, raw: Spanned<Table<RawStep>>, report: &mut Report<'_>) -> Option<PlacedStep> {
-    let place = raw.span();
-    let RawStep { weight: share, hold } = raw.into_inner().0;
-    let hold_place = hold.as_ref().map_or_else(|| place.clone(), Spanned::span);
-    let hold = match hold {
-        None => Some(DEFAULT_HOLD),
-        Some(written) => time(&written, "hold", WAIT, report),
-    };
-    let Some(share) = share else {
-        report
-            .error(place, format!("step {} has no `weight`", number + 1))
-            .help("say how much traffic the canary gets: `{ weight = 10, hold = \"5m\" }`");
-        return None;
-    };
-    let weight = weight(&share, report)?;
-    // A wrong hold says nothing about the weight, which is still compared with its neighbours.
-    let step = Step { weight, hold: hold.unwrap_or(DEFAULT_HOLD) };
-    Some(PlacedStep { step, number, weight: share.span(), hold: hold_place })
-}
-
-/// Puts a fault where it belongs. `steps` are those whose parts are right; `place` is that of all.
-fn report_fault(fault: &PlanFault, steps: &[PlacedStep], place: Range<usize>, report: &mut Report<'_>) {
-    match *fault {
-        PlanFault::NoSteps => report
-            .error(place, fault.to_string())
-            .help("add one, such as `{ weight = 10, hold = \"5m\" }`, or leave `steps` out for the default"),
-        PlanFault::StepsInBlueGreen => {
-            report.error(place, fault.to_string()).help("remove `steps`, or write `strategy = \"canary\"`")
-        }
-        PlanFault::TooManySteps(_) => {
-            report.error(place, fault.to_string()).help(format!("write at most {MAX_STEPS} steps"))
-        }
-        PlanFault::ZeroWeight { step } => {
-            let (number, place) = steps.get(step).map_or((step, place), |s| (s.number, s.weight.clone()));
-            report
-                .error(place, PlanFault::ZeroWeight { step: number }.to_string())
-                .help("begin with a small weight, such as 1")
-        }
-        PlanFault::NotAscending { step, weight, before } => {
-            let (number, place) = steps.get(step).map_or((step, place), |s| (s.number, s.weight.clone()));
-            report
-                .error(place, PlanFault::NotAscending { step: number, weight, before }.to_string())
-                .help("let the weights rise from step to step")
-        }
-        // The section has refused these already, so this is for limits that drift apart.
-        PlanFault::TooLong { given, .. } => {
-            let long = steps.iter().find(|s| s.step.hold == given).map(|s| s.hold.clone());
-            let most = in_words(MAX_TIME);
-            report
-                .error(long.unwrap_or(place), fault.to_string())
-                .help(format!("write a time of at most {most}"))
-        }
-    };
-}
-
 #[cfg(test)]
 mod tests {
     use super::{
         super::testing::{errors, parsed},
         *,
     };
-    use crate::analysis::settings::Settings;
+    use crate::{analysis::settings::Settings, config::steps::DEFAULT_HOLD};
 
     fn rollout(written: &str) -> String {
         format!("[services.web.rollout]\n{written}")
@@ -208,9 +157,9 @@ mod tests {
 
     #[test]
     fn everything_has_a_default() {
-        let Rollout { plan: default, analysis } = parsed("").services.remove(0).rollout;
+        let Rollout { plan: default, analysis, freezes } = parsed("").services.remove(0).rollout;
         assert_eq!(default, Plan::new(Draft::default()).unwrap());
-        assert_eq!(analysis, Settings::default());
+        assert_eq!((analysis, freezes), (Settings::default(), Vec::new()));
         assert_eq!(plan(""), default);
         assert_eq!(plan("steps = [{ weight = 5 }]").steps()[0].hold, DEFAULT_HOLD);
     }
@@ -232,7 +181,7 @@ mod tests {
         assert_eq!(
             errors(&rollout(steps)),
             [
-                "step 1 has weight 0, which would never show anything",
+                "step 1 has weight 0, in which nothing would be seen of the canary",
                 "101 is not a weight",
                 "`x` is not a duration",
                 "step 4 has weight 5 %, which is not above the 10 % of the step before it",
@@ -255,5 +204,27 @@ mod tests {
             ["a blue-green plan has no steps: all traffic moves at once"]
         );
         assert_eq!(errors(&rollout("strategy = 'blue-green'\nsteps = []")), [""; 0]);
+    }
+
+    #[test]
+    fn steps_may_have_gates_and_numbers_of_requests() {
+        let steps = plan("steps = [{ weight = 5, gate = true }, { weight = 50, minimum_requests = 5000 }]");
+        assert!(steps.has_gate_after(0) && !steps.has_gate_after(1));
+        assert_eq!(steps.steps()[1].minimum_requests, Some(5000));
+        assert!(plan("strategy = 'blue-green'\npromotion_gate = true").has_gate_after(0));
+        assert_eq!(
+            errors(&rollout("promotion_gate = true")),
+            ["`promotion_gate` is for blue-green; a canary plan has `gate = true` at its last step"]
+        );
+    }
+
+    #[test]
+    fn a_first_step_of_zero_is_for_those_who_are_sent_to_the_canary_by_rules() {
+        let steps = rollout("steps = [{ weight = 0 }, { weight = 10 }]");
+        assert_eq!(errors(&steps).len(), 1);
+        let forced = "[[services.web.force]]\nrole = 'canary'\nheader = { name = 'x-canary', value = 'yes' }";
+        assert_eq!(errors(&format!("{steps}\n{forced}")), [""; 0]);
+        let to_stable = forced.replace("'canary'", "'stable'");
+        assert_eq!(errors(&format!("{steps}\n{to_stable}")).len(), 1);
     }
 }

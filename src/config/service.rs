@@ -134,7 +134,8 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
     let limits = limits::lower(limits.unwrap_or_default().0, report);
     let retry = retry.map(|raw| retry::lower(raw, canary.is_some(), report));
     let mirror = mirror.map(|raw| mirror::lower(raw, canary.is_some(), report));
-    let rollout: Option<Rollout> = rollout::lower(rollout.unwrap_or_default().0, place, report);
+    let forced = overrides.as_ref().is_some_and(|overrides| overrides.can_force(Role::Canary));
+    let rollout: Option<Rollout> = rollout::lower(rollout.unwrap_or_default().0, forced, place, report);
     Some(Service {
         name: name?,
         roles: roles?,

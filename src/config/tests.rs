@@ -24,6 +24,7 @@ use super::{
     edge::RawRequestId,
     filter::{RawField, RawModifier, RawRedirect, RawRewrite, RawRouteTimeouts},
     force::{RawForce, RawPreview},
+    freeze::RawFreeze,
     health_check::RawHealthCheck,
     limits::{RawLimits, RawRate},
     listener::RawListener,
@@ -34,10 +35,12 @@ use super::{
     pool::RawPool,
     proxy_protocol::RawProxyProtocol,
     retry::{RawBackoff, RawBudget, RawRetry},
-    rollout::{RawRollout, RawStep},
+    rollout::RawRollout,
     route::RawRoute,
+    schedule::RawSchedule,
     service::RawService,
     shutdown::RawShutdown,
+    steps::RawStep,
     sticky::RawSticky,
     timeouts::RawTimeouts,
     tls::{RawPair, RawTls},
@@ -88,7 +91,7 @@ fn the_examples_mean_what_they_say() {
 }
 
 /// Keys of the reference that are there to be shown and have no default, or a default of "off".
-const WITHOUT_DEFAULT: [&str; 58] = [
+const WITHOUT_DEFAULT: [&str; 62] = [
     "workers",
     "hostnames",
     "address",
@@ -147,6 +150,10 @@ const WITHOUT_DEFAULT: [&str; 58] = [
     "rate",
     "client_rate",
     "per_try_timeout",
+    "steps",
+    "to",
+    "by",
+    "services",
 ];
 
 #[test]
@@ -167,7 +174,7 @@ fn the_reference_shows_the_defaults() {
 
 #[test]
 fn the_reference_mentions_every_key() {
-    let sections: [(&str, Vec<&str>); 42] = [
+    let sections: [(&str, Vec<&str>); 44] = [
         ("", keys::<RawDocument>()),
         (".shutdown", keys::<RawShutdown>()),
         (".access_log", keys::<RawAccessLog>()),
@@ -209,7 +216,9 @@ fn the_reference_mentions_every_key() {
         (".services.NAME.retry.budget", keys::<RawBudget>()),
         (".services.NAME.rollout", keys::<RawRollout>()),
         (".services.NAME.rollout.steps", keys::<RawStep>()),
+        (".services.NAME.rollout.schedule", keys::<RawSchedule>()),
         (".services.NAME.rollout.analysis", keys::<RawAnalysis>()),
+        (".freeze", keys::<RawFreeze>()),
     ];
     let mut written = Vec::new();
     collect("", &Value::Table(FULL.parse().unwrap()), &mut written);
@@ -229,7 +238,7 @@ const TESTS: [&str; 6] =
 /// Every key below a value, by its path; names that the user chooses are `NAME`.
 fn collect(path: &str, value: &Value, found: &mut Vec<String>) {
     let path = if TESTS.iter().any(|test| path.ends_with(test)) { "TEST" } else { path };
-    let is_map = path.ends_with("services") || path.ends_with("backends");
+    let is_map = path == ".services" || path.ends_with("backends");
     match value {
         Value::Table(table) if is_map => {
             table.values().for_each(|value| collect(&format!("{path}.NAME"), value, found));

@@ -33,17 +33,20 @@ impl ServiceTask {
     /// When it makes no sense now; nothing has changed then.
     pub(super) fn command(&mut self, command: Command) -> Result<(), Refused> {
         let now = clock::now();
-        if command == Command::Start && self.record.as_ref().is_none_or(|record| !record.phase.is_running()) {
+        let running = self.record.as_ref().is_some_and(|record| record.phase.is_running());
+        let phase = self.record.as_ref().map_or(Phase::Idle, |record| record.phase.clone());
+        // A rollout goes on with the plan that it began with.
+        let plan = match &self.record {
+            Some(record) if running => &record.plan,
+            _ => &self.config.rollout.plan,
+        };
+        let transition = machine::step(phase, plan, Event::Command(command), now)?;
+        if !running {
+            // Nothing but a start is accepted where none runs.
             self.record = Some(self.new_record(now));
             self.salt = super::publish::salt(&self.config.name, now.as_millis());
             self.begin_analysis();
         }
-        // A rollout goes on with the plan that it began with.
-        let (phase, plan) = match &self.record {
-            Some(record) => (record.phase.clone(), &record.plan),
-            None => (Phase::Idle, &self.config.rollout.plan),
-        };
-        let transition = machine::step(phase, plan, Event::Command(command), now)?;
         self.carry_out(transition);
         Ok(())
     }

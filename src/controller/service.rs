@@ -23,7 +23,11 @@ use crate::{
         units::format_duration,
         weight::Weight,
     },
-    rollout::{event::Event, phase::Phase, trial},
+    rollout::{
+        event::{Command, Event},
+        phase::{PauseReason, Phase},
+        trial,
+    },
     telemetry::reader::Totals,
 };
 
@@ -152,6 +156,9 @@ impl ServiceTask {
             return Err(CommandError::NoCanary(name));
         }
         match request {
+            Request::Rollout(Command::Start { force: false }) if let Some(freeze) = self.freeze() => {
+                Err(CommandError::Frozen { service: name, freeze })
+            }
             Request::Rollout(command) => Ok(self.command(command)?),
             Request::SetWeight(_) | Request::Flip if let Some(phase) = self.running() => {
                 Err(CommandError::RolloutRunning { service: name, phase })
@@ -173,6 +180,8 @@ impl ServiceTask {
     fn observe(&mut self, reading: Reading) {
         self.before = std::mem::replace(&mut self.now, reading);
         self.window.advance(&self.now);
+        self.keep_to_the_calendar();
+        self.notice_drained();
         let Some(phase) = self.record.as_ref().map(|record| record.phase.clone()) else { return };
         let Some(analysis) = &mut self.analysis else { return };
         let Some(canary) = self.roles.canary() else { return };
@@ -187,6 +196,42 @@ impl ServiceTask {
         }
         self.happen(Event::Tick(decision));
         self.keep_to_budget();
+    }
+
+    /// The window of time, if it is in one, in which the service's rollouts do not move forward.
+    fn freeze(&self) -> Option<String> {
+        let now = clock::now();
+        let freezes = self.config.rollout.freezes.iter();
+        freezes.filter(|freeze| freeze.until(now).is_some()).map(ToString::to_string).next()
+    }
+
+    /// Stops where nothing may move forward now, and goes on where it may again.
+    fn keep_to_the_calendar(&mut self) {
+        match self.record.as_ref().map(|record| &record.phase) {
+            Some(Phase::Stepping { .. }) if self.freeze().is_some() => self.happen(Event::Frozen),
+            Some(Phase::Paused { reason: PauseReason::Freeze, .. }) if self.freeze().is_none() => {
+                self.happen(Event::Thawed);
+            }
+            _ => {}
+        }
+    }
+
+    /// A rollback is over once nothing is under way at the backend that it took traffic from. A worker takes
+    /// up a snapshot with its next request, so counts of the same moment prove nothing yet.
+    fn notice_drained(&mut self) {
+        let Some(Record { phase: Phase::RollingBack { since, .. }, .. }) = &self.record else { return };
+        if clock::now().since(*since) >= self.tick && self.in_flight(self.roles.canary()) == 0 {
+            self.happen(Event::Drained);
+        }
+    }
+
+    /// Attempts that are under way at a backend.
+    fn in_flight(&self, backend: Option<&BackendName>) -> u64 {
+        let of = |backend: &BackendName| {
+            let role = |role| delta(&self.now, &Reading::default(), (&self.config, backend, role)).in_flight;
+            Role::ALL.into_iter().map(role).sum()
+        };
+        backend.map_or(0, of)
     }
 
     /// Gives the canary no more of the step's weight than may be lost by it.

@@ -19,6 +19,15 @@ pub enum Event {
     /// The canary could not be made ready, and why, as a sentence. Whoever prepares also decides
     /// how long that may take: the machine has no deadline for it, as nobody is exposed meanwhile.
     PrepareFailed(String),
+    /// The hook for which the rollout waits allows it to go on, or does not, and why, as a sentence.
+    /// Without meaning, and ignored, unless waiting for one.
+    HookAnswered(Result<(), String>),
+    /// Nothing may move forward now. What was given stays, and is watched.
+    Frozen,
+    /// Things may move forward again.
+    Thawed,
+    /// No request is at the backend any more that a rollback took traffic from.
+    Drained,
 }
 
 /// What a person or CI can ask for, with Argo's meanings.
@@ -26,10 +35,15 @@ pub enum Event {
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Command {
     /// Begin a rollout; after one that was rolled back, try again.
-    Start,
-    /// Go to the next step now, from the last one to everything; resume if paused.
+    Start {
+        /// Even if the last one was rolled back only lately.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Go to the next step now, from the last one to everything. Opens a gate, and takes the place of an
+    /// answer that a hook owes.
     Promote {
-        /// Skip all remaining steps.
+        /// Skip all that is left, gates and hooks too, but for preparing.
         full: bool,
     },
     /// Give all traffic back to the version that had it.
@@ -37,14 +51,16 @@ pub enum Command {
     RollBack,
     /// Stay at this step until somebody says otherwise.
     Pause,
-    /// Go on with the step, from the beginning of its hold.
+    /// Go on with the step, from the beginning of its hold. At a gate, open it; where a hook did not allow it,
+    /// ask again.
     Resume,
 }
 
 impl Command {
     /// Every command.
-    pub const ALL: [Self; 6] = [
-        Self::Start,
+    pub const ALL: [Self; 7] = [
+        Self::Start { force: false },
+        Self::Start { force: true },
         Self::Promote { full: false },
         Self::Promote { full: true },
         Self::RollBack,
@@ -56,7 +72,8 @@ impl Command {
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Start => "start",
+            Self::Start { force: false } => "start",
+            Self::Start { force: true } => "start --force",
             Self::Promote { full: false } => "promote",
             Self::Promote { full: true } => "promote --full",
             Self::RollBack => "rollback",

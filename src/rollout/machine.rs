@@ -15,7 +15,7 @@ use super::{
     event::{Command, Event},
     note::{AdvancedBy, Note},
     phase::{Exposure, PauseReason, Phase, RollBackReason},
-    plan::{Plan, Strategy, WhenInconclusive},
+    plan::{OnHookFailure, Plan, Strategy, WhenInconclusive},
     refused::Refused,
 };
 use crate::{analysis::verdict::Decision, model::time::Timestamp};
@@ -52,25 +52,50 @@ pub fn step(phase: Phase, plan: &Plan, event: Event, now: Timestamp) -> Result<T
             Ok(roll_back(RollBackReason::PrepareFailed { why }, now))
         }
         Event::PrepareFailed(_) => Ok(stay(phase)),
+        Event::HookAnswered(answer) => Ok(answered(phase, plan, answer, now)),
+        Event::Frozen => Ok(match phase {
+            Phase::Stepping { step, .. } => pause(&phase, plan, step, PauseReason::Freeze, now),
+            _ => stay(phase),
+        }),
+        Event::Thawed => Ok(match phase {
+            Phase::Paused { step, reason: PauseReason::Freeze, .. } => resume(&phase, plan, step, now),
+            _ => stay(phase),
+        }),
+        Event::Drained => Ok(match phase {
+            Phase::RollingBack { reason, .. } => rolled_back(plan, reason, now),
+            _ => stay(phase),
+        }),
     }
 }
 
 /// A person or CI wants something.
 fn obey(phase: Phase, plan: &Plan, command: Command, now: Timestamp) -> Result<Transition, Refused> {
+    use PauseReason::{Freeze, Gate, Hook, HookFailed, Inconclusive};
     Ok(match (command, &phase) {
-        (Command::Start, _) if !phase.is_running() => start(now),
+        (Command::Start { force }, _) if !phase.is_running() => match cooling(&phase, plan, now) {
+            Some(left) if !force => return Err(Refused::cooling_down(phase, left)),
+            _ => start(now),
+        },
         (Command::RollBack, _) if phase.can_roll_back() => roll_back(RollBackReason::Command, now),
-        (Command::Promote { full: false }, Phase::Stepping { step, .. } | Phase::Paused { step, .. }) => {
-            next_step(&phase, plan, *step, AdvancedBy::Command, now)
+        (Command::Promote { full: true }, Phase::Preparing { since, full: false }) => {
+            let to = Phase::Preparing { since: *since, full: true };
+            go(&phase, to, plan, Note::Hurried)
         }
         (Command::Promote { full: true }, Phase::Stepping { .. } | Phase::Paused { .. }) => {
             promote(&phase, plan, AdvancedBy::Command, now)
         }
-        (Command::Resume, Phase::Paused { step, .. }) => {
-            let to = Phase::Stepping { step: *step, since: now };
-            go(&phase, to, plan, Note::Resumed { step: *step })
+        // Whoever says so takes the place of the hook.
+        (Command::Promote { full: false }, Phase::Paused { step, reason: Hook | HookFailed, .. }) => {
+            next_step(&phase, plan, *step, AdvancedBy::Command, now)
         }
-        (Command::Pause, Phase::Stepping { step, .. }) => {
+        (Command::Promote { full: false }, Phase::Stepping { step, .. } | Phase::Paused { step, .. })
+        | (Command::Resume, Phase::Paused { step, reason: Gate | HookFailed, .. }) => {
+            through_the_gate(&phase, plan, *step, AdvancedBy::Command, now)
+        }
+        (Command::Resume, Phase::Paused { step, reason: PauseReason::Command | Inconclusive, .. }) => {
+            resume(&phase, plan, *step, now)
+        }
+        (Command::Pause, Phase::Stepping { step, .. } | Phase::Paused { step, reason: Freeze, .. }) => {
             pause(&phase, plan, *step, PauseReason::Command, now)
         }
         _ => return Err(Refused::new(command, phase)),
@@ -99,10 +124,14 @@ fn tick(phase: Phase, plan: &Plan, decision: Decision, now: Timestamp) -> Transi
             Ok(_) => stay(phase),
             Err(by) => go(&phase, Phase::Baking { since: now }, plan, Note::ClockWentBack { by }),
         },
-        Phase::RollingBack { ref reason, .. } => {
-            let to = Phase::RolledBack { at: now, reason: reason.clone() };
-            go(&phase, to, plan, Note::RolledBack { reason: reason.clone() })
-        }
+        Phase::RollingBack { since, ref reason } => match elapsed(since, now) {
+            Ok(elapsed) if elapsed >= plan.drain() => rolled_back(plan, reason.clone(), now),
+            Ok(_) => stay(phase),
+            Err(by) => {
+                let to = Phase::RollingBack { since: now, reason: reason.clone() };
+                go(&phase, to, plan, Note::ClockWentBack { by })
+            }
+        },
         Phase::Idle
         | Phase::Preparing { .. }
         | Phase::Paused { .. }
@@ -121,7 +150,7 @@ fn stepping(
 ) -> Transition {
     let hold = plan.steps()[step].hold;
     if decision == Decision::Advance && elapsed >= hold {
-        return next_step(&phase, plan, step, AdvancedBy::Verdict, now);
+        return to_the_gate(&phase, plan, step, AdvancedBy::Verdict, now);
     }
     if elapsed < hold.saturating_add(plan.deadline()) {
         return stay(phase);
@@ -137,14 +166,57 @@ fn stepping(
 /// stable left to compare with; the guards watch it while it bakes.
 fn prepared(phase: Phase, plan: &Plan, now: Timestamp) -> Transition {
     match (&phase, plan.strategy()) {
+        (Phase::Preparing { full: true, .. }, _) => promote(&phase, plan, AdvancedBy::Command, now),
         (Phase::Preparing { .. }, Strategy::Canary) => enter(&phase, plan, 0, AdvancedBy::Preparation, now),
-        (Phase::Preparing { .. }, Strategy::BlueGreen) => promote(&phase, plan, AdvancedBy::Preparation, now),
+        (Phase::Preparing { .. }, Strategy::BlueGreen) => {
+            to_the_gate(&phase, plan, 0, AdvancedBy::Preparation, now)
+        }
         _ => stay(phase),
     }
 }
 
+/// A hook was asked whether the step may be left.
+fn answered(phase: Phase, plan: &Plan, answer: Result<(), String>, now: Timestamp) -> Transition {
+    let Phase::Paused { step, reason: PauseReason::Hook, .. } = phase else { return stay(phase) };
+    match (answer, plan.hooks().on_failure) {
+        (Ok(()), _) => next_step(&phase, plan, step, AdvancedBy::Hook, now),
+        (Err(why), OnHookFailure::RollBack) => roll_back(RollBackReason::HookFailed { why }, now),
+        (Err(why), OnHookFailure::Pause) => {
+            let reason = PauseReason::HookFailed;
+            let note = Note::Paused { step, reason, answer: Some(why) };
+            go(&phase, Phase::Paused { step, since: now, reason }, plan, note)
+        }
+    }
+}
+
+/// A step may be left, if nobody has to be asked.
+fn to_the_gate(from: &Phase, plan: &Plan, step: usize, by: AdvancedBy, now: Timestamp) -> Transition {
+    if plan.has_gate_after(step) {
+        pause(from, plan, step, PauseReason::Gate, now)
+    } else {
+        through_the_gate(from, plan, step, by, now)
+    }
+}
+
+/// A step may be left, if no hook has to be asked.
+fn through_the_gate(from: &Phase, plan: &Plan, step: usize, by: AdvancedBy, now: Timestamp) -> Transition {
+    if plan.has_hook_after(step) {
+        pause(from, plan, step, PauseReason::Hook, now)
+    } else {
+        next_step(from, plan, step, by, now)
+    }
+}
+
+/// How long no rollout may be started yet without force.
+fn cooling(phase: &Phase, plan: &Plan, now: Timestamp) -> Option<Duration> {
+    let Phase::RolledBack { at, .. } = phase else { return None };
+    // A clock that went back says nothing, and must not lock anybody out.
+    let cooled = elapsed(*at, now).unwrap_or(plan.cool_down());
+    plan.cool_down().checked_sub(cooled).filter(|left| !left.is_zero())
+}
+
 fn start(now: Timestamp) -> Transition {
-    to_nothing(Phase::Preparing { since: now }, Note::Started)
+    to_nothing(Phase::Preparing { since: now, full: false }, Note::Started)
 }
 
 fn roll_back(reason: RollBackReason, now: Timestamp) -> Transition {
@@ -178,7 +250,18 @@ fn promote(from: &Phase, plan: &Plan, by: AdvancedBy, now: Timestamp) -> Transit
 }
 
 fn pause(from: &Phase, plan: &Plan, step: usize, reason: PauseReason, now: Timestamp) -> Transition {
-    go(from, Phase::Paused { step, since: now, reason }, plan, Note::Paused { step, reason })
+    let note = Note::Paused { step, reason, answer: None };
+    go(from, Phase::Paused { step, since: now, reason }, plan, note)
+}
+
+fn resume(from: &Phase, plan: &Plan, step: usize, now: Timestamp) -> Transition {
+    go(from, Phase::Stepping { step, since: now }, plan, Note::Resumed { step })
+}
+
+fn rolled_back(plan: &Plan, reason: RollBackReason, now: Timestamp) -> Transition {
+    let (from, to) = (Exposure::NONE, Phase::RolledBack { at: now, reason: reason.clone() });
+    let effects = in_safe_order(from, to.exposure(plan));
+    Transition { phase: to, effects, note: Some(Note::RolledBack { reason }) }
 }
 
 fn go(from: &Phase, to: Phase, plan: &Plan, note: Note) -> Transition {

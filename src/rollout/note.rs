@@ -29,12 +29,17 @@ pub enum Note {
         step: usize,
         /// Why.
         reason: PauseReason,
+        /// What a hook answered, as a sentence, if that is why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        answer: Option<String>,
     },
     /// It goes on with a step.
     Resumed {
         /// Which step.
         step: usize,
     },
+    /// It gets everything as soon as it is ready.
+    Hurried,
     /// The new version became stable and gets everything.
     Promoted {
         /// What called for it.
@@ -74,6 +79,8 @@ pub enum AdvancedBy {
     Verdict,
     /// Somebody.
     Command,
+    /// A hook.
+    Hook,
 }
 
 impl Note {
@@ -95,8 +102,12 @@ impl fmt::Display for Note {
             Self::Stepped { step, weight, by } => {
                 write!(f, "step {} began: the canary gets {weight} ({by})", step + 1)
             }
-            Self::Paused { step, reason } => write!(f, "paused at step {}: {reason}", step + 1),
+            Self::Paused { step, reason, answer } => {
+                write!(f, "paused at step {}: {reason}", step + 1)?;
+                answer.as_ref().map_or(Ok(()), |answer| write!(f, ": {answer}"))
+            }
             Self::Resumed { step } => write!(f, "resumed at step {}", step + 1),
+            Self::Hurried => f.write_str("as soon as the canary is ready it gets all traffic"),
             Self::Promoted { by } => write!(f, "the canary became stable and gets all traffic ({by})"),
             Self::Baking { bake } => {
                 write!(f, "the new stable is watched for {}", format_duration(*bake))
@@ -117,6 +128,7 @@ impl fmt::Display for AdvancedBy {
             Self::Preparation => "it is ready",
             Self::Verdict => "the evidence allows it",
             Self::Command => "somebody asked for it",
+            Self::Hook => "a hook allows it",
         })
     }
 }

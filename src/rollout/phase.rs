@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::Plan;
+use super::plan::{Plan, Strategy};
 use crate::model::{time::Timestamp, weight::Weight};
 
 /// Where a rollout stands. Steps count from 0.
@@ -19,6 +19,9 @@ pub enum Phase {
     Preparing {
         /// When it began.
         since: Timestamp,
+        /// Whether it gets everything as soon as it is ready.
+        #[serde(default)]
+        full: bool,
     },
     /// The canary has the weight of a step and is watched.
     Stepping {
@@ -27,7 +30,7 @@ pub enum Phase {
         /// Since when its hold and its deadline are measured.
         since: Timestamp,
     },
-    /// As in the step, but only a person, or a reason to roll back, ends it.
+    /// As in the step, but only what it waits for, a person, or a reason to roll back ends it.
     Paused {
         /// Which step.
         step: usize,
@@ -51,7 +54,7 @@ pub enum Phase {
         /// When it ended.
         at: Timestamp,
     },
-    /// The old version gets all traffic again.
+    /// The old version gets all traffic again; requests that were under way may end.
     RollingBack {
         /// When it began.
         since: Timestamp,
@@ -75,6 +78,14 @@ pub enum PauseReason {
     Command,
     /// The step reached its deadline without a verdict.
     Inconclusive,
+    /// The step could be left, and the plan wants a person to say so.
+    Gate,
+    /// The step could be left, and a hook has not answered yet.
+    Hook,
+    /// A hook did not allow the step to be left.
+    HookFailed,
+    /// Nothing may move forward now.
+    Freeze,
 }
 
 /// Why a rollout went back.
@@ -90,6 +101,11 @@ pub enum RollBackReason {
     /// The canary could not be made ready.
     PrepareFailed {
         /// What failed, as a sentence.
+        why: String,
+    },
+    /// A hook did not allow it to go on, and the plan says to go back then.
+    HookFailed {
+        /// What it answered, as a sentence.
         why: String,
     },
     /// The plan has no such step: record and plan do not belong together.
@@ -129,6 +145,10 @@ impl Phase {
     /// A step that the plan does not have also gets none.
     pub fn exposure(&self, plan: &Plan) -> Exposure {
         match self {
+            // Blue/green gives nothing before it gives everything.
+            Self::Stepping { .. } | Self::Paused { .. } if plan.strategy() == Strategy::BlueGreen => {
+                Exposure::NONE
+            }
             Self::Stepping { step, .. } | Self::Paused { step, .. } => {
                 plan.steps().get(*step).map_or(Exposure::NONE, |step| Exposure::canary(step.weight))
             }
@@ -192,6 +212,10 @@ impl fmt::Display for PauseReason {
         f.write_str(match self {
             Self::Command => "somebody asked for it",
             Self::Inconclusive => "the step reached its deadline without a verdict",
+            Self::Gate => "the plan wants somebody to let it go on",
+            Self::Hook => "a hook is asked whether it may go on",
+            Self::HookFailed => "a hook did not let it go on",
+            Self::Freeze => "nothing may move forward now",
         })
     }
 }
@@ -203,6 +227,7 @@ impl fmt::Display for RollBackReason {
             Self::Verdict => f.write_str("the canary is worse than it may be"),
             Self::Inconclusive => f.write_str("the step reached its deadline without a verdict"),
             Self::PrepareFailed { why } => write!(f, "the canary could not be made ready: {why}"),
+            Self::HookFailed { why } => write!(f, "a hook did not let it go on: {why}"),
             Self::UnknownStep { step } => write!(f, "the plan has no step {}", step.saturating_add(1)),
         }
     }

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{units::format_duration, weight::Weight};
 
+pub mod schedule;
+
 /// How traffic moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -18,6 +20,11 @@ pub enum Strategy {
     BlueGreen,
 }
 
+/// What a step needs that none has unless it is written.
+fn none<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// A weight, and how long it lasts at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
@@ -25,6 +32,42 @@ pub struct Step {
     pub weight: Weight,
     /// Shortest time at this weight.
     pub hold: Duration,
+    /// Requests that the canary must have had in it before it may be left; the analysis's own number
+    /// where it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minimum_requests: Option<u64>,
+    /// Whether a person must say so before it is left.
+    #[serde(default, skip_serializing_if = "none")]
+    pub gate: bool,
+}
+
+impl Step {
+    /// A step that ends when the time is over and the evidence allows it.
+    pub const fn new(weight: Weight, hold: Duration) -> Self {
+        Self { weight, hold, minimum_requests: None, gate: false }
+    }
+}
+
+/// Where hooks stand that must be asked before a rollout goes on. Which ones they are is not the plan's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Hooks {
+    /// Between two steps.
+    pub step: bool,
+    /// Before the new version gets everything.
+    pub promotion: bool,
+    /// What happens if one does not allow it.
+    pub on_failure: OnHookFailure,
+}
+
+/// What happens if a hook does not let a rollout go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnHookFailure {
+    /// Stop and wait for a person.
+    #[default]
+    Pause,
+    /// Go back to stable.
+    RollBack,
 }
 
 /// What happens when a rollout reaches its deadline without a verdict.
@@ -53,6 +96,20 @@ pub struct Draft {
     pub deadline: Duration,
     /// What then happens.
     pub when_inconclusive: WhenInconclusive,
+    /// Whether a person must say so before a new version of blue/green gets everything; for a canary, its
+    /// last step's `gate` is that.
+    pub promotion_gate: bool,
+    /// Where a rollout waits for hooks.
+    pub hooks: Hooks,
+    /// How long after a rollback no rollout is started without force.
+    pub cool_down: Duration,
+    /// How long a rollback waits for what is under way at the canary to end.
+    pub drain: Duration,
+    /// How long after success the old version is kept warm, for the way back.
+    pub rollback_window: Duration,
+    /// Whether the canary gets requests without having a weight, by rules that force them, so that a first
+    /// step of weight 0 shows something.
+    pub unweighted: bool,
 }
 
 impl Draft {
@@ -60,9 +117,9 @@ impl Draft {
     pub fn default_steps() -> Vec<Step> {
         [1.0, 5.0, 10.0, 25.0, 50.0]
             .into_iter()
-            .map(|percent| Step {
-                weight: Weight::from_percent(percent).expect("a constant in range"),
-                hold: Duration::from_secs(60),
+            .map(|percent| {
+                let weight = Weight::from_percent(percent).expect("a constant in range");
+                Step::new(weight, Duration::from_secs(60))
             })
             .collect()
     }
@@ -76,9 +133,20 @@ impl Default for Draft {
             bake: Duration::from_secs(300),
             deadline: Duration::from_secs(600),
             when_inconclusive: WhenInconclusive::default(),
+            promotion_gate: false,
+            hooks: Hooks::default(),
+            cool_down: Duration::ZERO,
+            drain: DRAIN,
+            rollback_window: ROLLBACK_WINDOW,
+            unweighted: false,
         }
     }
 }
+
+/// [`Draft::drain`] of a plan that does not say: as long as Kubernetes gives a pod to end.
+const DRAIN: Duration = Duration::from_secs(30);
+/// [`Draft::rollback_window`] of a plan that does not say.
+const ROLLBACK_WINDOW: Duration = Duration::from_secs(3600);
 
 /// Why a draft is not a plan. `step` counts from 0.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,11 +157,14 @@ pub enum PlanFault {
     /// A blue/green plan with steps.
     #[error("a blue-green plan has no steps: all traffic moves at once")]
     StepsInBlueGreen,
+    /// A gate of blue/green in a plan of steps.
+    #[error("`promotion_gate` is for blue-green; a canary plan has `gate = true` at its last step")]
+    PromotionGateOfCanary,
     /// More steps than [`MAX_STEPS`].
     #[error("a plan has at most {MAX_STEPS} steps, this one has {0}")]
     TooManySteps(usize),
     /// A step without traffic.
-    #[error("step {} has weight 0, which would never show anything", .step + 1)]
+    #[error("step {} has weight 0, in which nothing would be seen of the canary", .step + 1)]
     ZeroWeight {
         /// Which step.
         step: usize,
@@ -131,6 +202,15 @@ pub struct Plan {
     bake: Duration,
     deadline: Duration,
     when_inconclusive: WhenInconclusive,
+    // What plans that were saved before had not.
+    #[serde(default, skip_serializing_if = "none")]
+    hooks: Hooks,
+    #[serde(default, skip_serializing_if = "none")]
+    cool_down: Duration,
+    #[serde(default)]
+    drain: Duration,
+    #[serde(default)]
+    rollback_window: Duration,
 }
 
 impl Plan {
@@ -139,39 +219,36 @@ impl Plan {
     /// # Errors
     /// Every fault of the draft, at least one.
     pub fn new(draft: Draft) -> Result<Self, Vec<PlanFault>> {
-        let Draft { strategy, mut steps, bake, deadline, when_inconclusive } = draft;
-        let mut faults = Vec::new();
-        match strategy {
-            Strategy::Canary if steps.is_empty() => faults.push(PlanFault::NoSteps),
-            Strategy::BlueGreen if !steps.is_empty() => faults.push(PlanFault::StepsInBlueGreen),
-            Strategy::BlueGreen => {
-                steps.push(Step { weight: Weight::FULL, hold: Duration::ZERO });
-            }
-            Strategy::Canary => {}
+        let mut faults = faults(&draft);
+        let Draft { strategy, mut steps, .. } = draft;
+        if strategy == Strategy::BlueGreen && steps.is_empty() {
+            let gate = draft.promotion_gate;
+            steps.push(Step { gate, ..Step::new(Weight::FULL, Duration::ZERO) });
         }
-        if steps.len() > MAX_STEPS {
-            faults.push(PlanFault::TooManySteps(steps.len()));
-        }
-        for (step, Step { weight, .. }) in steps.iter().copied().enumerate() {
-            if weight == Weight::ZERO {
-                faults.push(PlanFault::ZeroWeight { step });
-            } else if let Some(before) = step.checked_sub(1).map(|i| steps[i].weight)
-                && weight <= before
-            {
-                faults.push(PlanFault::NotAscending { step, weight, before });
-            }
-        }
+        let times = [
+            ("a bake", draft.bake),
+            ("a deadline", draft.deadline),
+            ("a cool-down", draft.cool_down),
+            ("a drain", draft.drain),
+            ("a rollback window", draft.rollback_window),
+        ];
         let holds = steps.iter().map(|step| ("a hold", step.hold));
-        for (what, given) in holds.chain([("a bake", bake), ("a deadline", deadline)]) {
-            if given > MAX_TIME {
-                faults.push(PlanFault::TooLong { what, given });
-            }
+        let long = holds.chain(times).filter(|(_, given)| *given > MAX_TIME);
+        faults.extend(long.map(|(what, given)| PlanFault::TooLong { what, given }));
+        if !faults.is_empty() {
+            return Err(faults);
         }
-        if faults.is_empty() {
-            Ok(Self { strategy, steps, bake, deadline, when_inconclusive })
-        } else {
-            Err(faults)
-        }
+        Ok(Self {
+            strategy,
+            steps,
+            bake: draft.bake,
+            deadline: draft.deadline,
+            when_inconclusive: draft.when_inconclusive,
+            hooks: draft.hooks,
+            cool_down: draft.cool_down,
+            drain: draft.drain,
+            rollback_window: draft.rollback_window,
+        })
     }
 
     /// How traffic moves.
@@ -198,6 +275,60 @@ impl Plan {
     pub fn when_inconclusive(&self) -> WhenInconclusive {
         self.when_inconclusive
     }
+
+    /// Where a rollout waits for hooks, and what happens if one fails.
+    pub fn hooks(&self) -> Hooks {
+        self.hooks
+    }
+
+    /// Whether a hook must be asked before this step is left.
+    pub fn has_hook_after(&self, step: usize) -> bool {
+        if step + 1 < self.steps.len() { self.hooks.step } else { self.hooks.promotion }
+    }
+
+    /// Whether a person must say so before this step is left.
+    pub fn has_gate_after(&self, step: usize) -> bool {
+        self.steps.get(step).is_some_and(|step| step.gate)
+    }
+
+    /// How long after a rollback no rollout is started without force.
+    pub fn cool_down(&self) -> Duration {
+        self.cool_down
+    }
+
+    /// How long a rollback waits for what is under way at the canary to end.
+    pub fn drain(&self) -> Duration {
+        self.drain
+    }
+
+    /// How long after success the old version is kept warm.
+    pub fn rollback_window(&self) -> Duration {
+        self.rollback_window
+    }
+}
+
+/// What is wrong with the steps, if anything is.
+fn faults(draft: &Draft) -> Vec<PlanFault> {
+    let Draft { strategy, steps, .. } = draft;
+    let mut faults = Vec::new();
+    match strategy {
+        Strategy::Canary if steps.is_empty() => faults.push(PlanFault::NoSteps),
+        Strategy::Canary if draft.promotion_gate => faults.push(PlanFault::PromotionGateOfCanary),
+        Strategy::BlueGreen if !steps.is_empty() => faults.push(PlanFault::StepsInBlueGreen),
+        Strategy::Canary | Strategy::BlueGreen => {}
+    }
+    if steps.len() > MAX_STEPS {
+        faults.push(PlanFault::TooManySteps(steps.len()));
+    }
+    for (step, Step { weight, .. }) in steps.iter().copied().enumerate() {
+        let before = step.checked_sub(1).map(|before| steps[before].weight);
+        if weight == Weight::ZERO && !(before.is_none() && draft.unweighted) {
+            faults.push(PlanFault::ZeroWeight { step });
+        } else if let Some(before) = before.filter(|before| weight <= *before) {
+            faults.push(PlanFault::NotAscending { step, weight, before });
+        }
+    }
+    faults
 }
 
 #[cfg(test)]
@@ -205,8 +336,7 @@ mod tests {
     use super::*;
 
     fn steps(percents: &[f64]) -> Vec<Step> {
-        let step =
-            |p: &f64| Step { weight: Weight::from_percent(*p).unwrap(), hold: Duration::from_secs(60) };
+        let step = |p: &f64| Step::new(Weight::from_percent(*p).unwrap(), Duration::from_secs(60));
         percents.iter().map(step).collect()
     }
 
@@ -231,8 +361,35 @@ mod tests {
     fn blue_green_is_one_step_of_everything() {
         let draft = Draft { strategy: Strategy::BlueGreen, steps: vec![], ..Draft::default() };
         let plan = Plan::new(draft.clone()).unwrap();
-        assert_eq!(plan.steps(), [Step { weight: Weight::FULL, hold: Duration::ZERO }]);
+        assert_eq!(plan.steps(), [Step::new(Weight::FULL, Duration::ZERO)]);
         let with_steps = Draft { steps: steps(&[5.0]), ..draft };
         assert_eq!(Plan::new(with_steps), Err(vec![PlanFault::StepsInBlueGreen]));
+    }
+
+    #[test]
+    fn a_first_step_without_weight_needs_requests_that_come_by_other_ways() {
+        let draft = Draft { steps: steps(&[0.0, 10.0]), unweighted: true, ..Draft::default() };
+        assert!(Plan::new(draft.clone()).is_ok());
+        let later = Draft { steps: steps(&[10.0, 0.0]), ..draft.clone() };
+        assert_eq!(Plan::new(later), Err(vec![PlanFault::ZeroWeight { step: 1 }]));
+        let nobody = Draft { unweighted: false, ..draft };
+        assert_eq!(Plan::new(nobody), Err(vec![PlanFault::ZeroWeight { step: 0 }]));
+    }
+
+    #[test]
+    fn gates_stand_at_steps_or_at_the_flip() {
+        let canary = Draft { promotion_gate: true, ..Draft::default() };
+        assert_eq!(Plan::new(canary), Err(vec![PlanFault::PromotionGateOfCanary]));
+        let blue_green =
+            Draft { strategy: Strategy::BlueGreen, steps: vec![], promotion_gate: true, ..Draft::default() };
+        assert!(Plan::new(blue_green).unwrap().has_gate_after(0));
+    }
+
+    #[test]
+    fn plans_that_were_saved_before_there_were_gates_are_read() {
+        let old = r#"{"strategy":"canary","steps":[{"weight":10.0,"hold":{"secs":60,"nanos":0}}],
+            "bake":{"secs":1,"nanos":0},"deadline":{"secs":1,"nanos":0},"when_inconclusive":"pause"}"#;
+        let plan: Plan = serde_json::from_str(old).unwrap();
+        assert!(!plan.has_gate_after(0) && !plan.has_hook_after(0));
     }
 }

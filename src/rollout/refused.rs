@@ -1,10 +1,14 @@
 //! Which commands make sense in which phase, and what to say to the others.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use serde::Serialize;
 
-use super::{event::Command, phase::Phase};
+use super::{
+    event::Command,
+    phase::{PauseReason, Phase},
+};
+use crate::model::units::format_duration;
 
 /// A command that makes no sense now. Nothing has changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -32,9 +36,18 @@ pub enum Why {
     /// The canary has no traffic yet.
     #[error("the canary is still being prepared and has no traffic yet")]
     Preparing,
+    /// It gets everything as soon as it is ready.
+    #[error("the canary gets all traffic as soon as it is ready")]
+    Hurried,
     /// It is paused already.
     #[error("it is paused already")]
     Paused,
+    /// A hook is being asked.
+    #[error("a hook is asked whether it may go on; `promote` does not wait for the answer")]
+    HookAsked,
+    /// Nothing may move forward now.
+    #[error("nothing may move forward now, and it goes on by itself when that is over")]
+    Frozen,
     /// It is not paused.
     #[error("it is not paused")]
     NotPaused,
@@ -47,6 +60,15 @@ pub enum Why {
     /// It went back.
     #[error("it has been rolled back; `start` tries again")]
     RolledBack,
+    /// It went back only lately.
+    #[error(
+        "it was rolled back, and the plan wants the next try in {} at the earliest",
+        format_duration(*.left)
+    )]
+    CoolingDown {
+        /// How long it takes until then.
+        left: Duration,
+    },
     /// It is over, and the way back is another.
     #[error("the rollout is over; `flip` brings the old version back")]
     UseFlip,
@@ -59,15 +81,29 @@ impl Refused {
     pub(super) fn new(command: Command, phase: Phase) -> Self {
         Self { command, why: why(command, &phase), allowed: allowed(&phase), phase }
     }
+
+    pub(super) fn cooling_down(phase: Phase, left: Duration) -> Self {
+        let (command, why) = (Command::Start { force: false }, Why::CoolingDown { left });
+        Self { command, phase, why, allowed: &[Command::Start { force: true }] }
+    }
 }
 
 /// The commands that are accepted in a phase.
 pub fn allowed(phase: &Phase) -> &'static [Command] {
     use Command::{Pause, Promote, Resume, RollBack, Start};
     match phase {
-        Phase::Idle | Phase::Succeeded { .. } | Phase::RolledBack { .. } => &[Start],
-        Phase::Preparing { .. } | Phase::Promoting { .. } | Phase::Baking { .. } => &[RollBack],
+        Phase::Idle | Phase::Succeeded { .. } | Phase::RolledBack { .. } => {
+            &[Start { force: false }, Start { force: true }]
+        }
+        Phase::Preparing { full: false, .. } => &[Promote { full: true }, RollBack],
+        Phase::Preparing { full: true, .. } | Phase::Promoting { .. } | Phase::Baking { .. } => &[RollBack],
         Phase::Stepping { .. } => &[Promote { full: false }, Promote { full: true }, RollBack, Pause],
+        Phase::Paused { reason: PauseReason::Hook, .. } => {
+            &[Promote { full: false }, Promote { full: true }, RollBack]
+        }
+        Phase::Paused { reason: PauseReason::Freeze, .. } => {
+            &[Promote { full: false }, Promote { full: true }, RollBack, Pause]
+        }
         Phase::Paused { .. } => &[Promote { full: false }, Promote { full: true }, RollBack, Resume],
         Phase::RollingBack { .. } => &[],
     }
@@ -81,9 +117,12 @@ fn why(command: Command, phase: &Phase) -> Why {
         Phase::RolledBack { .. } => Why::RolledBack,
         Phase::Succeeded { .. } if command == Command::RollBack => Why::UseFlip,
         Phase::Succeeded { .. } => Why::Succeeded,
-        _ if command == Command::Start => Why::Running,
+        _ if matches!(command, Command::Start { .. }) => Why::Running,
+        Phase::Preparing { full: true, .. } if matches!(command, Command::Promote { .. }) => Why::Hurried,
         Phase::Preparing { .. } => Why::Preparing,
         Phase::Stepping { .. } => Why::NotPaused,
+        Phase::Paused { reason: PauseReason::Hook, .. } => Why::HookAsked,
+        Phase::Paused { reason: PauseReason::Freeze, .. } => Why::Frozen,
         Phase::Paused { .. } => Why::Paused,
         Phase::Promoting { .. } | Phase::Baking { .. } => Why::Promoted,
     }

@@ -1,6 +1,7 @@
 //! The rules of the machine, one by one. `crash` lets whole worlds run and crash.
 
 mod crash;
+mod lifecycle;
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::{
     machine::{self, Transition},
     note::{AdvancedBy, Note},
     phase::{Exposure, PauseReason, Phase, RollBackReason},
-    plan::{Draft, Plan, Step, Strategy, WhenInconclusive},
+    plan::{Draft, Hooks, OnHookFailure, Plan, Step, Strategy, WhenInconclusive},
     refused::{Why, allowed},
 };
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
     model::{time::Timestamp, weight::Weight},
 };
 
+const START: Command = Command::Start { force: false };
 const PROMOTE: Command = Command::Promote { full: false };
 const PROMOTE_FULL: Command = Command::Promote { full: true };
 
@@ -29,15 +31,17 @@ fn at(millis: u64) -> Timestamp {
     Timestamp::from_millis(millis)
 }
 
-/// Steps of 10 %, 50 %, held for 10 ms; deadline 20 ms beyond; bake 10 ms.
+/// Steps of 10 %, 50 %, held for 10 ms; deadline 20 ms beyond; bake and drain 10 ms.
 fn draft() -> Draft {
     let hold = Duration::from_millis(10);
     Draft {
         strategy: Strategy::Canary,
-        steps: [10.0, 50.0].map(|percent| Step { weight: weight(percent), hold }).into(),
+        steps: [10.0, 50.0].map(|percent| Step::new(weight(percent), hold)).into(),
         bake: hold,
         deadline: Duration::from_millis(20),
         when_inconclusive: WhenInconclusive::Pause,
+        drain: hold,
+        ..Draft::default()
     }
 }
 
@@ -59,7 +63,7 @@ fn phases() -> [Phase; 9] {
     let reason = RollBackReason::Verdict;
     [
         Phase::Idle,
-        Phase::Preparing { since },
+        Phase::Preparing { since, full: false },
         Phase::Stepping { step: 0, since },
         Phase::Paused { step: 0, since, reason: PauseReason::Command },
         Phase::Promoting { since },
@@ -99,7 +103,7 @@ fn a_rollout_that_goes_well_saves_before_it_publishes() {
     let since = at(100);
     let advance = Event::Tick(Decision::Advance);
     let story = [
-        (Event::Command(Command::Start), Phase::Preparing { since }, vec![Publish(Exposure::NONE), Save]),
+        (Event::Command(START), Phase::Preparing { since, full: false }, vec![Publish(Exposure::NONE), Save]),
         (Event::Prepared, stepping(0), vec![Save, step(0)]),
         (advance.clone(), Phase::Stepping { step: 1, since: at(110) }, vec![Save, step(1)]),
         (advance.clone(), Phase::Promoting { since: at(120) }, vec![Save, Publish(Exposure::SWAPPED)]),
@@ -141,13 +145,16 @@ fn a_decision_to_roll_back_is_followed_in_every_phase_that_has_a_way_back() {
 }
 
 #[test]
-fn rolling_back_ends_with_the_next_tick_and_keeps_its_reason() {
+fn rolling_back_ends_when_drained_or_after_a_while_and_keeps_its_reason() {
     let reason = RollBackReason::PrepareFailed { why: "no endpoint is ready".into() };
     let event = Event::PrepareFailed("no endpoint is ready".into());
-    let first = happens(Phase::Preparing { since: at(100) }, event, 101);
+    let first = happens(Phase::Preparing { since: at(100), full: false }, event, 101);
     assert_eq!(first.phase, Phase::RollingBack { since: at(101), reason: reason.clone() });
-    let second = ticks(first.phase, Decision::Advance, 102);
-    check(&second, &Phase::RolledBack { at: at(102), reason }, &[Effect::Save]);
+    check(&ticks(first.phase.clone(), Decision::Advance, 110), &first.phase, &[]);
+    let drained = happens(first.phase.clone(), Event::Drained, 102);
+    check(&drained, &Phase::RolledBack { at: at(102), reason: reason.clone() }, &[Effect::Save]);
+    let second = ticks(first.phase, Decision::Advance, 111);
+    check(&second, &Phase::RolledBack { at: at(111), reason }, &[Effect::Save]);
     let sentence = "rolled back: the canary could not be made ready: no endpoint is ready";
     assert_eq!(second.note.unwrap().to_string(), sentence);
 }
@@ -209,7 +216,8 @@ fn promote_full_skips_all_steps_also_when_paused() {
 #[test]
 fn blue_green_flips_when_prepared_and_flips_back_while_baking() {
     let plan = blue_green();
-    let flip = machine::step(Phase::Preparing { since: at(1) }, &plan, Event::Prepared, at(2)).unwrap();
+    let flip =
+        machine::step(Phase::Preparing { since: at(1), full: false }, &plan, Event::Prepared, at(2)).unwrap();
     let effects = [Effect::Save, Effect::Publish(Exposure::SWAPPED)];
     check(&flip, &Phase::Promoting { since: at(2) }, &effects);
     let bake = machine::step(flip.phase, &plan, Event::Tick(Decision::Hold), at(3)).unwrap();
@@ -287,9 +295,9 @@ fn a_refusal_says_what_to_do_instead() {
     assert_eq!(
         over.to_string(),
         "cannot `rollback` while succeeded: the rollout is over; `flip` brings the old version back; \
-         allowed now: `start`"
+         allowed now: `start`, `start --force`"
     );
-    let running = refused(stepping(0), Command::Start);
+    let running = refused(stepping(0), START);
     assert_eq!(
         running.to_string(),
         "cannot `start` while stepping: a rollout is under way; allowed now: `promote`, \
@@ -331,4 +339,69 @@ fn phases_survive_saving() {
         paused,
         serde_json::json!({"phase": "paused", "step": 3, "since": 100, "reason": "inconclusive"})
     );
+}
+
+#[test]
+fn nobody_passes_a_gate_unasked_and_the_hook_comes_after_it() {
+    let mut draft = draft();
+    draft.steps[0].gate = true;
+    draft.hooks = Hooks { step: true, ..Hooks::default() };
+    let plan = Plan::new(draft).unwrap();
+    let happens = |phase, event, now| machine::step(phase, &plan, event, at(now)).unwrap();
+    let gate = happens(stepping(0), Event::Tick(Decision::Advance), 110);
+    check(&gate, &Phase::Paused { step: 0, since: at(110), reason: PauseReason::Gate }, &[Effect::Save]);
+    for decision in [Decision::Advance, Decision::Continue, Decision::Hold] {
+        check(&happens(gate.phase.clone(), Event::Tick(decision), 1_000_000), &gate.phase, &[]);
+    }
+    let hook = happens(gate.phase, Event::Command(PROMOTE), 120);
+    check(&hook, &Phase::Paused { step: 0, since: at(120), reason: PauseReason::Hook }, &[Effect::Save]);
+    let no = happens(hook.phase.clone(), Event::HookAnswered(Err("status 500".into())), 121);
+    let sentence = "paused at step 1: a hook did not let it go on: status 500";
+    assert_eq!(no.note.as_ref().unwrap().to_string(), sentence);
+    let again = happens(no.phase, Event::Command(Command::Resume), 122);
+    assert_eq!(again.phase, Phase::Paused { step: 0, since: at(122), reason: PauseReason::Hook });
+    let yes = happens(again.phase, Event::HookAnswered(Ok(())), 123);
+    let next = Effect::Publish(Exposure::canary(weight(50.0)));
+    check(&yes, &Phase::Stepping { step: 1, since: at(123) }, &[Effect::Save, next]);
+}
+
+#[test]
+fn a_hook_that_says_no_rolls_back_if_the_plan_says_so() {
+    let hooks = Hooks { promotion: true, on_failure: OnHookFailure::RollBack, ..Hooks::default() };
+    let plan = Plan::new(Draft { hooks, ..draft() }).unwrap();
+    let event = Event::HookAnswered(Err("no answer".into()));
+    let back = machine::step(paused(1, PauseReason::Hook), &plan, event, at(101)).unwrap();
+    let sentence = "rolling back: a hook did not let it go on: no answer";
+    assert_eq!(back.note.unwrap().to_string(), sentence);
+    assert_eq!(back.effects, [Effect::Publish(Exposure::NONE), Effect::Save]);
+}
+
+#[test]
+fn a_hot_fix_gets_everything_as_soon_as_it_is_ready_and_no_sooner() {
+    let hurried =
+        happens(Phase::Preparing { since: at(100), full: false }, Event::Command(PROMOTE_FULL), 101);
+    check(&hurried, &Phase::Preparing { since: at(100), full: true }, &[Effect::Save]);
+    let ready = happens(hurried.phase.clone(), Event::Prepared, 102);
+    let effects = [Effect::Save, Effect::Publish(Exposure::SWAPPED)];
+    check(&ready, &Phase::Promoting { since: at(102) }, &effects);
+    let failed = happens(hurried.phase, Event::PrepareFailed("no".into()), 102);
+    assert!(matches!(failed.phase, Phase::RollingBack { .. }));
+}
+
+#[test]
+fn after_a_rollback_the_next_try_waits_unless_forced() {
+    let plan = Plan::new(Draft { cool_down: Duration::from_millis(50), ..draft() }).unwrap();
+    let back = || Phase::RolledBack { at: at(100), reason: RollBackReason::Verdict };
+    let start = |force, now| {
+        machine::step(back(), &plan, Event::Command(Command::Start { force }), at(now)).map(|t| t.phase)
+    };
+    let refused = start(false, 149).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "cannot `start` while rolled back: it was rolled back, and the plan wants the next try in 1ms at the \
+         earliest; allowed now: `start --force`"
+    );
+    assert!(start(false, 150).is_ok() && start(true, 101).is_ok());
+    // A clock that went back says nothing about how long ago it was.
+    assert!(start(false, 40).is_ok());
 }

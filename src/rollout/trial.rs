@@ -28,6 +28,9 @@ pub fn follow(analysis: &mut Analysis, before: &Phase, after: &Phase, plan: &Pla
     match after {
         Phase::Stepping { step, .. } if before.step() != Some(*step) => {
             analysis.begin_step(plan.steps().get(step + 1).map(|next| next.weight));
+            if let Some(requests) = plan.steps().get(*step).and_then(|step| step.minimum_requests) {
+                analysis.require(requests);
+            }
         }
         Phase::Baking { .. } if !matches!(before, Phase::Baking { .. }) => analysis.begin_baking(),
         _ => {}

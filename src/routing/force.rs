@@ -105,6 +105,11 @@ impl Overrides {
         self.preview.is_none() && self.rules.is_empty()
     }
 
+    /// Whether a rule gives requests this role; the preview is not a rule.
+    pub fn can_force(&self, role: Role) -> bool {
+        self.rules.iter().any(|rule| rule.role == role)
+    }
+
     /// The role that a request is given, and by what; nothing for one that nobody forces.
     pub fn decide(&self, head: &Head<'_>, client: IpAddr) -> Option<(Role, Reason)> {
         if let Some(preview) = &self.preview

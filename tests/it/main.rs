@@ -47,6 +47,7 @@
 //! | `upgrade` | WebSockets and other tunnels |
 //! | `tls` | TLS between clients and the proxy: certificates, versions, client certificates, reload |
 //! | `upstream_tls` | TLS between the proxy and its backends: whom it believes, and who is blamed |
+//! | `waiting` | what a rollout waits for beside evidence: people, the calendar, time |
 //! | `weights` | the split: how even it is, and when a change of it is seen |
 
 #![allow(unreachable_pub, reason = "`pub` marks what a module of a test binary offers to the others")]
@@ -97,6 +98,7 @@ mod timeouts;
 mod tls;
 mod upgrade;
 mod upstream_tls;
+mod waiting;
 mod weights;
 
 use std::{collections::BTreeSet, fs, path::Path};

@@ -59,6 +59,7 @@ impl World {
         self.exposure_never_exceeds_record();
         self.a_rolled_back_rollout_never_advances(before, event);
         self.canary_never_gets_more_than_its_plan_allows(before, event, now);
+        self.gates_and_hooks_are_passed_by_those_who_may(before, event);
     }
 
     /// "A crash at any point thus leaves less canary traffic than recorded, never more."
@@ -73,7 +74,7 @@ impl World {
             Phase::RollingBack { .. } => {
                 assert!(matches!(self.saved, Phase::RollingBack { .. } | Phase::RolledBack { .. }));
             }
-            Phase::RolledBack { .. } if *event != Event::Command(Command::Start) => {
+            Phase::RolledBack { .. } if !matches!(event, Event::Command(Command::Start { .. })) => {
                 assert_eq!(self.saved, *before);
             }
             _ => return,
@@ -87,7 +88,13 @@ impl World {
         let ladder = ladder(&self.plan);
         let rung = |exposure| ladder.iter().position(|rung| *rung == exposure).expect("on the ladder");
         let earned = match (event, before) {
+            (Event::Prepared, Phase::Preparing { full: true, .. }) => ladder.len(),
             (Event::Prepared, Phase::Preparing { .. }) => 1,
+            (Event::HookAnswered(Ok(())), Phase::Paused { reason: PauseReason::Hook, .. }) => 1,
+            (
+                Event::Command(Command::Resume),
+                Phase::Paused { reason: PauseReason::Gate | PauseReason::HookFailed, .. },
+            ) => 1,
             (Event::Command(PROMOTE), Phase::Stepping { .. } | Phase::Paused { .. }) => 1,
             (Event::Command(PROMOTE_FULL), Phase::Stepping { .. } | Phase::Paused { .. }) => ladder.len(),
             (Event::Tick(Decision::Advance), Phase::Stepping { step, since }) => {
@@ -102,6 +109,21 @@ impl World {
     }
 }
 
+impl World {
+    /// More than a gated step only by a person, more than a hooked one only by the hook or a person.
+    fn gates_and_hooks_are_passed_by_those_who_may(&self, before: &Phase, event: &Event) {
+        let Some(step) = before.step().filter(|_| self.published > before.exposure(&self.plan)) else {
+            return;
+        };
+        let by_person = matches!(event, Event::Command(Command::Promote { .. } | Command::Resume));
+        let waited = matches!(before, Phase::Paused { reason: PauseReason::Hook, .. });
+        let by_hook = waited && *event == Event::HookAnswered(Ok(()));
+        assert!(by_person || by_hook || !self.plan.has_gate_after(step), "{event:?} in {before:?}");
+        let instead = matches!(event, Event::Command(Command::Promote { .. }));
+        assert!(instead || by_hook || !self.plan.has_hook_after(step), "{event:?} in {before:?}");
+    }
+}
+
 /// Every exposure that a plan allows, in the order in which it allows them.
 fn ladder(plan: &Plan) -> Vec<Exposure> {
     let steps = match plan.strategy() {
@@ -109,6 +131,8 @@ fn ladder(plan: &Plan) -> Vec<Exposure> {
         Strategy::BlueGreen => &[],
     };
     let steps = steps.iter().map(|step| Exposure::canary(step.weight));
+    // A first step may have no weight, and is the rung of having nothing then.
+    let steps = steps.filter(|exposure| *exposure != Exposure::NONE);
     [Exposure::NONE].into_iter().chain(steps).chain([Exposure::SWAPPED]).collect()
 }
 
@@ -119,22 +143,39 @@ fn plans() -> Vec<Plan> {
     impatient.deadline = Duration::ZERO;
     impatient.bake = Duration::ZERO;
     let mut to_the_top = draft();
-    to_the_top.steps.push(Step { weight: Weight::FULL, hold: Duration::from_millis(5) });
-    let more = [Plan::new(impatient).unwrap(), Plan::new(to_the_top).unwrap(), blue_green()];
+    to_the_top.steps.push(Step::new(Weight::FULL, Duration::from_millis(5)));
+    let mut asking = draft();
+    asking.steps[0].gate = true;
+    asking.hooks = Hooks { step: true, promotion: true, on_failure: OnHookFailure::RollBack };
+    asking.cool_down = Duration::from_millis(15);
+    let mut forced = draft();
+    forced.steps.insert(0, Step::new(Weight::ZERO, Duration::from_millis(10)));
+    forced.unweighted = true;
+    let flip = Draft { strategy: Strategy::BlueGreen, steps: vec![], promotion_gate: true, ..draft() };
+    let more = [impatient, to_the_top, asking, forced, flip].map(|draft| Plan::new(draft).unwrap());
+    let more = more.into_iter().chain([blue_green()]);
     choices.map(when_inconclusive).into_iter().chain(more).collect()
 }
 
 fn events() -> Vec<Event> {
     let decisions = [Decision::Continue, Decision::Advance, Decision::RollBack, Decision::Hold];
     let ticks = decisions.map(Event::Tick).into_iter();
-    let others = [Event::Prepared, Event::PrepareFailed("no".into())];
+    let others = [
+        Event::Prepared,
+        Event::PrepareFailed("no".into()),
+        Event::HookAnswered(Ok(())),
+        Event::HookAnswered(Err("no".into())),
+        Event::Frozen,
+        Event::Thawed,
+        Event::Drained,
+    ];
     ticks.chain(Command::ALL.map(Event::Command)).chain(others).collect()
 }
 
 fn time_of(phase: &mut Phase) -> Option<&mut Timestamp> {
     match phase {
         Phase::Idle => None,
-        Phase::Preparing { since: time }
+        Phase::Preparing { since: time, .. }
         | Phase::Stepping { since: time, .. }
         | Phase::Paused { since: time, .. }
         | Phase::Promoting { since: time }
@@ -181,30 +222,55 @@ fn the_designs_sentences_hold_in_every_reachable_phase() {
             }
         }
         let kinds: HashSet<_> = seen.iter().map(Phase::name).collect();
-        let never = if plan.strategy() == Strategy::BlueGreen { 2 } else { 0 };
+        // Blue/green has no steps, and waits only if it has a gate.
+        let never = match (plan.strategy(), plan.has_gate_after(0)) {
+            (Strategy::Canary, _) => 0,
+            (Strategy::BlueGreen, true) => 1,
+            (Strategy::BlueGreen, false) => 2,
+        };
         assert_eq!(kinds.len(), phases().len() - never, "every kind of phase is reached: {kinds:?}");
     }
 }
 
 /// Any plan, with times of the same size as the story's.
 fn any_plan() -> impl Generator<Value = Plan> {
-    let steps = btree_map(1u16..=10_000, 0u64..40, 0..5);
+    let steps = btree_map(1u16..=10_000, (0u64..40, any::<bool>()), 0..5);
+    let hooks = (any::<bool>(), any::<bool>(), select(vec![OnHookFailure::Pause, OnHookFailure::RollBack]));
+    let hooks = hooks.prop_map(|(step, promotion, on_failure)| Hooks { step, promotion, on_failure });
+    let times = [0u64..40, 0..40, 0..40, 0..40];
     let choice = select(vec![WhenInconclusive::Hold, WhenInconclusive::Pause, WhenInconclusive::RollBack]);
-    (steps, 0u64..40, 0u64..40, choice).prop_map(|(steps, bake, deadline, when_inconclusive)| {
+    (steps, times, choice, hooks).prop_map(|(steps, times, when_inconclusive, hooks)| {
         let strategy = if steps.is_empty() { Strategy::BlueGreen } else { Strategy::Canary };
-        let step = |(weight, hold)| Step {
-            weight: Weight::from_hundredths(weight).unwrap(),
-            hold: Duration::from_millis(hold),
+        let step = |(weight, (hold, gate))| {
+            let step = Step::new(Weight::from_hundredths(weight).unwrap(), Duration::from_millis(hold));
+            Step { gate, ..step }
         };
         let steps = steps.into_iter().map(step).collect();
-        let [bake, deadline] = [bake, deadline].map(Duration::from_millis);
-        Plan::new(Draft { strategy, steps, bake, deadline, when_inconclusive }).unwrap()
+        let [bake, deadline, drain, cool_down] = times.map(Duration::from_millis);
+        let draft = Draft {
+            strategy,
+            steps,
+            bake,
+            deadline,
+            drain,
+            cool_down,
+            when_inconclusive,
+            hooks,
+            ..Draft::default()
+        };
+        Plan::new(draft).unwrap()
     })
 }
 
 /// Events as they come: mostly good ones, or no rollout would get far.
 fn any_event() -> impl Generator<Value = Event> {
-    let good = vec![Event::Tick(Decision::Advance), Event::Tick(Decision::Continue), Event::Prepared];
+    let good = vec![
+        Event::Tick(Decision::Advance),
+        Event::Tick(Decision::Continue),
+        Event::Prepared,
+        Event::HookAnswered(Ok(())),
+        Event::Command(PROMOTE),
+    ];
     prop_oneof![3 => select(good), 1 => select(events())]
 }
 
@@ -216,7 +282,7 @@ proptest! {
     ) {
         let mut world = World::new(plan, Phase::Idle);
         let mut now = 1_000u64;
-        world.live(&Event::Command(Command::Start), at(now), ALL);
+        world.live(&Event::Command(START), at(now), ALL);
         for (event, later, survives) in story {
             now = now.saturating_add_signed(later);
             world.live(&event, at(now), survives);

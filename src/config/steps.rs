@@ -1,0 +1,119 @@
+//! `steps` of `[services.NAME.rollout]`, and where the faults of a plan belong.
+
+use std::{ops::Range, time::Duration};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::{
+    report::Report,
+    written::{Section, Table, Time, WAIT, in_words, positive, time, weight},
+};
+use crate::rollout::plan::{MAX_STEPS, MAX_TIME, PlanFault, Step};
+
+/// How long a step lasts at least if it does not say; as in the default steps.
+pub(super) const DEFAULT_HOLD: Duration = Duration::from_secs(60);
+
+/// More requests than that in one step are a slip.
+const MAX_REQUESTS: u32 = 1_000_000_000;
+
+/// One of `steps` as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawStep {
+    weight: Option<Spanned<f64>>,
+    hold: Option<Time>,
+    minimum_requests: Option<Spanned<i64>>,
+    gate: Option<bool>,
+}
+
+impl Section for RawStep {
+    const HEADER: &'static str = "{ weight = 10, hold = \"5m\" }";
+}
+
+/// A step, and where its parts stand.
+pub(super) struct PlacedStep {
+    pub(super) step: Step,
+    /// Which of the written steps it is, from 0.
+    number: usize,
+    weight: Range<usize>,
+    hold: Range<usize>,
+}
+
+/// The steps whose parts are right.
+pub(super) fn lower(
+    written: Option<Spanned<Vec<Spanned<Table<RawStep>>>>>,
+    report: &mut Report<'_>,
+) -> Vec<PlacedStep> {
+    let written = written.map(Spanned::into_inner).unwrap_or_default();
+    let steps = written.into_iter().enumerate();
+    steps.filter_map(|(number, raw)| lower_step(number, raw, report)).collect()
+}
+
+fn lower_step(number: usize, raw: Spanned<Table<RawStep>>, report: &mut Report<'_>) -> Option<PlacedStep> {
+    let place = raw.span();
+    let RawStep { weight: share, hold, minimum_requests, gate } = raw.into_inner().0;
+    let hold_place = hold.as_ref().map_or_else(|| place.clone(), Spanned::span);
+    let hold = match hold {
+        None => Some(DEFAULT_HOLD),
+        Some(written) => time(&written, "hold", WAIT, report),
+    };
+    let least = minimum_requests.and_then(|n| positive(&n, "minimum_requests", MAX_REQUESTS, report));
+    let Some(share) = share else {
+        report
+            .error(place, format!("step {} has no `weight`", number + 1))
+            .help("say how much traffic the canary gets: `{ weight = 10, hold = \"5m\" }`");
+        return None;
+    };
+    let weight = weight(&share, report)?;
+    // A wrong hold says nothing about the weight, which is still compared with its neighbours.
+    let step = Step {
+        minimum_requests: least.map(|least| least.get().into()),
+        gate: gate.unwrap_or(false),
+        ..Step::new(weight, hold.unwrap_or(DEFAULT_HOLD))
+    };
+    Some(PlacedStep { step, number, weight: share.span(), hold: hold_place })
+}
+
+/// Puts a fault where it belongs. `steps` are those whose parts are right; `place` is that of all.
+pub(super) fn report_fault(
+    fault: &PlanFault,
+    steps: &[PlacedStep],
+    place: Range<usize>,
+    report: &mut Report<'_>,
+) {
+    match *fault {
+        PlanFault::NoSteps => report
+            .error(place, fault.to_string())
+            .help("add one, such as `{ weight = 10, hold = \"5m\" }`, or leave `steps` out for the default"),
+        PlanFault::StepsInBlueGreen => {
+            report.error(place, fault.to_string()).help("remove `steps`, or write `strategy = \"canary\"`")
+        }
+        PlanFault::PromotionGateOfCanary => report
+            .error(place, fault.to_string())
+            .help("write `gate = true` into the last of `steps`, or `strategy = \"blue-green\"`"),
+        PlanFault::TooManySteps(_) => {
+            report.error(place, fault.to_string()).help(format!("write at most {MAX_STEPS} steps"))
+        }
+        PlanFault::ZeroWeight { step } => {
+            let (number, place) = steps.get(step).map_or((step, place), |s| (s.number, s.weight.clone()));
+            report
+                .error(place, PlanFault::ZeroWeight { step: number }.to_string())
+                .help("begin with a small weight, such as 1; only where `[[services.NAME.force]]` sends requests to the canary may the first one be 0")
+        }
+        PlanFault::NotAscending { step, weight, before } => {
+            let (number, place) = steps.get(step).map_or((step, place), |s| (s.number, s.weight.clone()));
+            report
+                .error(place, PlanFault::NotAscending { step: number, weight, before }.to_string())
+                .help("let the weights rise from step to step")
+        }
+        // The section has refused these already, so this is for limits that drift apart.
+        PlanFault::TooLong { given, .. } => {
+            let long = steps.iter().find(|s| s.step.hold == given).map(|s| s.hold.clone());
+            let most = in_words(MAX_TIME);
+            report
+                .error(long.unwrap_or(place), fault.to_string())
+                .help(format!("write a time of at most {most}"))
+        }
+    };
+}

@@ -1,0 +1,142 @@
+//! What a rollout waits for beside evidence: people, the calendar, time, and the end of what is under way.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use crate::support::{Backend, Raw, Refusing, Tidegate, Web, eventually};
+
+/// Nobody sends anything, so that evidence moves nothing.
+fn start(canary: SocketAddr, rollout: &str, more: &str) -> (Backend, Tidegate) {
+    let stable = Backend::named("v1");
+    let web = Web::new(stable.address).canary(canary).table("rollout", rollout);
+    let tidegate = Tidegate::start(format!("{}\n{more}", web.to_string()));
+    (stable, tidegate)
+}
+
+/// How the rollout stands: its phase, and what it waits for or by what it ended.
+fn stands(status: &Value) -> (&str, &Value) {
+    (status["rollout"]["phase"].as_str().unwrap(), &status["rollout"]["reason"])
+}
+
+#[track_caller]
+fn refused(tidegate: &Tidegate, verb: &str, wanted: &str) {
+    let response = tidegate.ask("POST", &format!("/api/v1/services/web/{verb}"), "");
+    assert_eq!(response.status, 409, "{}", response.text());
+    assert!(response.text().contains(wanted), "{}", response.text());
+}
+
+#[test]
+fn a_gate_is_opened_by_a_person_and_by_nobody_else() {
+    let canary = Backend::named("v2");
+    let plan = "strategy = 'blue-green'\npromotion_gate = true\nbake = '1h'";
+    let (_stable, tidegate) = start(canary.address, plan, "");
+    tidegate.api("POST", "web/start", "");
+    let status = tidegate.wait_for_phase("paused");
+    assert_eq!(stands(&status), ("paused", &"gate".into()));
+    assert_eq!((&status["stable"], &status["weight"]), (&"v1".into(), &0.0.into()));
+    assert_eq!(tidegate.client().get("/").text(), "v1");
+    let status = tidegate.api("POST", "web/promote", "");
+    assert_eq!(status["stable"], "v2");
+    assert_eq!(tidegate.client().get("/").text(), "v2");
+}
+
+/// A window that began long ago and ends long after.
+const FREEZE: &str = "[[freeze]]\nfrom = '2000-01-01'\nto = '2100-01-01'";
+
+#[test]
+fn in_a_freeze_nothing_starts_without_force_and_what_runs_waits() {
+    let canary = Backend::named("v2");
+    let (_stable, tidegate) = start(canary.address, "steps = [{ weight = 20, hold = '1h' }]", FREEZE);
+    refused(&tidegate, "start", "service `web` is frozen, 2000-01-01 00:00 to 2100-01-01 00:00 (UTC)");
+    tidegate.api("POST", "web/start", r#"{"force": true}"#);
+    let status = tidegate.wait_for_phase("paused");
+    assert_eq!(stands(&status), ("paused", &"freeze".into()));
+    assert_eq!(status["weight"], 20.0);
+    refused(&tidegate, "resume", "it goes on by itself when that is over");
+    let status = tidegate.api("POST", "web/rollback", "");
+    assert_eq!(status["weight"], 0.0, "going back is always possible");
+}
+
+#[test]
+fn a_freeze_that_ends_lets_the_rollout_go_on() {
+    let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
+    let web = Web::new(stable.address).canary(canary.address);
+    let web = web.table("rollout", "steps = [{ weight = 20, hold = '1h' }]").to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tidegate.toml");
+    std::fs::write(&file, format!("{web}\n{FREEZE}")).unwrap();
+    let tidegate = Tidegate::start_from(&file, false);
+    tidegate.api("POST", "web/start", r#"{"force": true}"#);
+    tidegate.wait_for_phase("paused");
+    std::fs::write(&file, web).unwrap();
+    assert_eq!(tidegate.ask("POST", "/api/v1/reload", "").status, 200);
+    let status = tidegate.wait_for_phase("stepping");
+    assert_eq!((&status["rollout"]["step"], &status["weight"]), (&0.into(), &20.0.into()));
+}
+
+#[test]
+fn after_a_rollback_the_next_try_needs_time_or_force() {
+    let canary = Backend::named("v2");
+    let (_stable, tidegate) = start(canary.address, "cool_down = '1h'", "");
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    tidegate.api("POST", "web/rollback", "");
+    tidegate.wait_for_phase("rolled_back");
+    refused(&tidegate, "start", "the plan wants the next try in ");
+    assert_eq!(stands(&tidegate.status()).0, "rolled_back");
+    let status = tidegate.api("POST", "web/start", r#"{"force": true}"#);
+    assert_eq!(stands(&status).0, "preparing");
+}
+
+#[test]
+fn a_hot_fix_need_not_be_told_to_go_on_when_it_is_ready() {
+    let canary = Refusing::new();
+    let (_stable, tidegate) = start(canary.address, "bake = '1h'", "");
+    tidegate.api("POST", "web/start", "");
+    let status = tidegate.api("POST", "web/promote", r#"{"full": true}"#);
+    assert_eq!((stands(&status).0, &status["rollout"]["full"]), ("preparing", &true.into()));
+    assert_eq!((&status["stable"], &status["weight"]), (&"v1".into(), &0.0.into()));
+    let canary = canary.open("v2");
+    let status = tidegate.wait_for_phase("baking");
+    assert_eq!(status["stable"], "v2");
+    drop(tidegate);
+    drop(canary);
+}
+
+/// A canary whose answer begins and does not end, a client that waits for it, and a rollback.
+fn rolled_back_with_an_answer_under_way(drain: &str) -> (Backend, Backend, Tidegate, Raw) {
+    let canary = Backend::scripted(|mut peer| {
+        peer.request();
+        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha");
+        peer.wait_for_end();
+    });
+    let plan = format!("steps = [{{ weight = 100, hold = '1h' }}]\n{drain}");
+    let (stable, tidegate) = start(canary.address, &plan, "");
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let mut client = tidegate.client();
+    client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    let in_flight = || tidegate.scrape().sum("tidegate_requests_in_flight", &[("backend", "v2")]);
+    eventually(in_flight, |count| *count == 1.0);
+    let status = tidegate.api("POST", "web/rollback", "");
+    assert_eq!((stands(&status).0, &status["weight"]), ("rolling_back", &0.0.into()));
+    (stable, canary, tidegate, client)
+}
+
+#[test]
+fn a_rollback_has_ended_when_nothing_is_under_way_any_more() {
+    let (_stable, canary, tidegate, client) = rolled_back_with_an_answer_under_way("drain = '1h'");
+    // New requests go to stable while the old one is under way.
+    assert_eq!(tidegate.client().get("/").text(), "v1");
+    assert_eq!(stands(&tidegate.status()).0, "rolling_back");
+    drop(client);
+    tidegate.wait_for_phase("rolled_back");
+    canary.close_connections();
+}
+
+#[test]
+fn a_rollback_does_not_wait_for_ever() {
+    let (_stable, _canary, tidegate, _client) = rolled_back_with_an_answer_under_way("drain = '100ms'");
+    tidegate.wait_for_phase("rolled_back");
+}
