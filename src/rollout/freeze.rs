@@ -121,7 +121,8 @@ impl FromStr for Moment {
     type Err = InvalidMoment;
 
     fn from_str(text: &str) -> Result<Self, InvalidMoment> {
-        let (day, time) = text.trim().split_once([' ', 'T']).unwrap_or((text.trim(), "00:00"));
+        let text = text.trim();
+        let (day, time) = text.split_once([' ', 'T']).unwrap_or((text, "00:00"));
         let time = time.parse::<Time>().map_err(|_| InvalidMoment)?;
         if let Ok(date) = day.parse::<Date>() {
             return Ok(Self(Written::Date(date.to_datetime(time))));

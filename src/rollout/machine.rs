@@ -211,7 +211,7 @@ fn through_the_gate(from: &Phase, plan: &Plan, step: usize, by: AdvancedBy, now:
 fn cooling(phase: &Phase, plan: &Plan, now: Timestamp) -> Option<Duration> {
     let Phase::RolledBack { at, .. } = phase else { return None };
     // A clock that went back says nothing, and must not lock anybody out.
-    let cooled = elapsed(*at, now).unwrap_or(plan.cool_down());
+    let cooled = elapsed(*at, now).unwrap_or_else(|_| plan.cool_down());
     plan.cool_down().checked_sub(cooled).filter(|left| !left.is_zero())
 }
 

@@ -370,7 +370,7 @@ mod tests {
     fn a_first_step_without_weight_needs_requests_that_come_by_other_ways() {
         let draft = Draft { steps: steps(&[0.0, 10.0]), unweighted: true, ..Draft::default() };
         assert!(Plan::new(draft.clone()).is_ok());
-        let later = Draft { steps: steps(&[10.0, 0.0]), ..draft.clone() };
+        let later = Draft { steps: steps(&[10.0, 0.0]), unweighted: true, ..Draft::default() };
         assert_eq!(Plan::new(later), Err(vec![PlanFault::ZeroWeight { step: 1 }]));
         let nobody = Draft { unweighted: false, ..draft };
         assert_eq!(Plan::new(nobody), Err(vec![PlanFault::ZeroWeight { step: 0 }]));

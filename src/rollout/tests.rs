@@ -355,7 +355,7 @@ fn nobody_passes_a_gate_unasked_and_the_hook_comes_after_it() {
     }
     let hook = happens(gate.phase, Event::Command(PROMOTE), 120);
     check(&hook, &Phase::Paused { step: 0, since: at(120), reason: PauseReason::Hook }, &[Effect::Save]);
-    let no = happens(hook.phase.clone(), Event::HookAnswered(Err("status 500".into())), 121);
+    let no = happens(hook.phase, Event::HookAnswered(Err("status 500".into())), 121);
     let sentence = "paused at step 1: a hook did not let it go on: status 500";
     assert_eq!(no.note.as_ref().unwrap().to_string(), sentence);
     let again = happens(no.phase, Event::Command(Command::Resume), 122);

@@ -63,8 +63,7 @@ impl Schedule {
             _ if from == Weight::ZERO => return Err(ScheduleFault::FromZero),
             _ if to < from => return Err(ScheduleFault::Falling { from, to }),
             Rise::Linear(by) if by == Weight::ZERO => return Err(ScheduleFault::Flat),
-            // Not the same as `factor <= 1.0`, for what is not a number.
-            Rise::Exponential(factor) if !(factor > 1.0) => return Err(ScheduleFault::Flat),
+            Rise::Exponential(factor) if factor.is_nan() || factor <= 1.0 => return Err(ScheduleFault::Flat),
             Rise::Linear(_) | Rise::Exponential(_) => {}
         }
         let mut steps = Vec::new();
