@@ -22,6 +22,7 @@ use super::{
     diagnostic::render,
     document::RawDocument,
     edge::RawRequestId,
+    failures::RawFailures,
     filter::{RawField, RawModifier, RawRedirect, RawRewrite, RawRouteTimeouts},
     force::{RawForce, RawPreview},
     freeze::RawFreeze,
@@ -91,7 +92,7 @@ fn the_examples_mean_what_they_say() {
 }
 
 /// Keys of the reference that are there to be shown and have no default, or a default of "off".
-const WITHOUT_DEFAULT: [&str; 62] = [
+const WITHOUT_DEFAULT: [&str; 64] = [
     "workers",
     "hostnames",
     "address",
@@ -150,6 +151,8 @@ const WITHOUT_DEFAULT: [&str; 62] = [
     "rate",
     "client_rate",
     "per_try_timeout",
+    "except",
+    "failures",
     "steps",
     "to",
     "by",
@@ -174,7 +177,7 @@ fn the_reference_shows_the_defaults() {
 
 #[test]
 fn the_reference_mentions_every_key() {
-    let sections: [(&str, Vec<&str>); 44] = [
+    let sections: [(&str, Vec<&str>); 45] = [
         ("", keys::<RawDocument>()),
         (".shutdown", keys::<RawShutdown>()),
         (".access_log", keys::<RawAccessLog>()),
@@ -210,6 +213,7 @@ fn the_reference_mentions_every_key() {
         (".services.NAME.limits", keys::<RawLimits>()),
         (".services.NAME.limits.rate", keys::<RawRate>()),
         (".services.NAME.limits.client_rate", keys::<RawRate>()),
+        (".services.NAME.failures", keys::<RawFailures>()),
         (".services.NAME.mirror", keys::<RawMirror>()),
         (".services.NAME.retry", keys::<RawRetry>()),
         (".services.NAME.retry.backoff", keys::<RawBackoff>()),
@@ -238,6 +242,8 @@ const TESTS: [&str; 6] =
 /// Every key below a value, by its path; names that the user chooses are `NAME`.
 fn collect(path: &str, value: &Value, found: &mut Vec<String>) {
     let path = if TESTS.iter().any(|test| path.ends_with(test)) { "TEST" } else { path };
+    // A route's has the keys of its service's.
+    let path = if path == ".routes.failures" { ".services.NAME.failures" } else { path };
     let is_map = path == ".services" || path.ends_with("backends");
     match value {
         Value::Table(table) if is_map => {

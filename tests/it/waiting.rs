@@ -10,7 +10,7 @@ use crate::support::{Backend, Raw, Refusing, Tidegate, Web, eventually};
 fn start(canary: SocketAddr, rollout: &str, more: &str) -> (Backend, Tidegate) {
     let stable = Backend::named("v1");
     let web = Web::new(stable.address).canary(canary).table("rollout", rollout);
-    let tidegate = Tidegate::start(format!("{}\n{more}", web.to_string()));
+    let tidegate = Tidegate::start(format!("{web}\n{more}"));
     (stable, tidegate)
 }
 
