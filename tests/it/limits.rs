@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use crate::support::{
     Backend, H2, Raw, Tidegate, Web,
     client::{full, h2_request},
-    eventually, exchange, get, reply, runtime,
+    eventually, exchange, get, patience, reply, runtime,
 };
 
 fn local_replies(tidegate: &Tidegate, reason: &str, wanted: f64) {
@@ -123,6 +123,51 @@ fn a_service_takes_so_many_requests_at_a_time() {
     assert_eq!(slow.response().status, 200);
     eventually(|| get(tidegate.address(), "/").status, |status| *status == 200);
     tidegate.scrape().expect("tidegate_requests_total", &[("status", "5xx")], 0.0);
+}
+
+#[test]
+fn a_declined_upgrade_counts_until_its_response_has_ended() {
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let backend = Backend::scripted(move |mut peer| {
+        while let Some(seen) = peer.request() {
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha");
+            if !seen.fields("upgrade").is_empty() {
+                wait.lock().unwrap().recv_timeout(patience()).unwrap();
+            }
+            peer.send("lf");
+        }
+    });
+    let tidegate = Tidegate::start(Web::new(backend.address).table("limits", "max_in_flight = 1"));
+    let mut client = tidegate.client();
+    client.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
+    assert!(client.wire.read_head().is_some());
+    assert_eq!(client.wire.read_length(2), b"ha");
+    assert_eq!(get(tidegate.address(), "/").status, 503);
+    go.send(()).unwrap();
+    assert_eq!(client.wire.read_length(2), b"lf");
+    eventually(|| get(tidegate.address(), "/").status, |status| *status == 200);
+}
+
+#[test]
+fn a_tunnel_counts_until_it_ends() {
+    let backend = Backend::scripted(|mut peer| {
+        if peer.request().is_some_and(|seen| !seen.fields("upgrade").is_empty()) {
+            peer.send(
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+            );
+            peer.wait_for_end();
+        } else {
+            peer.send(reply("200 OK", &[("Connection", "close")], ""));
+        }
+    });
+    let tidegate = Tidegate::start(Web::new(backend.address).table("limits", "max_in_flight = 1"));
+    let mut client = tidegate.client();
+    client.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
+    assert_eq!(client.response().status, 101);
+    assert_eq!(get(tidegate.address(), "/").status, 503);
+    drop(client);
+    eventually(|| get(tidegate.address(), "/").status, |status| *status == 200);
 }
 
 #[test]
