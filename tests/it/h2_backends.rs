@@ -174,6 +174,25 @@ fn a_request_that_was_looked_at_is_not_sent_again() {
 }
 
 #[test]
+fn a_body_of_known_length_is_whole_whatever_comes_behind_it() {
+    let backend = HyperBackend::answering(Limits::default(), |_| {
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("x-sum", "7".parse().unwrap());
+        let body = full("hello").with_trailers(std::future::ready(Some(Ok(trailers)))).boxed();
+        Response::builder().header("content-length", "5").body(body).unwrap()
+    });
+    let tidegate = Tidegate::start(Web::h2c(backend.address));
+    let mut client = tidegate.client();
+    for _ in 0..2 {
+        let response = client.get("/");
+        assert_eq!((response.text().as_str(), response.fields("content-length")), ("hello", vec!["5"]));
+    }
+    let scrape = tidegate.wait_until_idle();
+    scrape.expect("tidegate_requests_total", &[("status", "2xx")], 2.0);
+    scrape.expect("tidegate_requests_total", &[], 2.0);
+}
+
+#[test]
 fn somebody_elses_server_is_understood() {
     let Some(nghttpd) = program("nghttpd") else { return };
     let folder = tempfile::tempdir().unwrap();

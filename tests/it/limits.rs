@@ -1,6 +1,6 @@
 //! How much is let in: of connections, heads, bodies and requests.
 
-use std::sync::mpsc;
+use std::{sync::mpsc, time::Duration};
 
 use crate::support::{
     Backend, H2, Raw, Tidegate, Web,
@@ -89,6 +89,36 @@ fn a_reply_reaches_a_client_that_goes_on_sending() {
         assert_eq!(client.response().status, 413);
         client.wire.wait_for_end();
     }
+}
+
+/// Sends a body that is refused at its head, `pieces` of it with a pause after each, and reads the answer only then.
+#[track_caller]
+fn upload_whole(tidegate: &Tidegate, head: &str, pieces: usize, pause: Duration) -> u16 {
+    let mut client = tidegate.client();
+    let piece = vec![0; 100_000];
+    let length = pieces * piece.len();
+    client.send(format!("POST /a HTTP/1.1\r\n{head}\r\nContent-Length: {length}\r\n\r\n"));
+    for n in 0..pieces {
+        assert!(client.send(&piece), "the connection was reset after {n} pieces");
+        // A slow client; nothing waits for this to be over.
+        std::thread::sleep(pause);
+    }
+    let status = client.response().status;
+    client.expect_end();
+    status
+}
+
+#[test]
+fn a_client_that_sends_its_whole_body_first_reads_its_refusal_after_it() {
+    let backend = Backend::named("v1");
+    let web = Web::new(backend.address).table("limits", "max_body_size = '1KiB'").to_string();
+    let only = web.replace("[[routes]]", "[[routes]]\nhostnames = ['web.test']");
+    let tidegate = Tidegate::start(only);
+    for (head, status) in [("Host: web.test", 413), ("Host: other.test", 404)] {
+        assert_eq!(upload_whole(&tidegate, head, 100, Duration::ZERO), status, "at once");
+        assert_eq!(upload_whole(&tidegate, head, 25, Duration::from_millis(60)), status, "slowly");
+    }
+    assert_eq!(backend.count(), 0);
 }
 
 #[test]
