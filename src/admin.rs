@@ -7,6 +7,8 @@
 
 mod api;
 pub mod client;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod guard;
 pub mod problem;
 pub mod readiness;

@@ -12,4 +12,5 @@ pub mod handshake;
 mod listeners;
 mod room;
 mod spread;
+mod stalled;
 pub mod stream;

@@ -49,7 +49,12 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     std::net::TcpListener::bind(address)
 }
 
-fn router(controller: Controller, reload: Reload, registry: Registry, readiness: Readiness) -> Router {
+pub(super) fn router(
+    controller: Controller,
+    reload: Reload,
+    registry: Registry,
+    readiness: Readiness,
+) -> Router {
     let limits = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(overloaded))
         .load_shed()

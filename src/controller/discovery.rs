@@ -40,6 +40,12 @@ use crate::{
     tls::client,
 };
 
+/// The door for `fuzz/`: what a gRPC health check's answer says.
+#[cfg(fuzzing)]
+pub fn serving_status(framed: &[u8]) -> Option<u64> {
+    grpc::serving_status(framed)
+}
+
 /// How long one waits for new names; those that take longer have no address for a while.
 const PATIENCE: Duration = Duration::from_secs(5);
 

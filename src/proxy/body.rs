@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 
 use super::{
     attempt::Attempt,
-    client::{Busy, Client},
+    client::{Asked, Busy, Client},
     grpc,
     grpc::CallDeadline,
     headers,
@@ -88,6 +88,8 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
         let polled = self.poll_source(cx);
+        let gave = matches!(&polled, Poll::Ready(Some(Ok(frame))) if frame.is_data());
+        self.busy.client().note_asked(if gave { Asked::Gave } else { Asked::HadNothing });
         if let Some(entry) = self.busy.entry()
             && let Poll::Ready(Some(Ok(frame))) = &polled
         {
@@ -125,7 +127,9 @@ impl ResponseBody {
         let over = match &polled {
             None | Some(Err(_)) => true,
             // Nothing follows trailers, and whoever knows that may not ask again.
-            Some(Ok(frame)) => frame.is_trailers() || relay.body.is_end_stream(),
+            Some(Ok(frame)) => {
+                frame.is_trailers() || relay.body.is_end_stream() || this.busy.client().has_all(&relay.body)
+            }
         };
         if over
             && let Source::Backend(relay) = std::mem::replace(&mut this.source, Source::Local(Bytes::new()))

@@ -11,6 +11,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue};
+use http_body::Body;
 
 use super::{admission::Permit, forwarded::X_FORWARDED_FOR, log_entry::LogEntry, upgrade::Switched};
 use crate::{
@@ -56,6 +57,15 @@ enum Flush {
     Waiting,
     /// They shall be sent.
     Due,
+}
+
+/// What a response's body answers when it is asked for more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// Here is more. Whoever asked comes back once the client has room for it.
+    Gave,
+    /// There is nothing, now or ever.
+    HadNothing,
 }
 
 /// Who is at the other end: of the connection, or of the one that a load balancer passes on.
@@ -106,6 +116,8 @@ pub struct Client {
     waker: RefCell<Option<Waker>>,
     /// What the connection becomes once its last response is written.
     switched: RefCell<Option<Box<Switched>>>,
+    /// What the body that was asked last has come to.
+    asked: Cell<Option<Asked>>,
 }
 
 impl Client {
@@ -143,6 +155,7 @@ impl Client {
             ends: Rc::default(),
             waker: RefCell::new(None),
             switched: RefCell::default(),
+            asked: Cell::default(),
         }
     }
 
@@ -166,7 +179,7 @@ impl Client {
         self.secure.get()
     }
 
-    /// Gives it this long for what stands before its first request.
+    /// Gives it this long for what stands before its first request, or comes after its last.
     pub fn allow(&self, time: Duration) {
         self.arm(if self.is_closing() { time.min(LAST_CALL) } else { time });
     }
@@ -236,6 +249,12 @@ impl Client {
         !self.multiplexed.get() && !self.secure.get()
     }
 
+    /// Whether it has all that it will be given of a body, which may not have ended yet: of one whose
+    /// length was said, HTTP/1.1 takes no more than that, so nobody asks for the trailers behind it.
+    pub(super) fn has_all(&self, body: &impl Body) -> bool {
+        !self.multiplexed.get() && body.size_hint().exact() == Some(0)
+    }
+
     /// Whether the connection speaks HTTP/2.
     pub fn is_multiplexed(&self) -> bool {
         self.multiplexed.get()
@@ -244,11 +263,6 @@ impl Client {
     /// Gives the client a last moment to read what it was told.
     pub fn wait_for_farewell(&self) {
         self.arm(self.patience.header);
-    }
-
-    /// Gives the client a moment to read what it was told and to close.
-    pub fn wait_a_moment(&self) {
-        self.arm(LAST_CALL);
     }
 
     /// An exchange begins; it lasts until the returned guard is dropped.
@@ -292,6 +306,21 @@ impl Client {
         if self.blocked.replace(false) && !self.is_idle() {
             self.deadline.disarm();
         }
+    }
+
+    /// A response's body has been asked for more.
+    pub(super) fn note_asked(&self, asked: Asked) {
+        self.asked.set(Some(asked));
+    }
+
+    /// What the body that was asked last, if one was since the last call, has come to.
+    pub fn take_asked(&self) -> Option<Asked> {
+        self.asked.take()
+    }
+
+    /// How long it may take nothing of what it has asked for.
+    pub fn idle_timeout(&self) -> Duration {
+        self.patience.idle
     }
 
     /// Gathered bytes begin to wait; false if some waited already.

@@ -72,7 +72,7 @@ pub fn exchange(
     async move {
         let answered = match &mut routed {
             // Seldom, so its size is not carried by every exchange.
-            Ok(routed) if routed.offer.is_some() => match Box::pin(upgrade::open(routed)).await {
+            Ok(routed) if routed.offer.is_some() => match Box::pin(upgrade::open(routed, &mut busy)).await {
                 Ok(Opened::Switched(head)) => {
                     if let Some(entry) = busy.entry() {
                         entry.answered(head.status);
@@ -170,15 +170,12 @@ fn route(
         entry.uploads(progress);
     }
     let allowed = &way.service().upgrades;
-    let mut offer = if version == Version::HTTP_2 {
+    let offer = if version == Version::HTTP_2 {
         Offer::of_connect(&mut parts, allowed, context, client).inspect_err(|_| attempt.forget())?
     } else {
         let fits = version == Version::HTTP_11 && progress.is_none();
         upgrade.filter(|_| fits).and_then(|offer| Offer::of_upgrade(&parts, offer, allowed, context, client))
     };
-    if let Some(offer) = &mut offer {
-        offer.keep(busy.take_permit());
-    }
     let timeouts = way.timeouts();
     let call =
         is_call.then(|| CallDeadline::of(&parts.headers, started, timeouts.grpc_max, context.timers()));

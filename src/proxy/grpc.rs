@@ -83,7 +83,7 @@ impl CallDeadline {
 }
 
 /// Reads `grpc-timeout`: up to eight digits and a unit.
-fn parse_timeout(value: &[u8]) -> Option<Duration> {
+pub(super) fn parse_timeout(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
     if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
         return None;
@@ -101,7 +101,7 @@ fn parse_timeout(value: &[u8]) -> Option<Duration> {
 }
 
 /// Writes a time in the finest unit that eight digits hold, rounded down.
-fn format_timeout(time: Duration) -> HeaderValue {
+pub(super) fn format_timeout(time: Duration) -> HeaderValue {
     let units: [(u128, char); 6] = [
         (1, 'n'),
         (1_000, 'u'),

@@ -58,7 +58,7 @@ pub fn redirect(
 }
 
 /// The same target by HTTPS.
-fn location(parts: &request::Parts, port: NonZeroU16) -> Result<HeaderValue, ProxyError> {
+pub(super) fn location(parts: &request::Parts, port: NonZeroU16) -> Result<HeaderValue, ProxyError> {
     if parts.method == http::Method::CONNECT {
         return Err(ProxyError::ConnectMethod);
     }

@@ -12,9 +12,9 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header, request, response};
 use hyper::{body::Incoming, ext::Protocol as ConnectProtocol, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    admission::Permit,
     client::{Busy, Client},
     context::Context,
     error::ProxyError,
@@ -23,7 +23,7 @@ use super::{
     tunnel::{Tunnel, Upstream},
     websocket,
 };
-use crate::{model::protocol::Protocol, net::tls::Transport};
+use crate::model::protocol::Protocol;
 
 const WEBSOCKET: &str = "websocket";
 pub(super) const KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
@@ -37,8 +37,6 @@ pub struct Offer {
     way: Way,
     context: Rc<Context>,
     client: Rc<Client>,
-    /// Its place among those that the service has at a time.
-    permit: Option<Permit>,
 }
 
 #[derive(Debug)]
@@ -60,7 +58,7 @@ impl Offer {
     ) -> Option<Box<Self>> {
         let fine = parts.method == Method::GET && is_allowed(protocol.as_bytes(), allowed);
         let (context, client) = (Rc::clone(context), Rc::clone(client));
-        fine.then(|| Box::new(Self { protocol, way: Way::Http1, context, client, permit: None }))
+        fine.then(|| Box::new(Self { protocol, way: Way::Http1, context, client }))
     }
 
     /// What an HTTP/2 request offers, if it is an extended CONNECT; it becomes a GET.
@@ -85,13 +83,7 @@ impl Offer {
         };
         parts.method = Method::GET;
         let (context, client) = (Rc::clone(context), Rc::clone(client));
-        Ok(Some(Box::new(Self { protocol, way: Way::Http2(on_upgrade), context, client, permit: None })))
-    }
-
-    /// Keeps the request's place among those that its service has at a time: a tunnel needs it to its
-    /// end.
-    pub(super) fn keep(&mut self, permit: Option<Permit>) {
-        self.permit = permit;
+        Ok(Some(Box::new(Self { protocol, way: Way::Http2(on_upgrade), context, client })))
     }
 
     fn is_websocket(&self) -> bool {
@@ -103,7 +95,7 @@ fn is_allowed(protocol: &[u8], allowed: &[String]) -> bool {
     allowed.iter().any(|name| protocol.eq_ignore_ascii_case(name.as_bytes()))
 }
 
-/// A client's connection that speaks HTTP/1.1 no more.
+/// A client's connection, or a stream of it, that speaks HTTP no more.
 #[derive(Debug)]
 pub struct Switched {
     tunnel: Tunnel,
@@ -112,9 +104,9 @@ pub struct Switched {
 
 impl Switched {
     /// Serves it to its end. `early` is what has been read from it already.
-    pub async fn run(self, socket: Transport, early: Bytes) {
+    pub async fn run(self, client: impl AsyncRead + AsyncWrite, early: Bytes) {
         let Self { tunnel, busy } = self;
-        tunnel.run(socket, early).await;
+        tunnel.run(client, early).await;
         drop(busy);
     }
 }
@@ -127,8 +119,8 @@ pub(super) enum Opened {
     Declined(Held, Response<Incoming>),
 }
 
-/// Passes an offer on to the backend.
-pub(super) async fn open(routed: &mut Routed) -> Result<Opened, ProxyError> {
+/// Passes an offer on to the backend. A tunnel takes over what the exchange holds of its service.
+pub(super) async fn open(routed: &mut Routed, exchange: &mut Busy) -> Result<Opened, ProxyError> {
     let offer = routed.offer.take().ok_or(ProxyError::Reset)?;
     let client_key = routed.request.headers().get(KEY).cloned();
     let sent_key = offer_to_backend(routed, &offer)?;
@@ -165,7 +157,9 @@ pub(super) async fn open(routed: &mut Routed) -> Result<Opened, ProxyError> {
     routed.way.change_response(&mut head.headers);
     let context = Rc::clone(&offer.context);
     let tunnel = Tunnel::new(upstream, routed.attempt.hand_over(), context, routed.wait.timeouts.tunnel);
-    answer(*offer, &mut head, client_key, tunnel);
+    let mut busy = offer.client.go_on();
+    busy.keep(exchange.take_permit());
+    answer(*offer, &mut head, client_key, Switched { tunnel, busy });
     Ok(Opened::Switched(head))
 }
 
@@ -205,10 +199,8 @@ fn is_what_was_offered(offer: &Offer, headers: &http::HeaderMap, key: Option<&He
 }
 
 /// Words the acceptance for the client, and lets the tunnel begin once it has been written.
-fn answer(offer: Offer, head: &mut response::Parts, client_key: Option<HeaderValue>, tunnel: Tunnel) {
-    let Offer { protocol, way, context: _, client, permit } = offer;
-    let mut busy = client.go_on();
-    busy.keep(permit);
+fn answer(offer: Offer, head: &mut response::Parts, client_key: Option<HeaderValue>, switched: Switched) {
+    let Offer { protocol, way, context: _, client } = offer;
     match way {
         Way::Http1 => {
             if let Some(key) = client_key.filter(|_| head.status != StatusCode::SWITCHING_PROTOCOLS) {
@@ -217,15 +209,14 @@ fn answer(offer: Offer, head: &mut response::Parts, client_key: Option<HeaderVal
             head.status = StatusCode::SWITCHING_PROTOCOLS;
             head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             head.headers.insert(header::UPGRADE, protocol);
-            client.switch_to(Box::new(Switched { tunnel, busy }));
+            client.switch_to(Box::new(switched));
         }
         Way::Http2(on_upgrade) => {
             head.status = StatusCode::OK;
             head.headers.remove(ACCEPT);
             tokio::task::spawn_local(async move {
-                let _busy = busy;
                 if let Ok(upgraded) = on_upgrade.await {
-                    tunnel.run(TokioIo::new(upgraded), Bytes::new()).await;
+                    switched.run(TokioIo::new(upgraded), Bytes::new()).await;
                 }
             });
         }

@@ -12,10 +12,10 @@ use hyper_util::rt::TokioIo;
 
 use super::{
     drain::Registered,
+    stalled::Streams,
     stream::{Protocol, Stream},
 };
 use crate::{
-    net::executor::LocalExecutor,
     proxy::{
         body::ResponseBody,
         client::{Client, Overdue},
@@ -85,7 +85,7 @@ pub(super) async fn redirect(
 }
 
 /// Lets hyper call a service for each request of a connection.
-async fn run<S>(protocol: Protocol, stream: Stream, service: S, client: &Client, context: &Context)
+async fn run<S>(protocol: Protocol, stream: Stream, service: S, client: &Rc<Client>, context: &Rc<Context>)
 where
     S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
     S::Future: 'static,
@@ -121,7 +121,7 @@ where
         }
         Protocol::Http2 => {
             client.set_multiplexed();
-            let connection = http2::Builder::new(LocalExecutor)
+            let connection = http2::Builder::new(Streams::new(client, context))
                 .max_concurrent_streams(MAX_STREAMS)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)

@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf, Bytes};
@@ -16,6 +17,7 @@ use tokio::{
 
 use super::flush::Flusher;
 use crate::{
+    clock,
     net::{socket::Socket, tls::Transport},
     proxy::client::Client,
 };
@@ -32,8 +34,13 @@ pub(super) const OUTBOX: usize = 32 * 1024;
 /// Bytes of memory that it keeps between times.
 const KEPT: usize = 4 * 1024;
 
-/// Bytes that are read and forgotten of a client that has had its answer: more is not waited for.
-const LINGER: usize = 1024 * 1024;
+/// How long a client that has had its answer may go on sending, and how long it may pause: what it sends
+/// is read and forgotten (nginx's `lingering_time` and `lingering_timeout`).
+const LINGER: Duration = Duration::from_secs(30);
+const LINGER_IDLE: Duration = Duration::from_secs(5);
+
+/// Bytes that are forgotten at a time.
+const FORGET: usize = 16 * 1024;
 
 /// What a client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +58,8 @@ pub(super) struct Stream {
     /// Written by HTTP/2 and not yet sent; the first `sent` bytes are.
     outbox: Vec<u8>,
     sent: usize,
-    /// Bytes thrown away since we have said our last, and one more; 0 before.
-    lingered: usize,
+    /// Since when we have said our last.
+    lingers: Option<Instant>,
     client: Rc<Client>,
     flusher: Rc<Flusher>,
 }
@@ -65,7 +72,7 @@ impl Stream {
 
     /// The same over what has been made of a socket.
     pub(super) fn over(socket: Transport, client: Rc<Client>, flusher: Rc<Flusher>) -> Self {
-        Self { socket, read: Bytes::new(), outbox: Vec::new(), sent: 0, lingered: 0, client, flusher }
+        Self { socket, read: Bytes::new(), outbox: Vec::new(), sent: 0, lingers: None, client, flusher }
     }
 
     /// What it is over, and what has been read from that beyond `before`.
@@ -149,21 +156,28 @@ impl Stream {
     /// Says that no more will come, and reads and forgets what the client still sends, until it has
     /// closed, too, or has been waited for long enough.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.lingered == 0 {
-            ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
-            self.client.wait_a_moment();
-            self.lingered = 1;
-        }
-        let mut space = [0; FIRST_READ];
-        while self.lingered < LINGER {
+        let since = match self.lingers {
+            Some(since) => since,
+            None => {
+                ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
+                let now = clock::monotonic();
+                self.client.allow(LINGER_IDLE);
+                *self.lingers.insert(now)
+            }
+        };
+        let mut space = [0; FORGET];
+        loop {
             let mut buf = ReadBuf::new(&mut space);
             let read = ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buf));
             if read.is_err() || buf.filled().is_empty() {
-                break;
+                return Poll::Ready(Ok(()));
             }
-            self.lingered += buf.filled().len();
+            let left = LINGER.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                return Poll::Ready(Ok(()));
+            }
+            self.client.allow(left.min(LINGER_IDLE));
         }
-        Poll::Ready(Ok(()))
     }
 
     /// Sends what is gathered, all of it.

@@ -18,9 +18,7 @@ use tokio::sync::{Barrier, Semaphore};
 use crate::support::{
     Backend, H2, HyperBackend, Limits, Refusing, Tidegate, Web,
     client::{Chunks, empty, full, h2_request},
-    eventually, eventually_is, exchange,
-    external::program,
-    get, runtime,
+    eventually_is, exchange, get, runtime,
 };
 
 /// A backend that answers only once so many requests are there together.
@@ -174,24 +172,22 @@ fn a_request_that_was_looked_at_is_not_sent_again() {
 }
 
 #[test]
-fn somebody_elses_server_is_understood() {
-    let Some(nghttpd) = program("nghttpd") else { return };
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("file"), vec![b'x'; 300_000]).unwrap();
-    // Free a moment ago; it cannot be given a socket, and does not say which port it got.
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut server = std::process::Command::new(nghttpd)
-        .args(["--no-tls", "--address=127.0.0.1", "--htdocs"])
-        .arg(folder.path())
-        .arg(address.port().to_string())
-        .spawn()
-        .unwrap();
-    eventually(|| std::net::TcpStream::connect(address).map_err(|e| e.kind()).err(), Option::is_none);
-    let tidegate = Tidegate::start(Web::h2c(address));
-    let response = get(tidegate.address(), "/file");
-    server.kill().unwrap();
-    server.wait().unwrap();
-    assert_eq!((response.status, response.body.len()), (200, 300_000));
+fn a_body_of_known_length_is_whole_whatever_comes_behind_it() {
+    let backend = HyperBackend::answering(Limits::default(), |_| {
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("x-sum", "7".parse().unwrap());
+        let body = full("hello").with_trailers(std::future::ready(Some(Ok(trailers)))).boxed();
+        Response::builder().header("content-length", "5").body(body).unwrap()
+    });
+    let tidegate = Tidegate::start(Web::h2c(backend.address));
+    let mut client = tidegate.client();
+    for _ in 0..2 {
+        let response = client.get("/");
+        assert_eq!((response.text().as_str(), response.fields("content-length")), ("hello", vec!["5"]));
+    }
+    let scrape = tidegate.wait_until_idle();
+    scrape.expect("tidegate_requests_total", &[("status", "2xx")], 2.0);
+    scrape.expect("tidegate_requests_total", &[], 2.0);
 }
 
 #[test]

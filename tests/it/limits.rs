@@ -1,11 +1,11 @@
 //! How much is let in: of connections, heads, bodies and requests.
 
-use std::sync::mpsc;
+use std::{sync::mpsc, time::Duration};
 
 use crate::support::{
     Backend, H2, Raw, Tidegate, Web,
     client::{full, h2_request},
-    eventually, exchange, get, reply, runtime,
+    eventually, exchange, get, patience, reply, runtime,
 };
 
 fn local_replies(tidegate: &Tidegate, reason: &str, wanted: f64) {
@@ -91,6 +91,36 @@ fn a_reply_reaches_a_client_that_goes_on_sending() {
     }
 }
 
+/// Sends a body that is refused at its head, `pieces` of it with a pause after each, and reads the answer only then.
+#[track_caller]
+fn upload_whole(tidegate: &Tidegate, head: &str, pieces: usize, pause: Duration) -> u16 {
+    let mut client = tidegate.client();
+    let piece = vec![0; 100_000];
+    let length = pieces * piece.len();
+    client.send(format!("POST /a HTTP/1.1\r\n{head}\r\nContent-Length: {length}\r\n\r\n"));
+    for n in 0..pieces {
+        assert!(client.send(&piece), "the connection was reset after {n} pieces");
+        // A slow client; nothing waits for this to be over.
+        std::thread::sleep(pause);
+    }
+    let status = client.response().status;
+    client.expect_end();
+    status
+}
+
+#[test]
+fn a_client_that_sends_its_whole_body_first_reads_its_refusal_after_it() {
+    let backend = Backend::named("v1");
+    let web = Web::new(backend.address).table("limits", "max_body_size = '1KiB'").to_string();
+    let only = web.replace("[[routes]]", "[[routes]]\nhostnames = ['web.test']");
+    let tidegate = Tidegate::start(only);
+    for (head, status) in [("Host: web.test", 413), ("Host: other.test", 404)] {
+        assert_eq!(upload_whole(&tidegate, head, 100, Duration::ZERO), status, "at once");
+        assert_eq!(upload_whole(&tidegate, head, 25, Duration::from_millis(60)), status, "slowly");
+    }
+    assert_eq!(backend.count(), 0);
+}
+
 #[test]
 fn a_body_has_a_time_in_which_to_come() {
     let backend = Backend::scripted(|mut peer| while peer.request().is_some() {});
@@ -123,6 +153,51 @@ fn a_service_takes_so_many_requests_at_a_time() {
     assert_eq!(slow.response().status, 200);
     eventually(|| get(tidegate.address(), "/").status, |status| *status == 200);
     tidegate.scrape().expect("tidegate_requests_total", &[("status", "5xx")], 0.0);
+}
+
+#[test]
+fn a_declined_upgrade_counts_until_its_response_has_ended() {
+    let (go, wait) = mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let backend = Backend::scripted(move |mut peer| {
+        while let Some(seen) = peer.request() {
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha");
+            if !seen.fields("upgrade").is_empty() {
+                wait.lock().unwrap().recv_timeout(patience()).unwrap();
+            }
+            peer.send("lf");
+        }
+    });
+    let tidegate = Tidegate::start(Web::new(backend.address).table("limits", "max_in_flight = 1"));
+    let mut client = tidegate.client();
+    client.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
+    assert!(client.wire.read_head().is_some());
+    assert_eq!(client.wire.read_length(2), b"ha");
+    assert_eq!(get(tidegate.address(), "/").status, 503);
+    go.send(()).unwrap();
+    assert_eq!(client.wire.read_length(2), b"lf");
+    eventually(|| get(tidegate.address(), "/").status, |status| *status == 200);
+}
+
+#[test]
+fn a_tunnel_counts_until_it_ends() {
+    let backend = Backend::scripted(|mut peer| {
+        if peer.request().is_some_and(|seen| !seen.fields("upgrade").is_empty()) {
+            peer.send(
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+            );
+            peer.wait_for_end();
+        } else {
+            peer.send(reply("200 OK", &[("Connection", "close")], ""));
+        }
+    });
+    let tidegate = Tidegate::start(Web::new(backend.address).table("limits", "max_in_flight = 1"));
+    let mut client = tidegate.client();
+    client.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
+    assert_eq!(client.response().status, 101);
+    assert_eq!(get(tidegate.address(), "/").status, 503);
+    drop(client);
+    eventually(|| get(tidegate.address(), "/").status, |status| *status == 200);
 }
 
 #[test]

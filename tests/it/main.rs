@@ -23,6 +23,7 @@
 //! | `headers` | what changes in a head on its way through, and what is refused |
 //! | `health` | endpoints are asked whether they are well |
 //! | `mirror` | copies of requests to stable, for the canary, and that nobody waits for them |
+//! | `interop` | other people's clients in front of it, and other people's servers behind it |
 //! | `nginx` | the same with somebody else's servers behind it |
 //! | `outlier` | endpoints whose requests fail are passed over for a while |
 //! | `limits` | how much is let in: of connections, heads, bodies and requests |
@@ -73,6 +74,7 @@ mod h2;
 mod h2_backends;
 mod headers;
 mod health;
+mod interop;
 mod limits;
 mod mirror;
 mod nginx;

@@ -2,6 +2,7 @@
 //! write what they are told to, and patience.
 
 pub mod backend;
+pub mod browser;
 pub mod certificates;
 pub mod client;
 pub mod eventually;
@@ -10,6 +11,7 @@ pub mod hyper_backend;
 pub mod metrics;
 pub mod python;
 pub mod tidegate;
+pub mod tonic_peer;
 pub mod wire;
 
 pub use self::{

@@ -1,10 +1,19 @@
 //! What happens to those who take too long, and who is blamed for it.
 
-use std::{sync::mpsc, time::Duration};
+use std::{
+    sync::{
+        atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc,
+    },
+    time::Duration,
+};
 
+use http::Request;
 use tidegate::clock;
 
-use crate::support::{Backend, Tidegate, Unaccepting, Web, eventually_is, exchange, get, reply};
+use crate::support::{
+    Backend, Tidegate, Unaccepting, Web, eventually_is, exchange, get, patience, reply, runtime,
+};
 
 #[test]
 fn a_backend_that_takes_no_connection_times_out() {
@@ -132,10 +141,82 @@ fn a_client_that_does_not_read_is_cut() {
     let tidegate = Tidegate::start(Web::new(backend.address).listener("idle_timeout = '200ms'"));
     let mut client = tidegate.client();
     client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
-    backend_saw_the_end.recv_timeout(crate::support::patience()).unwrap();
+    backend_saw_the_end.recv_timeout(patience()).unwrap();
     let scrape = tidegate.wait_until_idle();
     scrape.expect("tidegate_requests_total", &[("status", "client_abort")], 1.0);
     scrape.expect("tidegate_requests_total", &[], 1.0);
+}
+
+#[test]
+fn a_stream_that_its_client_does_not_read_is_reset_and_others_go_on() {
+    const SOME: u32 = 100_000;
+    let (go, wait) = mpsc::channel::<()>();
+    let (wait, begun) = (std::sync::Mutex::new(wait), std::sync::Arc::new(AtomicUsize::new(0)));
+    let backend = {
+        let begun = std::sync::Arc::clone(&begun);
+        Backend::answering(move |seen| {
+            begun.fetch_add(1, SeqCst);
+            if seen.target() == "/slow" {
+                wait.lock().unwrap().recv_timeout(patience()).unwrap();
+                return reply("204 No Content", &[], "");
+            }
+            reply("200 OK", &[], vec![0; 10_000_000])
+        })
+    };
+    let tidegate = Tidegate::start(Web::new(backend.address).listener("idle_timeout = '200ms'"));
+    let get = |target: &str| Request::get(format!("http://web.test{target}")).body(()).unwrap();
+    // Nothing at all, and some of it.
+    for window in [0, SOME] {
+        begun.store(0, SeqCst);
+        runtime().block_on(async {
+            let socket = tokio::net::TcpStream::connect(tidegate.address()).await.unwrap();
+            let mut client = h2::client::Builder::new();
+            client.initial_window_size(window).initial_connection_window_size(1_000_000);
+            let (mut client, connection) = client.handshake::<_, bytes::Bytes>(socket).await.unwrap();
+            let driven = tokio::spawn(connection);
+            let (slow, _) = client.send_request(get("/slow"), true).unwrap();
+            let (stuck, _) = client.send_request(get("/large"), true).unwrap();
+            let mut body = stuck.await.unwrap().into_body();
+            let mut came = 0;
+            let ended = loop {
+                match tokio::time::timeout(patience(), body.data()).await.unwrap().unwrap() {
+                    Ok(bytes) => came += bytes.len(),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!((came, ended.reason()), (window as usize, Some(h2::Reason::CANCEL)));
+            assert_eq!(begun.load(SeqCst), 2);
+            go.send(()).unwrap();
+            assert_eq!(slow.await.unwrap().status(), 204);
+            driven.abort();
+        });
+    }
+    let scrape = tidegate.wait_until_idle();
+    scrape.expect("tidegate_requests_total", &[("status", "client_abort")], 2.0);
+    scrape.expect("tidegate_requests_total", &[("status", "2xx")], 2.0);
+}
+
+#[test]
+fn a_stream_that_its_client_reads_slowly_goes_on() {
+    let backend = Backend::answering(|_| reply("200 OK", &[], vec![7; 400_000]));
+    let tidegate = Tidegate::start(Web::new(backend.address).listener("idle_timeout = '1s'"));
+    runtime().block_on(async {
+        let socket = tokio::net::TcpStream::connect(tidegate.address()).await.unwrap();
+        let (mut client, connection) = h2::client::handshake(socket).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::get("http://web.test/").body(()).unwrap();
+        let (response, _) = client.send_request(request, true).unwrap();
+        let mut body = response.await.unwrap().into_body();
+        let mut came = 0;
+        while let Some(bytes) = body.data().await {
+            let bytes = bytes.unwrap();
+            came += bytes.len();
+            body.flow_control().release_capacity(bytes.len()).unwrap();
+            tokio::time::sleep(Duration::from_millis(60)).await;
+        }
+        assert_eq!(came, 400_000);
+    });
+    tidegate.wait_for_outcome("2xx", 1);
 }
 
 #[test]

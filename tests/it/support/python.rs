@@ -6,9 +6,11 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
 };
 
-use super::external::missing;
+use super::{eventually::patience, external::missing};
 
 /// A Python that has a module: `TIDEGATE_TEST_PYTHON`, the one that CI installs, or the machine's.
 pub fn python(module: &str) -> Option<PathBuf> {
@@ -26,11 +28,12 @@ pub fn python(module: &str) -> Option<PathBuf> {
     found
 }
 
-/// A server that says which port it has.
+/// A server that says which port it has, and perhaps more.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
     pub address: SocketAddr,
+    said: Receiver<String>,
 }
 
 impl Server {
@@ -47,10 +50,19 @@ impl Server {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (say, said) = channel();
+        // Ends with the server.
+        thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| say.send(line)));
+        let line = said.recv().expect("it says its port");
         let port: u16 = line.trim().parse().expect("it says its port");
-        Self { child, address: ([127, 0, 0, 1], port).into() }
+        Self { child, address: ([127, 0, 0, 1], port).into(), said }
+    }
+
+    /// What it says next.
+    #[track_caller]
+    pub fn next_line(&self) -> String {
+        self.said.recv_timeout(patience()).expect("it says something in time")
     }
 }
 
