@@ -26,6 +26,7 @@ mod harm;
 mod incident;
 pub mod interval;
 pub mod latency;
+mod learned;
 pub mod mixture;
 mod numbers;
 mod route;
@@ -36,6 +37,8 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::learned::Learned;
+
 use self::{
     dispersion::Dispersion,
     error_rate::{Comparison, Margin, Sample},
@@ -44,7 +47,7 @@ use self::{
     harm::Budget,
     interval::Difference,
     latency::{Latency, Quantile},
-    mixture::{Sight, TICKS_PER_START},
+    mixture::TICKS_PER_START,
     route::Route,
     settings::Settings,
     verdict::{Arms, Check, Decision, Harm, Incident, Interval, Reason, Scope, Stage},
@@ -220,6 +223,16 @@ impl Analysis {
         self.step_minimum = Some(minimum_requests);
     }
 
+    /// Takes in a tick of stable alone, before the canary gets anything: only what stable is usually
+    /// like is learned, so that it is known when it matters.
+    pub fn observe_before(&mut self, stable: &ArmTick<'_>) {
+        self.dispersion.update(stable.sample());
+        self.tally.window.learn(stable.sample());
+        if let Some(latency) = &mut self.latency {
+            latency.learn(stable.latency);
+        }
+    }
+
     /// Takes in a tick of a step.
     pub fn observe(&mut self, tick: &Tick<'_>) -> Decision {
         let (samples, usual) = (tick.samples(), self.tally.rollout.stable.rate());
@@ -286,19 +299,25 @@ impl Analysis {
         }
     }
 
-    /// Whether the evidence of all checks together has reached `log`. In most ticks it is far off,
-    /// which costs much less to see than how far.
-    fn has_reached(&self, log: f64) -> bool {
-        [Sight::Glance, Sight::Exact].into_iter().all(|sight| self.combined(sight) >= log)
-    }
-
     /// The evidence of all checks together, as one number: see [`budget`].
-    fn combined(&self, sight: Sight) -> f64 {
-        let service = self.service_checks(sight);
+    fn combined(&self) -> f64 {
+        let service = self.service_checks();
         let (of_service, of_route) = self.weights(&service);
         let service = service.into_iter().flatten().map(|(_, log_e)| (log_e, of_service));
-        let routes = self.routes().iter().map(|route| (route.worse.evidence(sight), of_route));
+        let routes = self.routes().iter().map(|route| (route.worse.log_e(), of_route));
         budget::combine(service.chain(routes))
+    }
+
+    /// Something that is at least as much, for less than that costs: a mean is at most the largest.
+    fn ceiling(&self) -> f64 {
+        let guards = self.max_error_rate.iter().map(Guard::ceiling);
+        let guards = guards.chain(self.max_p99.iter().map(SlowGuard::ceiling));
+        if self.stage == Stage::Baking {
+            return guards.fold(0.0, f64::max);
+        }
+        let latency = self.latency.iter().map(Latency::ceiling);
+        let routes = self.routes.iter().map(|route| route.worse.ceiling());
+        guards.chain(latency).chain(routes).fold(self.worse.ceiling(), f64::max)
     }
 
     /// The weight of each check on the whole service, and of each on a route.
@@ -312,34 +331,36 @@ impl Analysis {
     }
 
     /// The evidence of the checks on the whole service that the stage has.
-    fn service_checks(&self, sight: Sight) -> [Option<(Check, f64)>; 5] {
+    fn service_checks(&self) -> [Option<(Check, f64)>; 5] {
         let stepping = self.stage == Stage::Stepping;
         let latency = self.latency.as_ref().filter(|_| stepping);
-        let slower = |quantile| latency.map(|latency| latency.evidence(quantile, sight));
-        let rate = self.max_error_rate.as_ref().map(|guard| guard.evidence(sight));
-        let p99 = self.max_p99.as_ref().map(|guard| guard.evidence(sight));
+        let slower = |quantile| latency.map(|latency| latency.log_e(quantile));
         [
-            (Check::ErrorRate, stepping.then(|| self.worse.evidence(sight))),
+            (Check::ErrorRate, stepping.then(|| self.worse.log_e())),
             (Check::LatencyP50, slower(Quantile::P50)),
             (Check::LatencyP99, slower(Quantile::P99)),
-            (Check::MaxErrorRate, rate),
-            (Check::MaxP99, p99),
+            (Check::MaxErrorRate, self.max_error_rate.as_ref().map(Guard::log_e)),
+            (Check::MaxP99, self.max_p99.as_ref().map(SlowGuard::log_e)),
         ]
         .map(|(check, log_e)| Some((check, log_e?)))
     }
 
     /// What all that has been seen comes to.
     fn find(&self) -> Finding {
+        // Half the threshold is the root of 1/α. In most ticks the evidence is far below that, which costs
+        // much less to see than how far.
+        let close = self.ceiling() >= self.targets.evidence / 2.0;
+        let evidence = if close { self.combined() } else { 0.0 };
         // Retreat comes first, whatever else is the matter: it is safe when it is wrong.
-        self.retreat().unwrap_or_else(|| match self.stage {
+        self.retreat(evidence).unwrap_or_else(|| match self.stage {
             Stage::Baking => self.bake(),
-            Stage::Stepping => self.hold().unwrap_or_else(|| self.proceed()),
+            Stage::Stepping => self.hold().unwrap_or_else(|| self.proceed(evidence)),
         })
     }
 
     /// Whether to roll back.
-    fn retreat(&self) -> Option<Finding> {
-        let reason = if self.has_reached(self.targets.evidence) {
+    fn retreat(&self, evidence: f64) -> Option<Finding> {
+        let reason = if evidence >= self.targets.evidence {
             Reason::Worse(())
         } else if let Some(failures) = self.tally.streak.damning() {
             Reason::OnlyFailures { failures }
@@ -367,14 +388,14 @@ impl Analysis {
     }
 
     /// Whether enough is known to leave the step, and if not, what is missing.
-    fn proceed(&self) -> Finding {
+    fn proceed(&self, evidence: f64) -> Finding {
         let Targets { promotion_margin: margin, minimum_requests: minimum, .. } = self.targets;
         let minimum = self.step_minimum.unwrap_or(minimum);
         let requests = self.tally.step.canary.requests;
         let go_on = |reason| Finding { decision: Decision::Continue, reason };
         let leave = |reason| Finding { decision: Decision::Advance, reason };
-        // Half the threshold is the root of 1/α: a canary under such suspicion gets no more traffic.
-        if self.has_reached(self.targets.evidence / 2.0) {
+        // A canary under such suspicion gets no more traffic.
+        if evidence >= self.targets.evidence / 2.0 {
             return go_on(Reason::Suspicious(()));
         }
         if requests < minimum {
@@ -398,7 +419,7 @@ impl Analysis {
     /// Whether the canary is surely within the margin of promotion.
     fn is_proven(&self) -> bool {
         let target = self.targets.promotion_evidence;
-        [Sight::Glance, Sight::Exact].into_iter().all(|sight| self.better.evidence(sight) >= target)
+        self.better.ceiling() >= target && self.better.log_e() >= target
     }
 
     fn bake(&self) -> Finding {

@@ -2,7 +2,9 @@
 
 mod args;
 mod check;
+mod replay;
 mod run;
+mod simulate;
 
 use std::process::ExitCode;
 
@@ -20,5 +22,7 @@ pub fn main() -> ExitCode {
         args::Command::Run(config) => run::run(&config),
         args::Command::Check(config) => check::check(&config),
         args::Command::Demo(demo) => run::finish(crate::demo::main(demo.keep, demo.plain)),
+        args::Command::Replay(replay) => replay::replay(&replay),
+        args::Command::Simulate(simulate) => simulate::simulate(&simulate),
     }
 }

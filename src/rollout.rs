@@ -21,6 +21,7 @@ pub mod machine;
 pub mod note;
 pub mod phase;
 pub mod plan;
+pub mod recording;
 pub mod refused;
 pub mod trial;
 

@@ -58,6 +58,13 @@ impl Dispersion {
         }
     }
 
+    /// Goes on from what another one has estimated, unless it is known.
+    pub(super) fn take_over(&mut self, other: Self) {
+        if let (Self::Estimated(mine), Self::Estimated(theirs)) = (self, other) {
+            *mine = theirs;
+        }
+    }
+
     /// Takes in a tick of stable.
     pub fn update(&mut self, stable: Sample) {
         let Self::Estimated(Estimate { before, observed, expected }) = self else { return };

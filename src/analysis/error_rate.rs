@@ -36,10 +36,7 @@ use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    mixture::{Mixture, Sight},
-    verdict::Arms,
-};
+use super::{mixture::Mixture, verdict::Arms};
 
 /// Requests that ended, and how many of them failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -54,6 +51,11 @@ impl Sample {
     /// The share of requests that failed, 0 to 1; nothing where there was no request.
     pub fn rate(self) -> Option<f64> {
         (self.requests > 0).then(|| self.failures.min(self.requests) as f64 / self.requests as f64)
+    }
+
+    /// Whether there was no request.
+    pub fn is_empty(&self) -> bool {
+        self.requests == 0
     }
 
     /// Whether there were requests and at least half of them failed.
@@ -126,8 +128,9 @@ impl Comparison {
         self.mixture.log_e()
     }
 
-    pub(super) fn evidence(&self, sight: Sight) -> f64 {
-        self.mixture.evidence(sight)
+    /// Something that is at least as much, for less than that costs.
+    pub(super) fn ceiling(&self) -> f64 {
+        self.mixture.ceiling()
     }
 
     /// The tick's ln LR(g) for every alternative: see the head of this file.

@@ -10,7 +10,7 @@ use super::{
     incident::Usual,
     verdict::{ArmLatency, ArmTotals, Arms, Incident},
 };
-use crate::model::histogram::Histogram;
+use crate::model::histogram::{Histogram, sparse};
 
 /// Counts of a rollout.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -112,7 +112,7 @@ pub(super) struct Window {
     seen: u64,
     /// Ticks since each arm's last request.
     quiet: Arms<u64>,
-    usual: Usual,
+    pub(super) usual: Usual,
 }
 
 impl Window {
@@ -129,6 +129,11 @@ impl Window {
         let count = |quiet: &mut u64, arm: Sample| *quiet = if arm.requests > 0 { 0 } else { *quiet + 1 };
         count(&mut self.quiet.stable, tick.stable);
         count(&mut self.quiet.canary, tick.canary);
+    }
+
+    /// Takes in a tick of stable before the canary gets anything.
+    pub(super) fn learn(&mut self, stable: Sample) {
+        self.usual.update(stable);
     }
 
     /// The sum of its ticks.
@@ -198,27 +203,5 @@ impl Latencies {
     fn quantiles(&self) -> ArmLatency {
         let seconds = |level| self.0.quantile(level).map(|latency| latency.as_secs_f64());
         ArmLatency { p50_seconds: seconds(0.5), p99_seconds: seconds(0.99) }
-    }
-}
-
-/// A histogram as the pairs of bucket and count that are not empty: a few dozen of a thousand.
-mod sparse {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    use crate::model::histogram::{BUCKETS, Histogram};
-
-    pub(super) fn serialize<S: Serializer>(histogram: &Histogram, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(histogram.counts().iter().enumerate().filter(|(_, count)| **count > 0))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Histogram, D::Error> {
-        let mut histogram = Histogram::default();
-        for (index, count) in Vec::<(usize, u64)>::deserialize(from)? {
-            if index >= BUCKETS || histogram.total().checked_add(count).is_none() {
-                return Err(D::Error::custom(format_args!("no histogram has {count} in bucket {index}")));
-            }
-            histogram.add(index, count);
-        }
-        Ok(histogram)
     }
 }

@@ -9,21 +9,19 @@
 //! it because LR grows with `x`; so it is an e-value (Ramdas et al. 2023), and [`Mixture`] makes it
 //! an e-process.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    error_rate::Sample,
-    latency::slow,
-    mixture::{Mixture, Sight},
-};
+use super::{error_rate::Sample, latency::slow, mixture::Mixture};
 use crate::model::histogram::{self, Histogram};
 
 /// Evidence that more than `limit` of the requests are over what they may be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Guard {
     limit: f64,
+    /// ln(θ / limit) for each θ.
+    log_rates: [f64; RATES],
     mixture: Mixture<RATES>,
 }
 
@@ -32,7 +30,9 @@ impl Guard {
     /// that are expected, at least 1.
     pub fn new(limit: f64, planned: u64) -> Self {
         debug_assert!(limit > 0.0 && limit < 1.0, "a limit of {limit}");
-        Self { limit, mixture: Mixture::restarting(planned) }
+        let rate = |k: usize| limit + (1.0 - limit) * part(k);
+        let log_rates = std::array::from_fn(|k| rate(k).ln() - limit.ln());
+        Self { limit, log_rates, mixture: Mixture::restarting(planned) }
     }
 
     /// The share of requests that may be over, 0 to 1.
@@ -45,22 +45,19 @@ impl Guard {
     pub fn update(&mut self, sample: Sample, dispersion: f64) {
         let (requests, over) = sample.units(dispersion);
         let under = requests - over;
-        let log_limit = self.limit.ln();
-        self.mixture.update(&std::array::from_fn(|k| {
-            let part = (k + 1) as f64 / (RATES + 1) as f64;
-            let rate = self.limit + (1.0 - self.limit) * part;
-            // (1 − θ) / (1 − limit) is 1 − part, which stays finite for a limit next to 1.
-            over * (rate.ln() - log_limit) + under * (-part).ln_1p()
-        }));
-    }
-
-    pub(super) fn evidence(&self, sight: Sight) -> f64 {
-        self.mixture.evidence(sight)
+        // (1 − θ) / (1 − limit) is 1 − part, which stays finite for a limit next to 1.
+        let log_ratio = |k: usize| over * self.log_rates[k] + under * LOG_RESTS[k];
+        self.mixture.update(&std::array::from_fn(log_ratio));
     }
 
     /// Natural logarithm of the e-value so far.
     pub fn log_e(&self) -> f64 {
         self.mixture.log_e()
+    }
+
+    /// Something that is at least as much, for less than that costs.
+    pub(super) fn ceiling(&self) -> f64 {
+        self.mixture.ceiling()
     }
 }
 
@@ -94,8 +91,9 @@ impl SlowGuard {
         slow(latencies, histogram::index(self.limit))
     }
 
-    pub(super) fn evidence(&self, sight: Sight) -> f64 {
-        self.guard.evidence(sight)
+    /// Something that is at least as much, for less than that costs.
+    pub(super) fn ceiling(&self) -> f64 {
+        self.guard.ceiling()
     }
 
     /// Natural logarithm of the e-value so far.
@@ -103,6 +101,14 @@ impl SlowGuard {
         self.guard.log_e()
     }
 }
+
+/// How far from the limit to 1 the rate number `k` lies.
+fn part(k: usize) -> f64 {
+    (k + 1) as f64 / (RATES + 1) as f64
+}
+
+/// ln(1 − part) of each rate.
+static LOG_RESTS: LazyLock<[f64; RATES]> = LazyLock::new(|| std::array::from_fn(|k| (-part(k)).ln_1p()));
 
 /// Rates between the limit and 1.
 pub const RATES: usize = 15;

@@ -23,7 +23,6 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     error_rate::Sample,
-    mixture::log_sum_exp,
     verdict::{Arms, Interval},
 };
 
@@ -151,10 +150,18 @@ fn rejected_down_to(lines: &[Line; LINES]) -> f64 {
 
 /// The logarithm of the mean of all processes at one value, and how it changes there.
 fn mean(lines: &[Line; LINES], at: f64) -> (f64, f64) {
-    let heights = lines.map(|line| line.at_zero + at * line.slope);
-    let sum = log_sum_exp(heights);
-    let slope = lines.iter().zip(heights).map(|(line, height)| (height - sum).exp() * line.slope).sum();
-    (sum - (LINES as f64).ln(), slope)
+    let heights = lines.each_ref().map(|line| line.at_zero + at * line.slope);
+    let highest = heights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let (mut sum, mut slopes) = (0.0, 0.0);
+    for (line, height) in lines.iter().zip(heights) {
+        // What is e⁴⁰ times smaller changes no digit.
+        if height > highest - 40.0 {
+            let part = (height - highest).exp();
+            sum += part;
+            slopes += part * line.slope;
+        }
+    }
+    (highest + sum.ln() - (LINES as f64).ln(), slopes / sum)
 }
 
 /// How many times the boundary's rate an alternative's is.

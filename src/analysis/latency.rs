@@ -18,7 +18,6 @@ use super::{
     dispersion::Dispersion,
     error_rate::{Comparison, Margin, Sample},
     interval::Difference,
-    mixture::Sight,
     settings::Settings,
     verdict::{Arms, Interval},
 };
@@ -52,10 +51,23 @@ impl Quantile {
 pub struct Latency {
     /// Stable's requests by bucket, each worth half as much after [`HALF_LIFE`] ticks.
     weights: Vec<f64>,
+    /// The buckets of which any ever had one: from the first to before the second.
+    used: (usize, usize),
     /// Buckets between stable's edge and the canary's.
     shift: usize,
     /// In the order of [`Quantile::ALL`].
     slower: [Slower; 2],
+}
+
+/// What is known of stable's latencies before the canary gets anything.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Learned {
+    /// The bucket of the first weight.
+    first: usize,
+    weights: Vec<f64>,
+    /// In the order of [`Quantile::ALL`].
+    dispersion: [Dispersion; 2],
 }
 
 /// The evidence at one quantile.
@@ -81,6 +93,7 @@ impl Latency {
         };
         Self {
             weights: vec![0.0; BUCKETS],
+            used: (BUCKETS, 0),
             shift: ((1.0 + margin).log2() * PER_DOUBLING as f64).ceil() as usize,
             slower: [slower(), slower()],
         }
@@ -121,8 +134,9 @@ impl Latency {
         self.slower[quantile as usize].comparison.log_e()
     }
 
-    pub(super) fn evidence(&self, quantile: Quantile, sight: Sight) -> f64 {
-        self.slower[quantile as usize].comparison.evidence(sight)
+    /// Something that is at least as much at both, for less than that costs.
+    pub(super) fn ceiling(&self) -> f64 {
+        self.slower.iter().map(|slower| slower.comparison.ceiling()).fold(0.0, f64::max)
     }
 
     /// How many more of the canary's requests are slow than of stable's, as a share.
@@ -135,31 +149,70 @@ impl Latency {
         self.slower[quantile as usize].compared
     }
 
+    /// Takes in a tick of stable alone, before the canary gets anything: only what is usual is learned.
+    pub(super) fn learn(&mut self, stable: &Histogram) {
+        let edges = self.edges();
+        for (slower, edge) in self.slower.iter_mut().zip(edges) {
+            slower.dispersion.update(edge.map(|edge| slow(stable, edge)).unwrap_or_default());
+        }
+        self.remember(stable);
+    }
+
+    /// What is known of stable so far.
+    pub(super) fn learned(&self) -> Learned {
+        let first = self.used.0.min(self.used.1);
+        Learned {
+            first,
+            weights: self.weights[first..self.used.1].to_vec(),
+            dispersion: self.slower.each_ref().map(|slower| slower.dispersion),
+        }
+    }
+
+    /// Goes on from what is known of stable.
+    pub(super) fn take_over(&mut self, learned: &Learned) {
+        let Learned { first, weights, dispersion } = learned;
+        let of_bucket = |(bucket, _): (usize, &f64)| bucket < BUCKETS;
+        if weights.is_empty() || !(*first..).zip(weights).all(of_bucket) {
+            return;
+        }
+        self.used = (*first, first + weights.len());
+        self.weights.fill(0.0);
+        self.weights[*first..first + weights.len()].copy_from_slice(weights);
+        for (slower, dispersion) in self.slower.iter_mut().zip(dispersion) {
+            slower.dispersion.take_over(*dispersion);
+        }
+    }
+
     fn edges(&self) -> [Option<usize>; 2] {
-        let total: f64 = self.weights.iter().sum();
+        let used = self.weights.get(self.used.0..self.used.1).unwrap_or_default();
+        let total: f64 = used.iter().sum();
         if total < LEAST {
             return [None; 2];
         }
-        let (mut seen, mut bucket) = (0.0, 0);
+        let (mut seen, mut next) = (0.0, 0);
         Quantile::ALL.map(|quantile| {
-            while seen < quantile.level() * total && bucket < BUCKETS {
-                seen += self.weights[bucket];
-                bucket += 1;
+            while seen < quantile.level() * total && next < used.len() {
+                seen += used[next];
+                next += 1;
             }
-            Some(bucket.saturating_sub(1))
+            Some(self.used.0 + next - 1)
         })
     }
 
     fn remember(&mut self, stable: &Histogram) {
         let decay = (-1.0 / HALF_LIFE).exp2();
-        for weight in &mut self.weights {
+        for weight in self.weights.get_mut(self.used.0..self.used.1).unwrap_or_default() {
             let kept = *weight * decay;
             // A trillionth of a request decides nothing, and what decays further ends as a
             // denormal, which is slow.
             *weight = if kept < 1e-12 { 0.0 } else { kept };
         }
-        for (weight, count) in self.weights.iter_mut().zip(stable.counts()).filter(|(_, count)| **count > 0) {
-            *weight += *count as f64;
+        if stable.total() == 0 {
+            return;
+        }
+        for (index, count) in stable.counts().iter().enumerate().filter(|(_, count)| **count > 0) {
+            self.weights[index] += *count as f64;
+            self.used = (self.used.0.min(index), self.used.1.max(index + 1));
         }
     }
 }

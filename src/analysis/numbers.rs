@@ -6,9 +6,8 @@ use super::{
     Analysis, Sample,
     interval::{self, Difference},
     latency::Quantile,
-    mixture::Sight,
     route::Route,
-    verdict::{Arms, Check, CheckReport, Checks, Interval, Reason, Stage, Verdict},
+    verdict::{ArmLatency, Arms, Check, CheckReport, Checks, Interval, Reason, Stage, Verdict},
 };
 
 impl Analysis {
@@ -16,8 +15,9 @@ impl Analysis {
     /// than the tick itself.
     pub fn verdict(&self) -> Verdict {
         let finding = self.find();
-        let checks = self.checks();
-        let evidence = self.combined(Sight::Exact);
+        let latency = self.tally.latency();
+        let checks = self.checks(latency);
+        let evidence = self.combined();
         let strongest = || checks.iter().max_by(|a, b| a.evidence.total_cmp(&b.evidence)).cloned();
         // The error rate is compared, or limited, in every stage.
         let reason = finding.reason.blaming(|| strongest().expect("there is a check"));
@@ -34,7 +34,7 @@ impl Analysis {
             rollout: self.tally.rollout.totals(),
             step: self.tally.step.totals(),
             warming: self.tally.warming.totals(),
-            latency: self.tally.latency(),
+            latency,
             difference: checks.get(Check::ErrorRate).and_then(|report| report.interval),
             dispersion: self.dispersion.factor(),
             incident: self.tally.window.incident(),
@@ -49,12 +49,13 @@ impl Analysis {
     }
 
     /// The numbers of every check that the stage has.
-    fn checks(&self) -> Checks {
-        let service = self.service_checks(Sight::Exact);
+    fn checks(&self, latency: Arms<ArmLatency>) -> Checks {
+        let service = self.service_checks();
         let (of_service, of_route) = self.weights(&service);
         let mut checks = Checks::default();
         for (check, evidence) in service.into_iter().flatten() {
-            checks.put(self.report(check, evidence, self.targets.evidence - of_service.ln()));
+            let threshold = self.targets.evidence - of_service.ln();
+            checks.put(self.report(check, latency, (evidence, threshold)));
         }
         let by_evidence = self.routes().iter().map(|route| (route, route.worse.log_e()));
         if let Some((route, evidence)) = by_evidence.max_by(|a, b| a.1.total_cmp(&b.1)) {
@@ -63,10 +64,14 @@ impl Analysis {
         checks
     }
 
-    fn report(&self, check: Check, evidence: f64, threshold: f64) -> CheckReport {
+    fn report(
+        &self,
+        check: Check,
+        latency: Arms<ArmLatency>,
+        (evidence, threshold): (f64, f64),
+    ) -> CheckReport {
         let step = self.tally.step;
         let rates = step.map(Sample::rate);
-        let latency = self.tally.latency();
         let (p50, p99) = (latency.map(|arm| arm.p50_seconds), latency.map(|arm| arm.p99_seconds));
         let of_latency = |quantile| {
             let latency = self.latency.as_ref();

@@ -1,6 +1,8 @@
 //! What can be asked of the program.
 
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+
+use crate::model::units::parse_duration;
 
 /// A reverse proxy that splits traffic between two versions of a service, measures both, and promotes
 /// or rolls back by itself.
@@ -20,6 +22,10 @@ pub(super) enum Command {
     Check(ConfigFile),
     /// Play four rollouts with two demo backends on this machine, in under two minutes.
     Demo(Demo),
+    /// Run a plan in simulated time, thousands of times over, beside what others would decide by.
+    Simulate(Simulate),
+    /// Judge a recording again, tick by tick.
+    Replay(Replay),
 }
 
 #[derive(Debug, clap::Args)]
@@ -37,4 +43,92 @@ pub(super) struct Demo {
     /// Print plain lines even where there is a terminal.
     #[arg(long)]
     pub(super) plain: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Simulate {
+    /// A configuration file whose plan and analysis are simulated, instead of the default ones.
+    #[arg(long, short, value_name = "FILE", env = "TIDEGATE_CONFIG")]
+    pub(super) config: Option<PathBuf>,
+    /// The service of the configuration, where several have a canary.
+    #[arg(long, value_name = "NAME", requires = "config")]
+    pub(super) service: Option<String>,
+    /// What happens; write it again for more. All of them if left out; see --list.
+    #[arg(long, value_name = "NAME")]
+    pub(super) scenario: Vec<String>,
+    /// A scenario of one's own: the percentages of requests that stable and the canary fail, such as
+    /// 0.1,0.5.
+    #[arg(long, value_name = "STABLE,CANARY", value_parser = two_percentages)]
+    pub(super) fails: Vec<(f64, f64)>,
+    /// A recording (see docs/replay.md) that happens again, as it was and with a canary like stable.
+    #[arg(long, value_name = "FILE")]
+    pub(super) history: Option<PathBuf>,
+    /// Say what scenarios there are, and simulate nothing.
+    #[arg(long)]
+    pub(super) list: bool,
+    /// Requests a second; write it again for more. 20 and 500 if left out, or as many as recorded.
+    #[arg(long, value_name = "NUMBER")]
+    pub(super) rate: Vec<f64>,
+    /// How often each scenario is run at each rate.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) runs: u32,
+    /// The same seed draws the same courses.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    pub(super) seed: u64,
+    /// How long users are counted who are harmed, from the rollout's first step.
+    #[arg(long, value_name = "TIME", default_value = "3h", value_parser = parse_duration)]
+    pub(super) horizon: Duration,
+    /// Whose rules are tried beside; `none` for nobody's.
+    #[arg(long, value_name = "RULES", value_delimiter = ',', default_value = "flagger,argo,kayenta")]
+    pub(super) against: Vec<String>,
+    /// How the result is written.
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub(super) output: Output,
+    /// Also draw it, as an SVG.
+    #[arg(long, value_name = "FILE")]
+    pub(super) plot: Option<PathBuf>,
+    /// Also write down the first run of the first scenario, to be replayed.
+    #[arg(long, value_name = "FILE")]
+    pub(super) record: Option<PathBuf>,
+    /// On how many threads; the result is the same. One for each CPU if left out.
+    #[arg(long, value_name = "NUMBER")]
+    pub(super) threads: Option<NonZeroUsize>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Replay {
+    /// The recording, a line of JSON for each tick (docs/replay.md); `-` for standard input.
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+    /// The configuration file with the plan and the analysis.
+    #[arg(long, short, value_name = "FILE", env = "TIDEGATE_CONFIG")]
+    pub(super) config: PathBuf,
+    /// The service of the configuration, where several have a canary.
+    #[arg(long, value_name = "NAME")]
+    pub(super) service: Option<String>,
+    /// The time from one line to the next.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
+    pub(super) tick: Duration,
+    /// Also say what others would have done, and how many more requests would have failed.
+    #[arg(long, value_name = "RULES", value_delimiter = ',')]
+    pub(super) against: Vec<String>,
+}
+
+/// How a result is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Output {
+    /// Aligned columns, for people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Two percentages, as shares.
+fn two_percentages(text: &str) -> Result<(f64, f64), String> {
+    let share = |text: &str| {
+        let percent: f64 = text.trim().parse().ok()?;
+        (0.0..=100.0).contains(&percent).then_some(percent / 100.0)
+    };
+    let (stable, canary) = text.split_once(',').ok_or("write two percentages, such as 0.1,0.5")?;
+    share(stable).zip(share(canary)).ok_or_else(|| "a percentage is from 0 to 100".to_owned())
 }

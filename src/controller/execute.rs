@@ -45,7 +45,7 @@ impl ServiceTask {
             // Nothing but a start is accepted where none runs.
             self.record = Some(self.new_record(now));
             self.salt = super::publish::salt(&self.config.name, now.as_millis());
-            self.begin_analysis();
+            self.begin_preparing();
         }
         self.carry_out(transition);
         Ok(())
@@ -95,11 +95,10 @@ impl ServiceTask {
         let Some(record) = &mut self.record else { return };
         let before = std::mem::replace(&mut record.phase, phase.clone());
         self.metrics.entered(&self.config.name, phase);
+        trial::follow(&mut self.analysis, &before, phase, &record.plan);
         if !phase.is_running() {
             self.preparation = None;
-        }
-        if let Some(analysis) = &mut self.analysis {
-            trial::follow(analysis, &before, phase, &record.plan);
+            self.forget_evidence();
         }
     }
 
@@ -113,6 +112,9 @@ impl ServiceTask {
     pub(super) fn publish(&mut self, roles: Roles, weight: Weight) {
         self.publisher.publish(&self.config.name, &roles, weight, self.salt);
         self.metrics.published(&self.config.name, &self.roles, &roles, weight);
+        if self.roles != roles && self.running().is_none() {
+            self.forget_evidence();
+        }
         self.roles = roles;
         self.weight = weight;
     }

@@ -47,7 +47,8 @@ pub(super) struct ServiceTask {
     pub(super) weight: Weight,
     pub(super) salt: u64,
     pub(super) record: Option<Record>,
-    pub(super) analysis: Option<Analysis>,
+    /// Of the rollout that runs, or else of the next one, which learns what stable is like meanwhile.
+    pub(super) analysis: Analysis,
     pub(super) preparation: Option<Preparation>,
     verdict: Option<Verdict>,
     events: VecDeque<Occurrence>,
@@ -74,7 +75,7 @@ impl ServiceTask {
             weight: config.weight,
             salt,
             record: None,
-            analysis: None,
+            analysis: trial::begin(&config.rollout.analysis, &config.rollout.plan, tick),
             preparation: None,
             verdict: None,
             events: VecDeque::new(),
@@ -141,6 +142,7 @@ impl ServiceTask {
             self.roles = config.roles.clone();
             self.weight = config.weight;
             self.salt = publish::salt(&config.name, 0);
+            self.forget_evidence();
             let stable = self.roles.stable();
             self.note(match self.roles.canary() {
                 Some(canary) => format!("configured anew: {stable} is stable, {canary} gets {}", self.weight),
@@ -182,15 +184,15 @@ impl ServiceTask {
         self.window.advance(&self.now);
         self.keep_to_the_calendar();
         self.notice_drained();
-        let Some(phase) = self.record.as_ref().map(|record| record.phase.clone()) else { return };
-        let Some(analysis) = &mut self.analysis else { return };
         let Some(canary) = self.roles.canary() else { return };
+        let running = self.record.as_ref().filter(|record| record.phase.is_running());
+        let phase = running.map_or(Phase::Idle, |record| record.phase.clone());
         let stable = delta(&self.now, &self.before, (&self.config, self.roles.stable(), Role::Stable));
         let canary = delta(&self.now, &self.before, (&self.config, canary, Role::Canary));
         let tick = Tick { stable: arm(&stable), canary: arm(&canary), routes: &[] };
-        let Some(decision) = trial::observe(analysis, &phase, &tick) else { return };
+        let Some(decision) = trial::observe(&mut self.analysis, &phase, &tick) else { return };
         if matches!(phase, Phase::Stepping { .. } | Phase::Paused { .. } | Phase::Baking { .. }) {
-            let verdict = analysis.verdict();
+            let verdict = self.analysis.verdict();
             self.metrics.evidence(&self.config.name, verdict.evidence / verdict.threshold);
             self.verdict = Some(verdict);
         }
@@ -248,15 +250,24 @@ impl ServiceTask {
         }
     }
 
-    /// A new rollout is being prepared: its evidence begins at nothing.
-    pub(super) fn begin_analysis(&mut self) {
-        let rollout = &self.config.rollout;
-        self.analysis = Some(trial::begin(&rollout.analysis, &rollout.plan, self.tick));
+    /// A new rollout is being prepared: evidence begins at nothing, with what is known of stable.
+    pub(super) fn begin_preparing(&mut self) {
         self.verdict = None;
+        self.analysis = self.new_analysis().knowing(&self.analysis.learned());
         let canary = self.roles.canary();
         let backend = self.config.backends.iter().find(|backend| Some(&backend.name) == canary);
         let endpoints = backend.map(|backend| backend.endpoints.clone()).unwrap_or_default();
         self.preparation = Some(Box::pin(prepare::endpoints_accept(self.config.name.clone(), endpoints)));
+    }
+
+    /// Whatever was gathered is about another rollout, or another stable: evidence begins at nothing.
+    pub(super) fn forget_evidence(&mut self) {
+        self.analysis = self.new_analysis();
+    }
+
+    fn new_analysis(&self) -> Analysis {
+        let rollout = &self.config.rollout;
+        trial::begin(&rollout.analysis, &rollout.plan, self.tick)
     }
 
     /// The sentence that explains the last verdict.
@@ -273,7 +284,7 @@ impl ServiceTask {
         self.events.push_back(Occurrence { at: clock::now(), what });
     }
 
-    fn running(&self) -> Option<&'static str> {
+    pub(super) fn running(&self) -> Option<&'static str> {
         self.record.as_ref().map(|record| &record.phase).filter(|phase| phase.is_running()).map(Phase::name)
     }
 

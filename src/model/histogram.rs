@@ -94,6 +94,12 @@ impl Histogram {
         self.sum_nanos = self.sum_nanos.saturating_add(nanos);
     }
 
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.counts.fill(0);
+        (self.total, self.sum_nanos) = (0, 0);
+    }
+
     /// Adds every count of `other`.
     pub fn merge(&mut self, other: &Self) {
         for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
@@ -124,6 +130,11 @@ impl Histogram {
         self.total
     }
 
+    /// Whether nothing was counted.
+    pub fn is_empty(&self) -> bool {
+        self.total == 0
+    }
+
     /// Sum of all latencies, in seconds.
     pub fn sum_seconds(&self) -> f64 {
         self.sum_nanos as f64 / 1e9
@@ -148,6 +159,36 @@ impl Histogram {
             seen >= rank
         });
         Some(upper_edge(index.unwrap_or(BUCKETS - 1)))
+    }
+}
+
+/// A histogram as the pairs of bucket and count that are not empty: a few dozen of a thousand.
+pub mod sparse {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::{BUCKETS, Histogram};
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// Those of what it is written to.
+    pub fn serialize<S: Serializer>(histogram: &Histogram, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(histogram.counts().iter().enumerate().filter(|(_, count)| **count > 0))
+    }
+
+    /// Reads it; the sum of its latencies is lost.
+    ///
+    /// # Errors
+    /// When there is no such bucket, or more than can be counted.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Histogram, D::Error> {
+        let mut histogram = Histogram::default();
+        for (index, count) in Vec::<(usize, u64)>::deserialize(from)? {
+            if index >= BUCKETS || histogram.total().checked_add(count).is_none() {
+                return Err(D::Error::custom(format_args!("no histogram has {count} in bucket {index}")));
+            }
+            histogram.add(index, count);
+        }
+        Ok(histogram)
     }
 }
 

@@ -37,14 +37,19 @@ pub fn follow(analysis: &mut Analysis, before: &Phase, after: &Phase, plan: &Pla
     }
 }
 
-/// What a tick calls for; nothing where none is looked at. In baking the promoted version is stable.
+/// What a tick calls for; nothing before and after the canary's trial. In baking the promoted version is
+/// stable.
 pub fn observe(analysis: &mut Analysis, phase: &Phase, tick: &Tick<'_>) -> Option<Decision> {
     match phase {
         Phase::Stepping { .. } | Phase::Paused { .. } => Some(analysis.observe(tick)),
         Phase::Baking { .. } => Some(analysis.observe_baking(&tick.stable)),
         // These end with the next tick, whatever is seen in it.
         Phase::Promoting { .. } | Phase::RollingBack { .. } => Some(Decision::Continue),
-        Phase::Idle | Phase::Preparing { .. } | Phase::Succeeded { .. } | Phase::RolledBack { .. } => None,
+        Phase::Idle | Phase::Preparing { .. } => {
+            analysis.observe_before(&tick.stable);
+            None
+        }
+        Phase::Succeeded { .. } | Phase::RolledBack { .. } => None,
     }
 }
 

@@ -39,6 +39,7 @@
 //! | `routing` | which service a request gets to |
 //! | `shielding` | users who are shielded from the canary's failures |
 //! | `splice` | large bodies, which take a short way through the kernel |
+//! | `simulate` | plans in simulated time, and recordings judged again |
 //! | `smuggling` | requests that two readers could read in two ways |
 //! | `sticky` | clients that stay where they were put |
 //! | `support` | what the tests are made of |
@@ -90,6 +91,7 @@ mod retry;
 mod rollout;
 mod routing;
 mod shielding;
+mod simulate;
 mod smuggling;
 mod splice;
 mod sticky;

@@ -52,7 +52,23 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("demo", &["model", "clock", "config", "analysis", "rollout", "app", "admin", "controller"]),
-    ("cli", &["model", "config", "access_log", "app", "admin", "controller", "demo"]),
+    // On the pure part alone.
+    ("simulate", &["model", "analysis", "rollout"]),
+    (
+        "cli",
+        &[
+            "model",
+            "config",
+            "analysis",
+            "rollout",
+            "access_log",
+            "app",
+            "admin",
+            "controller",
+            "demo",
+            "simulate",
+        ],
+    ),
 ];
 
 /// What control may know of `telemetry`: whoever writes counts is none of its business.

@@ -1,0 +1,42 @@
+//! What is known of stable when a rollout begins: how failures come together, how many are usual, how long
+//! requests take.
+//!
+//! It is learned from every tick without a canary, so it depends on more than anybody writes down. A
+//! recording of a rollout therefore begins with it, and goes on from there bit for bit.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Analysis, dispersion::Dispersion, incident::Usual, latency};
+
+/// What is known of stable before the canary gets anything.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Learned {
+    dispersion: Dispersion,
+    usual: Usual,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    latency: Option<latency::Learned>,
+}
+
+impl Analysis {
+    /// What is known of stable so far.
+    pub fn learned(&self) -> Learned {
+        Learned {
+            dispersion: self.dispersion,
+            usual: self.tally.window.usual,
+            latency: self.latency.as_ref().map(latency::Latency::learned),
+        }
+    }
+
+    /// The same, with that known of stable. What the settings say comes first.
+    #[must_use]
+    pub fn knowing(mut self, learned: &Learned) -> Self {
+        let Learned { dispersion, usual, latency } = learned;
+        self.dispersion.take_over(*dispersion);
+        self.tally.window.usual = *usual;
+        if let (Some(mine), Some(learned)) = (&mut self.latency, latency) {
+            mine.take_over(learned);
+        }
+        self
+    }
+}

@@ -1,0 +1,299 @@
+//! A tick's evidence as a line of JSON: written down, and read again to see what was, or would have
+//! been, concluded from it. docs/replay.md describes the format.
+//!
+//! A line holds what the analysis was given, and in which phase; nothing of what it concluded, since
+//! that follows. The first line of a rollout also holds what was known of stable by then. The same lines
+//! with the same configuration give the same verdicts, bit for bit.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{phase::Phase, plan::Plan, trial};
+use crate::{
+    analysis::{
+        Analysis, ArmTick, Learned, Tick,
+        error_rate::Sample,
+        settings::Settings,
+        verdict::{Arms, Verdict},
+    },
+    model::{
+        histogram::{self, Histogram},
+        time::Timestamp,
+        weight::Weight,
+    },
+};
+
+/// What came in with one tick.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Line {
+    /// When the tick ended.
+    pub at: Timestamp,
+    /// The phase in which it was.
+    pub phase: Stage,
+    /// The step, from 0; only in phases that have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<usize>,
+    /// The canary's share of requests.
+    #[serde(default)]
+    pub weight: Weight,
+    /// What stable did; in baking, the promoted version.
+    pub stable: Arm,
+    /// What the canary did.
+    #[serde(default)]
+    pub canary: Arm,
+    /// The same by route, each with the same routes in the same order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
+    /// In the first line of a rollout, what was known of stable before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learned: Option<Box<Learned>>,
+}
+
+/// The phases of which there is evidence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Before a rollout.
+    Idle,
+    /// In a step.
+    Stepping,
+    /// In a step, until somebody says otherwise.
+    Paused,
+    /// After promotion.
+    Baking,
+}
+
+impl Stage {
+    /// That of a phase, if there is evidence in it.
+    pub fn of(phase: &Phase) -> Option<Self> {
+        match phase {
+            Phase::Idle | Phase::Preparing { .. } => Some(Self::Idle),
+            Phase::Stepping { .. } => Some(Self::Stepping),
+            Phase::Paused { .. } => Some(Self::Paused),
+            Phase::Baking { .. } => Some(Self::Baking),
+            Phase::Promoting { .. }
+            | Phase::Succeeded { .. }
+            | Phase::RollingBack { .. }
+            | Phase::RolledBack { .. } => None,
+        }
+    }
+}
+
+/// What one arm did.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Arm {
+    /// Requests that ended.
+    pub requests: u64,
+    /// Those of them that failed.
+    pub failures: u64,
+    /// How long they took, as pairs of bucket and count.
+    #[serde(default, with = "histogram::sparse", skip_serializing_if = "Histogram::is_empty")]
+    pub latency: Histogram,
+    /// What endpoints did that were still warming up, which is in none of the above.
+    #[serde(default, skip_serializing_if = "Sample::is_empty")]
+    pub warming: Sample,
+}
+
+/// What both arms did on one route.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// Its name.
+    pub route: Arc<str>,
+    /// What stable did.
+    pub stable: Sample,
+    /// What the canary did.
+    pub canary: Sample,
+}
+
+impl Arm {
+    fn of(tick: &ArmTick<'_>) -> Self {
+        let ArmTick { requests, failures, latency, warming } = *tick;
+        Self { requests, failures, latency: latency.clone(), warming }
+    }
+
+    fn tick(&self) -> ArmTick<'_> {
+        let Self { requests, failures, latency, warming } = self;
+        ArmTick { requests: *requests, failures: *failures, latency, warming: *warming }
+    }
+}
+
+impl Line {
+    /// What came in with a tick that ended at a moment, in a phase and at a weight; nothing where there is
+    /// no evidence. `routes` are those that the analysis was told of.
+    pub fn of(
+        at: Timestamp,
+        (phase, weight): (&Phase, Weight),
+        tick: &Tick<'_>,
+        routes: &[Arc<str>],
+    ) -> Option<Self> {
+        let route = |(name, arms): (&Arc<str>, &Arms<Sample>)| Route {
+            route: Arc::clone(name),
+            stable: arms.stable,
+            canary: arms.canary,
+        };
+        Some(Self {
+            at,
+            phase: Stage::of(phase)?,
+            step: phase.step(),
+            weight,
+            stable: Arm::of(&tick.stable),
+            canary: Arm::of(&tick.canary),
+            routes: routes.iter().zip(tick.routes).map(route).collect(),
+            learned: None,
+        })
+    }
+
+    /// The phase, as far as evidence depends on it.
+    fn phase(&self) -> Phase {
+        let since = self.at;
+        let step = self.step.unwrap_or(0);
+        match self.phase {
+            Stage::Idle => Phase::Idle,
+            // Whoever paused it, the evidence goes on as in the step.
+            Stage::Stepping | Stage::Paused => Phase::Stepping { step, since },
+            Stage::Baking => Phase::Baking { since },
+        }
+    }
+}
+
+/// An analysis that is given again what it was given once.
+#[derive(Debug)]
+pub struct Replay {
+    settings: Settings,
+    plan: Plan,
+    tick: Duration,
+    /// Of the rollout that the last line was of.
+    analysis: Option<Analysis>,
+    phase: Phase,
+}
+
+impl Replay {
+    /// Of rollouts with these settings and this plan, of which there is a line for each `tick`.
+    pub fn new(settings: Settings, plan: Plan, tick: Duration) -> Self {
+        Self { settings, plan, tick, analysis: None, phase: Phase::Idle }
+    }
+
+    /// Takes in the next line; the verdict, where there is one.
+    pub fn take_in(&mut self, line: &Line) -> Option<Verdict> {
+        if line.learned.is_some() {
+            (self.analysis, self.phase) = (None, Phase::Idle);
+        }
+        let Self { settings, plan, tick, analysis, phase: before } = self;
+        let analysis = analysis.get_or_insert_with(|| {
+            let names = line.routes.iter().map(|route| Arc::clone(&route.route));
+            let analysis = trial::begin(settings, plan, *tick).with_routes(settings, names);
+            match &line.learned {
+                Some(learned) => analysis.knowing(learned),
+                None => analysis,
+            }
+        });
+        let phase = line.phase();
+        trial::follow(analysis, before, &phase, plan);
+        let routes: Vec<_> =
+            line.routes.iter().map(|route| Arms { stable: route.stable, canary: route.canary }).collect();
+        let tick = Tick { stable: line.stable.tick(), canary: line.canary.tick(), routes: &routes };
+        let decision = trial::observe(analysis, &phase, &tick);
+        *before = phase;
+        decision.map(|_| analysis.verdict())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{analysis::verdict::Decision, rollout::plan::Draft};
+
+    fn line(text: &str) -> Line {
+        serde_json::from_str(text).unwrap()
+    }
+
+    fn replay() -> Replay {
+        let plan = Plan::new(Draft::default()).unwrap();
+        Replay::new(Settings::default(), plan, Duration::from_secs(1))
+    }
+
+    #[test]
+    fn a_line_is_read_as_it_is_written() {
+        let text = concat!(
+            r#"{"at":1000,"phase":"stepping","step":1,"weight":10.0,"#,
+            r#""stable":{"requests":90,"failures":1,"latency":[[321,80],[350,10]]},"#,
+            r#""canary":{"requests":10,"failures":0,"warming":{"requests":5,"failures":5}},"#,
+            r#""routes":[{"route":"/cart","stable":{"requests":9,"failures":0},"canary":{"requests":1,"failures":0}}]}"#,
+        );
+        assert_eq!(serde_json::to_string(&line(text)).unwrap(), text);
+        let short = line(r#"{"at":1000,"phase":"idle","stable":{"requests":90,"failures":1}}"#);
+        assert_eq!((short.step, short.weight, short.canary), (None, Weight::ZERO, Arm::default()));
+        for wrong in [
+            r#"{"at":1000,"phase":"idle"}"#,
+            r#"{"at":1000,"phase":"idle","stable":{"requests":90,"failures":1},"steps":1}"#,
+            r#"{"at":1000,"phase":"idle","stable":{"requests":1,"failures":1,"latency":[[9999,1]]}}"#,
+        ] {
+            assert!(serde_json::from_str::<Line>(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn phases_are_followed() {
+        let mut replay = replay();
+        let arms = r#""stable":{"requests":900,"failures":0},"canary":{"requests":100,"failures":0}}"#;
+        let mut at = |phase: &str| replay.take_in(&line(&format!(r#"{{"at":1,"phase":{phase},{arms}"#)));
+        assert_eq!(at(r#""idle""#), None);
+        assert_eq!(at(r#""stepping","step":0"#).unwrap().step.canary.requests, 100);
+        assert_eq!(at(r#""paused","step":0"#).unwrap().step.canary.requests, 200);
+        assert_eq!(at(r#""stepping","step":1"#).unwrap().step.canary.requests, 100);
+        let last = at(r#""stepping","step":4"#).unwrap();
+        assert!(last.promotion_evidence > 0.0 && last.decision == Decision::Continue, "{last:?}");
+        let baking = at(r#""baking""#).unwrap();
+        assert_eq!((baking.step.stable.requests, baking.step.canary.requests), (900, 0));
+    }
+
+    /// Verdicts do not depend on what was learned before anything was written down.
+    #[test]
+    fn what_was_learned_before_is_written_down() {
+        let tick = |second: u64| {
+            let slow = 300 + (second % 7) as usize;
+            line(&format!(
+                r#"{{"at":{second},"phase":"idle","stable":{{"requests":300,"failures":{},
+                "latency":[[{slow},297],[400,3]]}}}}"#,
+                second * 7 % 5,
+            ))
+        };
+        let mut whole = replay();
+        for second in 0..500 {
+            whole.take_in(&tick(second));
+        }
+        let learned = whole.analysis.as_ref().unwrap().learned();
+        let mut first = Line { learned: Some(Box::new(learned)), ..tick(500) };
+        let mut part = replay();
+        for second in 500..900 {
+            whole.take_in(&tick(second));
+            part.take_in(&line(&serde_json::to_string(&first).unwrap()));
+            first = tick(second + 1);
+        }
+        let step = line(&format!(
+            r#"{{"at":900,"phase":"stepping","step":0,{},{}}}"#,
+            r#""stable":{"requests":270,"failures":1,"latency":[[305,270]]}"#,
+            r#""canary":{"requests":30,"failures":1,"latency":[[400,30]]}"#,
+        ));
+        let verdict = part.take_in(&step).unwrap();
+        assert_eq!(whole.take_in(&step).unwrap(), verdict);
+        assert!(verdict.dispersion > 1.0, "{verdict:?}");
+        assert_ne!(replay().take_in(&step).unwrap(), verdict);
+    }
+
+    #[test]
+    fn routes_are_those_of_the_first_line() {
+        let mut replay = replay();
+        let verdict = replay.take_in(&line(concat!(
+            r#"{"at":1,"phase":"stepping","step":0,"stable":{"requests":9,"failures":0},"#,
+            r#""routes":[{"route":"/cart","stable":{"requests":9,"failures":0},"canary":{"requests":1,"failures":1}}]}"#
+        )));
+        let verdict = verdict.unwrap();
+        let routes: Vec<_> = verdict.checks.iter().filter_map(|check| check.route.as_deref()).collect();
+        assert_eq!(routes, ["/cart"]);
+    }
+}

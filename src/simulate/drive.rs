@@ -1,0 +1,227 @@
+//! One rollout, from its first step to its end or the horizon.
+
+use std::time::Duration;
+
+use super::{
+    End, Outcome, Rule, Setup,
+    rivals::{Minute, Next, Rival},
+    scenario::Scenario,
+    world::{Did, Latencies, World},
+};
+use crate::{
+    analysis::{
+        Analysis, ArmTick, Tick,
+        attribution::{Attribution, attribute},
+        error_rate::Sample,
+    },
+    model::{time::Timestamp, weight::Weight},
+    rollout::{
+        event::{Command, Event},
+        machine,
+        phase::{PauseReason, Phase},
+        plan::Plan,
+        recording::Line,
+        trial,
+    },
+};
+
+/// What a scenario's canary costs: requests harmed if it had all of them and one came a second, from the
+/// beginning to each second.
+#[derive(Debug)]
+pub(super) struct Cost(Vec<f64>);
+
+impl Cost {
+    pub(super) fn new(scenario: &Scenario, horizon: Duration) -> Self {
+        let mut sum = 0.0;
+        let seconds = (0..horizon.as_secs()).map(|second| {
+            let middle = second as f64 + 0.5;
+            sum += scenario.load.at(middle) * scenario.harm(middle);
+            sum
+        });
+        Self(std::iter::once(0.0).chain(seconds).collect())
+    }
+
+    /// From one moment to another, by the horizon.
+    fn between(&self, from: f64, to: f64) -> f64 {
+        self.until(to) - self.until(from)
+    }
+
+    fn until(&self, time: f64) -> f64 {
+        let (second, part) = (time as usize, time.fract());
+        match (self.0.get(second), self.0.get(second + 1)) {
+            (Some(sum), Some(next)) => sum + part * (next - sum),
+            _ => self.0.last().copied().unwrap_or(0.0),
+        }
+    }
+}
+
+/// What a run is of.
+#[derive(Debug)]
+pub(super) struct Course<'a> {
+    pub(super) setup: &'a Setup,
+    pub(super) scenario: &'a Scenario,
+    pub(super) latencies: Option<&'a Latencies>,
+    pub(super) cost: &'a Cost,
+    pub(super) rate: f64,
+}
+
+impl Course<'_> {
+    pub(super) fn run(&self, rule: Rule, seed: u64) -> Outcome {
+        let world = World::new(self.scenario, self.latencies, self.rate, seed);
+        match rule {
+            Rule::Tidegate => self.by_ours(world, |_| ()),
+            Rule::Rival(rival) => self.by(rival, world),
+        }
+    }
+
+    /// What one run of ours is given to judge by, line by line.
+    pub(super) fn record(&self, seed: u64) -> Vec<Line> {
+        let mut lines = Vec::new();
+        self.by_ours(World::new(self.scenario, self.latencies, self.rate, seed), |seen| {
+            lines.extend(seen.line());
+        });
+        lines
+    }
+
+    fn by_ours(&self, mut world: World<'_>, mut look: impl FnMut(&Seen<'_>)) -> Outcome {
+        let Setup { plan, settings, tick: length, horizon, .. } = self.setup;
+        let seconds = length.as_secs_f64();
+        let mut analysis = trial::begin(settings, plan, *length).without_intervals();
+        // Stable is known when a rollout begins.
+        for tick in 0..(BEFORE / seconds) as u64 {
+            let now = tick as f64 * seconds - BEFORE;
+            let [stable, canary] = world.pass((now, seconds), [1.0, 0.0]);
+            look(&Seen { phase: &Phase::Idle, weight: Weight::ZERO, until: now + seconds, stable, canary });
+            analysis.observe_before(&arm(stable));
+        }
+        let mut phase = begin(plan, &mut analysis);
+        let mut weight = Weight::ZERO;
+        let (mut harmed, mut promoted) = (0.0, None);
+        let ticks = (horizon.as_secs_f64() / seconds) as u64;
+        for tick in 0..ticks {
+            let exposure = phase.exposure(plan);
+            weight = trial::weight(exposure.weight, weight, analysis.harm().as_ref());
+            let share = if exposure.swapped { 1.0 } else { weight.percent() / 100.0 };
+            let (now, then) = (tick as f64 * seconds, (tick + 1) as f64 * seconds);
+            let [stable, canary] = world.pass((now, seconds), [1.0 - share, share]);
+            harmed += share * self.rate * self.cost.between(now, then);
+            // A promoted canary is the stable one.
+            let (stable, canary) = if exposure.swapped { (canary, stable) } else { (stable, canary) };
+            let weight = exposure.weight.min(weight);
+            let seen = Seen { phase: &phase, weight, until: then, stable, canary };
+            look(&seen);
+            let Some(decision) = trial::observe(&mut analysis, &phase, &seen.tick()) else { break };
+            let at = Timestamp::from_millis((then * 1e3) as u64);
+            let before = phase.clone();
+            phase = happen(phase, plan, Event::Tick(decision), at);
+            // Whoever has to be asked says yes at once.
+            while let Phase::Paused { reason: PauseReason::Gate | PauseReason::Hook, .. } = phase {
+                phase = happen(phase, plan, Event::Command(Command::Promote { full: false }), at);
+            }
+            trial::follow(&mut analysis, &before, &phase, plan);
+            match phase {
+                Phase::Promoting { .. } => promoted = Some(then),
+                Phase::Succeeded { .. } => break,
+                Phase::RollingBack { .. } | Phase::RolledBack { .. } => {
+                    let end = if promoted.is_some() { End::RolledBackBaking } else { End::RolledBack };
+                    return Outcome { end, after: then, harmed, endpoint: finds_endpoint(&analysis, &world) };
+                }
+                _ => {}
+            }
+        }
+        let horizon = horizon.as_secs_f64();
+        match (promoted, &phase) {
+            (Some(after), Phase::Succeeded { at }) => {
+                harmed += self.rate * self.cost.between(at.as_millis() as f64 / 1e3, horizon);
+                Outcome { end: End::Promoted, after, harmed, endpoint: false }
+            }
+            (Some(after), _) => Outcome { end: End::Promoted, after, harmed, endpoint: false },
+            (None, _) => Outcome { end: End::Open, after: horizon, harmed, endpoint: false },
+        }
+    }
+
+    fn by(&self, rival: Rival, mut world: World<'_>) -> Outcome {
+        let horizon = self.setup.horizon.as_secs_f64();
+        let (mut run, mut harmed, mut now) = (rival.begin(), 0.0, 0.0);
+        while now < horizon {
+            let share = run.share();
+            // A baseline of the canary's size, as Spinnaker advises.
+            let [baseline, canary] = world.pass((now, MINUTE), [share, share]);
+            harmed += share * self.rate * self.cost.between(now, now + MINUTE);
+            now += MINUTE;
+            match run.pass(minute(canary), minute(baseline)) {
+                Next::On => {}
+                Next::RolledBack => {
+                    return Outcome { end: End::RolledBack, after: now, harmed, endpoint: false };
+                }
+                Next::Promoted => {
+                    harmed += self.rate * self.cost.between(now, horizon);
+                    return Outcome { end: End::Promoted, after: now, harmed, endpoint: false };
+                }
+            }
+        }
+        Outcome { end: End::Open, after: horizon, harmed, endpoint: false }
+    }
+}
+
+/// What is seen in a tick.
+struct Seen<'a> {
+    phase: &'a Phase,
+    weight: Weight,
+    /// When it ends, in seconds from the first step.
+    until: f64,
+    stable: &'a Did,
+    canary: &'a Did,
+}
+
+impl Seen<'_> {
+    /// The same to be written down; nothing in phases that have no evidence.
+    fn line(&self) -> Option<Line> {
+        // The first step begins when what was before has passed.
+        let at = Timestamp::from_millis(((self.until + BEFORE) * 1e3).round() as u64);
+        Line::of(at, (self.phase, self.weight), &self.tick(), &[])
+    }
+
+    fn tick(&self) -> Tick<'_> {
+        Tick { stable: arm(self.stable), canary: arm(self.canary), routes: &[] }
+    }
+}
+
+/// Starts a rollout whose canary is ready at once.
+fn begin(plan: &Plan, analysis: &mut Analysis) -> Phase {
+    let zero = Timestamp::from_millis(0);
+    let preparing = happen(Phase::Idle, plan, Event::Command(Command::Start { force: false }), zero);
+    let first = happen(preparing, plan, Event::Prepared, zero);
+    trial::follow(analysis, &Phase::Idle, &first, plan);
+    first
+}
+
+fn happen(phase: Phase, plan: &Plan, event: Event, now: Timestamp) -> Phase {
+    machine::step(phase, plan, event, now).expect("idle can start, and only commands are refused").phase
+}
+
+fn arm(did: &Did) -> ArmTick<'_> {
+    let Sample { requests, failures } = did.sample;
+    ArmTick { requests, failures, latency: &did.latency, warming: Sample::default() }
+}
+
+fn minute(did: &Did) -> Minute {
+    let quantile = |level| did.latency.quantile(level).map(|latency| latency.as_secs_f64());
+    let latency = quantile(0.5).zip(quantile(0.99)).map(|(p50, p99)| [p50, p99]);
+    Minute { requests: did.sample.requests as f64, failures: did.sample.failures as f64, latency }
+}
+
+/// Whether a canary that was rolled back turns out to have one sick endpoint.
+fn finds_endpoint(analysis: &Analysis, world: &World<'_>) -> bool {
+    let endpoints = world.endpoints();
+    if endpoints.is_empty() {
+        return false;
+    }
+    let stable = analysis.verdict().rollout.stable;
+    let stable = Sample { requests: stable.requests, failures: stable.failures };
+    matches!(attribute(endpoints, stable), Attribution::Endpoint { .. })
+}
+
+const MINUTE: f64 = 60.0;
+/// Seconds of stable alone before a rollout.
+const BEFORE: f64 = 120.0;

@@ -1,0 +1,224 @@
+//! Chance: how many requests come in a while, how many of them fail, and how long they take, drawn with
+//! a seed.
+//!
+//! Requests arrive independently, so the numbers that go to a version and fail, or do not, are
+//! independent Poisson variables, drawn exactly and without drawing a single request. Latencies are drawn
+//! one by one, from a log-normal distribution of stable's (median 50 ms, 99th percentile 160 ms), by
+//! the alias method (Walker 1977).
+
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use rand_distr::{Distribution, Poisson, weighted::WeightedAliasIndex};
+
+use super::scenario::{Scenario, Slowness};
+use crate::{
+    analysis::error_rate::Sample,
+    model::histogram::{self, BUCKETS, Histogram},
+};
+
+/// What one version did in a while.
+#[derive(Debug, Clone, Default)]
+pub struct Did {
+    /// Requests, and how many of them failed.
+    pub sample: Sample,
+    /// How long they took; empty where the scenario does not look at that.
+    pub latency: Histogram,
+}
+
+/// One course of a scenario.
+#[derive(Debug)]
+pub struct World<'a> {
+    scenario: &'a Scenario,
+    latencies: Option<&'a Latencies>,
+    /// Requests a second, where the load is usual.
+    rate: f64,
+    rng: SmallRng,
+    draws: [[Draw; 2]; 2],
+    did: [Did; 2],
+    /// Counts of each of the canary's endpoints, where there are several.
+    endpoints: Vec<Sample>,
+}
+
+impl<'a> World<'a> {
+    /// The course that belongs to a seed.
+    pub fn new(scenario: &'a Scenario, latencies: Option<&'a Latencies>, rate: f64, seed: u64) -> Self {
+        let several = if scenario.endpoints > 1 { scenario.endpoints as usize } else { 0 };
+        Self {
+            scenario,
+            latencies,
+            rate,
+            rng: SmallRng::seed_from_u64(seed),
+            draws: [[Draw::default(); 2]; 2],
+            did: [Did::default(), Did::default()],
+            endpoints: vec![Sample::default(); several],
+        }
+    }
+
+    /// What stable and the canary do from `time` on, for `seconds`, each with its share of all requests.
+    /// Rates are those of the middle.
+    pub fn pass(&mut self, (time, seconds): (f64, f64), shares: [f64; 2]) -> &[Did; 2] {
+        let middle = time + seconds / 2.0;
+        let requests = self.rate * self.scenario.load.at(middle) * seconds;
+        let failing = [self.scenario.stable.at(middle), self.scenario.canary.at(middle)];
+        for arm in 0..2 {
+            self.fail(arm, requests * shares[arm], failing[arm]);
+            if let Some(latencies) = self.latencies {
+                let Did { sample, latency } = &mut self.did[arm];
+                latency.clear();
+                let of = &latencies.of[arm];
+                (0..sample.requests).for_each(|_| latency.add(of.sample(&mut self.rng), 1));
+            }
+        }
+        if !self.endpoints.is_empty() {
+            self.spread(failing);
+        }
+        &self.did
+    }
+
+    fn fail(&mut self, arm: usize, requests: f64, failing: f64) {
+        let cluster = self.scenario.cluster;
+        let [failed, fine] = &mut self.draws[arm];
+        let failures = cluster * failed.draw(requests * failing / cluster as f64, &mut self.rng);
+        let successes = fine.draw(requests * (1.0 - failing), &mut self.rng);
+        self.did[arm].sample = Sample { requests: failures + successes, failures };
+    }
+
+    /// Gives the canary's requests to its endpoints: all get as many, and the first one those that
+    /// failed beyond stable's rate.
+    fn spread(&mut self, [stable, canary]: [f64; 2]) {
+        let excess = if canary > stable { (canary - stable) / canary } else { 0.0 };
+        let sample = self.did[1].sample;
+        for request in 0..sample.requests {
+            let failed = request < sample.failures;
+            let first = failed && self.rng.random::<f64>() < excess;
+            let index = if first { 0 } else { self.rng.random_range(0..self.endpoints.len()) };
+            self.endpoints[index].add(Sample { requests: 1, failures: u64::from(failed) });
+        }
+    }
+
+    /// What each of the canary's endpoints has done; empty unless there are several.
+    pub fn endpoints(&self) -> &[Sample] {
+        &self.endpoints
+    }
+}
+
+/// Draws of a Poisson variable whose mean seldom changes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Draw {
+    mean: f64,
+    of: Option<Poisson<f64>>,
+}
+
+impl Draw {
+    fn draw(&mut self, mean: f64, rng: &mut SmallRng) -> u64 {
+        if mean != self.mean {
+            // A mean of 0 has no distribution: it is always 0.
+            *self = Self { mean, of: Poisson::new(mean).ok() };
+        }
+        // The cast saturates.
+        self.of.map_or(0, |of| of.sample(rng) as u64)
+    }
+}
+
+/// How long requests take: a bucket of the histogram for each.
+#[derive(Debug)]
+pub struct Latencies {
+    of: [WeightedAliasIndex<f64>; 2],
+}
+
+impl Latencies {
+    /// Stable's, and those of a canary that is slower.
+    pub fn new(slowness: Slowness) -> Self {
+        let usual = weights(1.0);
+        let slow = weights(slowness.times.max(f64::MIN_POSITIVE));
+        let share = slowness.share.clamp(0.0, 1.0);
+        let mixed = usual.iter().zip(&slow).map(|(usual, slow)| (1.0 - share) * usual + share * slow);
+        let of = |weights| WeightedAliasIndex::new(weights).expect("a density has finite weights, not all 0");
+        Self { of: [of(usual.clone()), of(mixed.collect())] }
+    }
+}
+
+/// The density of the logarithm in the middle of each bucket, for latencies `times` as long as stable's.
+fn weights(times: f64) -> Vec<f64> {
+    let density = |bucket: usize| {
+        let middle = histogram::upper_edge(bucket).as_secs_f64().ln() - 0.5 * BUCKET_WIDTH;
+        let off = (middle - (MEDIAN * times).ln()) / SPREAD;
+        (-0.5 * off * off).exp()
+    };
+    (0..BUCKETS).map(density).collect()
+}
+
+/// Median of stable's latencies, in seconds.
+const MEDIAN: f64 = 0.05;
+/// Standard deviation of their logarithm.
+const SPREAD: f64 = 0.5;
+/// Width of a bucket, in the logarithm.
+const BUCKET_WIDTH: f64 = std::f64::consts::LN_2 / histogram::PER_DOUBLING as f64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sums(scenario: &Scenario, shares: [f64; 2]) -> [Sample; 2] {
+        let mut world = World::new(scenario, None, 100.0, 3);
+        let mut sums = [Sample::default(); 2];
+        for second in 0..1_000 {
+            let did = world.pass((f64::from(second), 1.0), shares);
+            sums.iter_mut().zip(did).for_each(|(sum, did)| sum.add(did.sample));
+        }
+        sums
+    }
+
+    /// Within five standard deviations: one seed in a million is outside.
+    fn near(count: u64, mean: f64, cluster: f64) -> bool {
+        (count as f64 - mean).abs() <= 5.0 * (cluster * mean).sqrt()
+    }
+
+    #[test]
+    fn as_many_come_and_fail_as_it_says() {
+        let scenario = Scenario::constant("x", "", (0.01, 0.05), true);
+        let [stable, canary] = sums(&scenario, [0.9, 0.1]);
+        assert!(near(stable.requests, 90_000.0, 1.0) && near(stable.failures, 900.0, 1.0), "{stable:?}");
+        assert!(near(canary.requests, 10_000.0, 1.0) && near(canary.failures, 500.0, 1.0), "{canary:?}");
+        let nothing = Scenario::constant("x", "", (0.0, 1.0), true);
+        let [stable, canary] = sums(&nothing, [1.0, 0.1]);
+        assert_eq!((stable.failures, canary.failures), (0, canary.requests));
+    }
+
+    #[test]
+    fn clusters_fail_together() {
+        let scenario = Scenario { cluster: 4, ..Scenario::constant("x", "", (0.01, 0.01), false) };
+        let [stable, _] = sums(&scenario, [1.0, 0.0]);
+        assert!(near(stable.failures, 1_000.0, 4.0) && stable.failures.is_multiple_of(4), "{stable:?}");
+    }
+
+    #[test]
+    fn one_endpoint_fails_for_all() {
+        let scenario = Scenario { endpoints: 4, ..Scenario::constant("x", "", (0.0, 0.05), true) };
+        let mut world = World::new(&scenario, None, 1_000.0, 3);
+        for second in 0..100 {
+            world.pass((f64::from(second), 1.0), [0.5, 0.5]);
+        }
+        let [first, others @ ..] = world.endpoints() else { panic!("there are four") };
+        assert!(near(first.failures, 2_500.0, 1.0), "{first:?}");
+        assert!(others.iter().all(|other| other.failures == 0 && other.requests > 10_000));
+    }
+
+    #[test]
+    fn latencies_are_as_long_as_they_say() {
+        let slowness = Slowness { share: 1.0, times: 2.0 };
+        let latencies = Latencies::new(slowness);
+        let scenario = Scenario { latency: Some(slowness), ..Scenario::constant("x", "", (0.0, 0.0), true) };
+        let mut world = World::new(&scenario, Some(&latencies), 100_000.0, 3);
+        let [stable, canary] = world.pass((0.0, 1.0), [0.5, 0.5]);
+        let median = |did: &Did| did.latency.quantile(0.5).unwrap().as_secs_f64();
+        // A bucket is 2.2 % wide, and the median of 50,000 is known to 0.3 %.
+        assert!((0.048..0.053).contains(&median(stable)) && (0.096..0.106).contains(&median(canary)));
+        assert!((0.15..0.17).contains(&stable.latency.quantile(0.99).unwrap().as_secs_f64()));
+    }
+
+    #[test]
+    fn a_seed_has_one_course() {
+        let scenario = Scenario::constant("x", "", (0.01, 0.05), true);
+        assert_eq!(sums(&scenario, [0.5, 0.5]), sums(&scenario, [0.5, 0.5]));
+    }
+}
