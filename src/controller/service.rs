@@ -5,19 +5,19 @@ use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Answer, CommandError, Reading, Request,
+    Answer, CommandError, Counts, Reading, Request,
     execute::Record,
+    gained::Gained,
     metrics::Metrics,
     prepare,
     publish::{self, Publisher},
     status::{BackendStatus, Occurrence, Recent, RolloutStatus, ServiceStatus},
 };
 use crate::{
-    analysis::{Analysis, ArmTick, Tick, error_rate::Sample, explain::explain, verdict::Verdict},
+    analysis::{Analysis, explain::explain, verdict::Verdict},
     clock,
     config::Service,
     model::{
-        histogram::Histogram,
         name::BackendName,
         role::{Role, Roles},
         units::format_duration,
@@ -28,7 +28,7 @@ use crate::{
         phase::{PauseReason, Phase},
         trial,
     },
-    telemetry::reader::Totals,
+    telemetry::{ledger::Hub, reader::Totals},
 };
 
 /// Events that are kept to be shown.
@@ -42,6 +42,7 @@ type Preparation = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 pub(super) struct ServiceTask {
     pub(super) config: Service,
     pub(super) publisher: Arc<Publisher>,
+    pub(super) hub: Arc<Hub>,
     pub(super) metrics: Metrics,
     pub(super) roles: Roles,
     pub(super) weight: Weight,
@@ -49,11 +50,13 @@ pub(super) struct ServiceTask {
     pub(super) record: Option<Record>,
     pub(super) analysis: Option<Analysis>,
     pub(super) preparation: Option<Preparation>,
-    verdict: Option<Verdict>,
+    pub(super) verdict: Option<Verdict>,
     events: VecDeque<Occurrence>,
     tick: Duration,
-    now: Reading,
+    pub(super) now: Reading,
     before: Reading,
+    /// When the rollout began.
+    pub(super) began: Reading,
     window: Window,
 }
 
@@ -64,7 +67,13 @@ struct Window {
 }
 
 impl ServiceTask {
-    pub(super) fn new(config: Service, publisher: Arc<Publisher>, metrics: Metrics, tick: Duration) -> Self {
+    pub(super) fn new(
+        config: Service,
+        publisher: Arc<Publisher>,
+        hub: Arc<Hub>,
+        metrics: Metrics,
+        tick: Duration,
+    ) -> Self {
         let salt = publish::salt(&config.name, 0);
         metrics.begin(&config.name);
         metrics.published(&config.name, &config.roles, &config.roles, config.weight);
@@ -81,9 +90,11 @@ impl ServiceTask {
             tick,
             now: Reading::default(),
             before: Reading::default(),
+            began: Reading::default(),
             window: Window { start: beginning(), next: beginning() },
             config,
             publisher,
+            hub,
             metrics,
         }
     }
@@ -184,13 +195,15 @@ impl ServiceTask {
         self.notice_drained();
         let Some(phase) = self.record.as_ref().map(|record| record.phase.clone()) else { return };
         let Some(analysis) = &mut self.analysis else { return };
-        let Some(canary) = self.roles.canary() else { return };
-        let stable = delta(&self.now, &self.before, (&self.config, self.roles.stable(), Role::Stable));
-        let canary = delta(&self.now, &self.before, (&self.config, canary, Role::Canary));
-        let tick = Tick { stable: arm(&stable), canary: arm(&canary), routes: &[] };
-        let Some(decision) = trial::observe(analysis, &phase, &tick) else { return };
+        let between = (&*self.now, &*self.before);
+        let Some(gained) = Gained::between(between, &self.config, &self.roles, analysis.routes_told()) else {
+            return;
+        };
+        let Some(mut decision) = gained.tell(|tick| trial::observe(analysis, &phase, tick)) else { return };
         if matches!(phase, Phase::Stepping { .. } | Phase::Paused { .. } | Phase::Baking { .. }) {
-            let verdict = analysis.verdict();
+            let mut verdict = analysis.verdict();
+            self.tell_endpoint_from_version(&mut verdict);
+            decision = verdict.decision;
             self.metrics.evidence(&self.config.name, verdict.evidence / verdict.threshold);
             self.verdict = Some(verdict);
         }
@@ -251,8 +264,10 @@ impl ServiceTask {
     /// A new rollout is being prepared: its evidence begins at nothing.
     pub(super) fn begin_analysis(&mut self) {
         let rollout = &self.config.rollout;
-        self.analysis = Some(trial::begin(&rollout.analysis, &rollout.plan, self.tick));
+        let analysis = trial::begin(&rollout.analysis, &rollout.plan, self.tick);
+        self.analysis = Some(analysis.with_routes(&rollout.analysis, self.config.routes.iter().cloned()));
         self.verdict = None;
+        self.begin_endpoints();
         let canary = self.roles.canary();
         let backend = self.config.backends.iter().find(|backend| Some(&backend.name) == canary);
         let endpoints = backend.map(|backend| backend.endpoints.clone()).unwrap_or_default();
@@ -285,6 +300,7 @@ impl ServiceTask {
             phase: record.phase.clone(),
             strategy: record.plan.strategy(),
             steps: record.plan.steps().iter().map(Into::into).collect(),
+            endpoints: self.endpoints(),
             verdict: self.verdict.clone(),
             explanation: self.explanation(),
         });
@@ -344,23 +360,17 @@ async fn prepared(preparation: &mut Option<Preparation>) -> Result<(), String> {
 }
 
 /// What one series gained between two readings.
-fn delta(
-    now: &Reading,
-    before: &Reading,
+pub(super) fn delta(
+    now: &Counts,
+    before: &Counts,
     (service, backend, role): (&Service, &BackendName, Role),
 ) -> Totals {
     let series = (service.name.clone(), backend.clone(), role);
-    match (now.get(&series), before.get(&series)) {
+    match (now.totals.get(&series), before.totals.get(&series)) {
         (Some(now), Some(before)) => now.since(before),
         (Some(now), None) => now.clone(),
         (None, _) => Totals::default(),
     }
-}
-
-fn arm(delta: &Totals) -> ArmTick<'_> {
-    let latency: &Histogram = &delta.latency;
-    // Endpoints that are warming up are not counted apart.
-    ArmTick { requests: delta.requests(), failures: delta.failures, latency, warming: Sample::default() }
 }
 
 /// The service's plan in words, for the note that starts a rollout.
