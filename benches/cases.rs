@@ -25,7 +25,7 @@ use tidegate::{
         table::{PathMatch, Rule, Table, Target},
     },
     telemetry::{
-        ledger::{Hub, Key},
+        ledger::{Entry, Hub, Key, Part},
         reader::{self, Totals},
     },
 };
@@ -246,7 +246,7 @@ fn assign_by_key() -> Run {
 
 fn record() -> Run {
     let hub = Hub::new(1);
-    let writer = hub.open_ledger(0, keys(1)).writer(0, Role::Stable);
+    let writer = hub.open_ledger(0, entries(1)).writer(0, Role::Stable, Part::Rest);
     let latencies = inputs(latency);
     repeat(move |i| {
         writer.begin();
@@ -303,21 +303,21 @@ fn observe() -> Run {
 const SERVICES: usize = 100;
 const WORKERS: usize = 2;
 
-fn keys(services: usize) -> Arc<[Key]> {
+fn entries(services: usize) -> Arc<[Entry]> {
     let key = |service: usize, backend: &str| Key {
         service: format!("service-{service}").parse().expect("this is a name"),
         backend: backend.parse().expect("this is a name"),
     };
-    (0..services).flat_map(|service| ["v1", "v2"].map(|backend| key(service, backend))).collect()
+    (0..services).flat_map(|service| ["v1", "v2"].map(|backend| key(service, backend).into())).collect()
 }
 
 /// Has every backend of every service serve `requests` on each worker; every hundredth one fails.
 fn serve(hub: &Hub, requests: u64) {
     for worker in 0..WORKERS {
-        let ledger = hub.open_ledger(worker, keys(SERVICES));
+        let ledger = hub.open_ledger(worker, entries(SERVICES));
         for service in 0..SERVICES {
             for role in Role::ALL {
-                let writer = ledger.writer(2 * service + role.index(), role);
+                let writer = ledger.writer(2 * service + role.index(), role, Part::Rest);
                 for n in 0..requests {
                     let outcome = if n % 100 == 99 { Outcome::ServerError } else { Outcome::Success };
                     writer.begin();

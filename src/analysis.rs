@@ -196,6 +196,11 @@ impl Analysis {
         self
     }
 
+    /// The routes by which requests are also counted, in the order in which ticks have them.
+    pub fn routes_told(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.routes.iter().map(|route| &route.name)
+    }
+
     /// The same for whoever wants decisions and nobody to look: without intervals, unless one of them
     /// is decided by.
     #[must_use]

@@ -54,6 +54,7 @@ use std::{
     net::SocketAddr,
     num::{NonZeroU16, NonZeroUsize},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -193,6 +194,8 @@ pub enum LogOutput {
 /// Which requests lead to a service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route {
+    /// What it is called where it is told apart from others: what it matches on.
+    pub name: Arc<str>,
     /// Host names, lower case, without port, with `*.` before those that stand for all below them;
     /// empty means any host.
     pub hostnames: Vec<String>,
@@ -237,6 +240,8 @@ pub struct Filters {
 pub struct Service {
     /// Its name.
     pub name: ServiceName,
+    /// The routes to it whose requests are counted apart.
+    pub routes: Arc<[Arc<str>]>,
     /// Which backend is stable and which, if any, is on trial, at the start.
     pub roles: Roles,
     /// The canary's share at the start.
@@ -287,6 +292,9 @@ pub struct Rollout {
     pub analysis: Settings,
     /// When it does not move forward.
     pub freezes: Vec<Freeze>,
+    /// For how long an endpoint's requests are counted apart after it has begun to serve; nothing means for
+    /// as long as it takes to get its full share.
+    pub warmup: Option<Duration>,
 }
 
 impl Default for Shutdown {

@@ -6,7 +6,9 @@
 //! answered when they have taken effect: the next request already sees the new weight.
 
 pub mod discovery;
+mod endpoints;
 mod execute;
+mod gained;
 mod metrics;
 mod prepare;
 pub mod publish;
@@ -29,7 +31,7 @@ use crate::{
     rollout::{event::Command, refused::Refused},
     telemetry::{
         ledger::Hub,
-        reader::{self, Series, Totals},
+        reader::{self, Counted, Endpoints, Series, Totals},
     },
 };
 
@@ -37,7 +39,20 @@ use crate::{
 const QUEUE: usize = 64;
 
 /// All counts of one moment.
-pub(crate) type Reading = Arc<BTreeMap<Series, Totals>>;
+pub(crate) type Reading = Arc<Counts>;
+
+/// All counts.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    totals: BTreeMap<Series, Totals>,
+    endpoints: Endpoints<Counted>,
+}
+
+impl Counts {
+    fn read(hub: &Hub) -> Self {
+        Self { totals: reader::read(hub), endpoints: reader::read_endpoints(hub) }
+    }
+}
 
 /// Something that a person or a pipeline wants of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +115,7 @@ pub struct Controller {
 #[derive(Debug, Clone)]
 struct Common {
     publisher: Arc<Publisher>,
+    hub: Arc<Hub>,
     metrics: Metrics,
     tick: Duration,
     reading: watch::Receiver<Reading>,
@@ -137,8 +153,8 @@ impl Controller {
         let Inputs { config, publisher, hub, tick, registry } = inputs;
         let metrics = Metrics::register(registry)?;
         let (readings, reading) = watch::channel(Reading::default());
-        tokio::spawn(read(hub, tick, readings));
-        let common = Common { publisher, metrics, tick, reading };
+        tokio::spawn(read(Arc::clone(&hub), tick, readings));
+        let common = Common { publisher, hub, metrics, tick, reading };
         let services = config.services.iter().map(|s| (s.name.clone(), common.start(s.clone())));
         Ok(Self { services: Arc::new(RwLock::new(services.collect())), common })
     }
@@ -210,8 +226,8 @@ impl Common {
     fn start(&self, service: Service) -> Handle {
         let (requests, queue) = mpsc::channel(QUEUE);
         let (config, configs) = watch::channel(service.clone());
-        let (publisher, metrics) = (Arc::clone(&self.publisher), self.metrics.clone());
-        let task = ServiceTask::new(service, publisher, metrics, self.tick);
+        let (publisher, hub) = (Arc::clone(&self.publisher), Arc::clone(&self.hub));
+        let task = ServiceTask::new(service, publisher, hub, self.metrics.clone(), self.tick);
         let (sender, status) = watch::channel(task.status());
         tokio::spawn(task.run(queue, configs, self.reading.clone(), sender));
         Handle { requests, config, status }
@@ -226,7 +242,7 @@ async fn read(hub: Arc<Hub>, tick: Duration, readings: watch::Sender<Reading>) {
     let started = clock::monotonic();
     loop {
         interval.tick().await;
-        if readings.send(Arc::new(reader::read(&hub))).is_err() {
+        if readings.send(Arc::new(Counts::read(&hub))).is_err() {
             tracing::debug!(after = ?started.elapsed(), "nobody reads the counts any more");
             return;
         }

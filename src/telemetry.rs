@@ -7,6 +7,7 @@
 
 mod by_service;
 pub mod cells;
+pub mod endpoints;
 pub mod exposition;
 pub mod health;
 pub mod health_exposition;

@@ -14,11 +14,20 @@
 //! If one endpoint stands out, the question is whether the others are well without it: not surely worse
 //! than the other arm, by the same measure. Only then is the version not to blame.
 //!
-//! Pure counts, whatever they were gathered for; no decision rests on it yet.
+//! A canary that would be rolled back, or is under suspicion, for what one endpoint does is held instead
+//! ([`Verdict::attribute`]). That costs no more than the time until the others show as much, and a canary
+//! that is bad everywhere is not spared: the others are then surely worse than stable. The evidence stays
+//! what it is, and wanes as the others do well.
+
+use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{error_rate::Sample, incident::divergence};
+use super::{
+    error_rate::Sample,
+    incident::divergence,
+    verdict::{Decision, Reason, Stage, Verdict},
+};
 
 /// Who is to blame for a backend's failures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -64,6 +73,33 @@ fn higher_by(one: Sample, other: Sample) -> f64 {
     }
 }
 
+impl Verdict {
+    /// Attributes what counts against the canary, given what each of its endpoints has done in the rollout.
+    /// If one of them is to blame, and the canary would be rolled back for it or is under suspicion, it is
+    /// held instead; otherwise nothing changes. `name` is what an endpoint is called.
+    pub fn attribute(&mut self, endpoints: &[Sample], name: impl FnOnce(usize) -> Arc<str>) -> Attribution {
+        let accused = matches!(self.reason, Reason::Worse(_) | Reason::Suspicious(_));
+        if self.stage != Stage::Stepping || !accused {
+            return Attribution::Nobody;
+        }
+        let stable = self.rollout.stable;
+        let other = Sample { requests: stable.requests, failures: stable.failures };
+        let attribution = attribute(endpoints, other);
+        if let Attribution::Endpoint { index } = attribution {
+            let others = without(sum(endpoints), endpoints[index]);
+            self.decision = Decision::Hold;
+            self.reason = Reason::OneEndpoint {
+                endpoint: name(index),
+                error_rate: endpoints[index].rate().unwrap_or_default(),
+                others: others.rate().unwrap_or_default(),
+            };
+            self.requests_needed = None;
+            self.ticks_needed = None;
+        }
+        attribution
+    }
+}
+
 fn sum(samples: &[Sample]) -> Sample {
     let mut sum = Sample::default();
     samples.iter().for_each(|sample| sum.add(*sample));
@@ -80,6 +116,10 @@ const SURE: f64 = 6.907_755_278_982_137;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        analysis::{Analysis, ArmTick, Tick, explain::explain, settings::Settings},
+        model::histogram::Histogram,
+    };
 
     fn samples(counts: &[(u64, u64)]) -> Vec<Sample> {
         counts
@@ -104,6 +144,35 @@ mod tests {
         // One is worse, but the others are not well either.
         assert_eq!(blame(&[(100, 20), (100, 90), (100, 18)]), Attribution::Version);
         assert_eq!(blame(&[(100, 50)]), Attribution::Version);
+    }
+
+    /// What is decided of a canary that has failed so many of 1000 requests at its two endpoints.
+    fn decided(failures: [u64; 2]) -> (Decision, String) {
+        let mut analysis = Analysis::new(&Settings { latency_margin: None, ..Settings::default() }, 300);
+        analysis.begin_step(None);
+        let none = Histogram::default();
+        let arm =
+            |requests, failures| ArmTick { requests, failures, latency: &none, warming: Sample::default() };
+        let (stable, canary) = (arm(9_000, 9), arm(2_000, failures.iter().sum()));
+        analysis.observe(&Tick { stable, canary, routes: &[] });
+        let mut verdict = analysis.verdict();
+        let endpoints = failures.map(|failures| Sample { requests: 1_000, failures });
+        verdict.attribute(&endpoints, |index| format!("10.0.0.{index}:80").into());
+        (verdict.decision, explain(&verdict))
+    }
+
+    #[test]
+    fn a_version_with_one_sick_endpoint_is_held() {
+        let (decision, why) = decided([1, 400]);
+        assert_eq!(decision, Decision::Hold);
+        assert_eq!(
+            why,
+            "endpoint 10.0.0.1:80 of the canary fails 40 % of requests and the others 0.1 %: holding, it is not the version"
+        );
+        assert_eq!(decided([150, 400]).0, Decision::RollBack);
+        assert_eq!(decided([200, 200]).0, Decision::RollBack);
+        let (decision, why) = decided([1, 2]);
+        assert!(decision != Decision::Hold && !why.contains("10.0.0"), "{decision:?}: {why}");
     }
 
     #[test]

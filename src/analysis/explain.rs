@@ -26,6 +26,11 @@ pub fn explain(verdict: &Verdict) -> String {
             percent(*canary),
             percent(*stable)
         ),
+        Reason::OneEndpoint { endpoint, error_rate, others } => format!(
+            "endpoint {endpoint} of the canary fails {} of requests and the others {}: holding, it is not the version",
+            percent(*error_rate),
+            percent(*others)
+        ),
         Reason::NoCanaryTraffic { ticks } => {
             format!("no canary request ended in the last {ticks} ticks: holding, nothing to judge by")
         }

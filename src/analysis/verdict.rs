@@ -91,6 +91,15 @@ pub enum Reason<R = CheckReport> {
         /// Share of the canary's requests that failed lately.
         canary: f64,
     },
+    /// Hold: what fails is one of the canary's endpoints, not the version, which is well on the others.
+    OneEndpoint {
+        /// Its address.
+        endpoint: Arc<str>,
+        /// Share of its requests that failed.
+        error_rate: f64,
+        /// Share of the other endpoints' that did.
+        others: f64,
+    },
     /// Hold: no canary request has ended lately.
     NoCanaryTraffic {
         /// For how many ticks.
@@ -145,6 +154,9 @@ impl Reason<()> {
             Self::OnlyFailures { failures } => Reason::OnlyFailures { failures },
             Self::HarmSpent(harm) => Reason::HarmSpent(harm),
             Self::BothFailing { stable, canary } => Reason::BothFailing { stable, canary },
+            Self::OneEndpoint { endpoint, error_rate, others } => {
+                Reason::OneEndpoint { endpoint, error_rate, others }
+            }
             Self::NoCanaryTraffic { ticks } => Reason::NoCanaryTraffic { ticks },
             Self::NoStableTraffic { ticks } => Reason::NoStableTraffic { ticks },
             Self::Healthy { requests } => Reason::Healthy { requests },

@@ -34,6 +34,7 @@ pub(super) fn simulate(args: &Simulate) -> ExitCode {
         None => Ok(Rollout {
             plan: Plan::new(Draft::default()).expect("a test says that it is a plan"),
             analysis: Settings::default(),
+            warmup: None,
             freezes: Vec::new(),
         }),
         Some(file) => {

@@ -1,12 +1,12 @@
 //! The whole document: its sections, and what has to hold between them.
 
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, sync::Arc};
 
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    Config,
+    Config, Lead, Route, Service,
     access_log::{self, RawAccessLog},
     admin::{self, RawAdmin},
     freeze::{self, RawFreeze},
@@ -21,6 +21,8 @@ use super::{
 
 /// More threads than any machine that this runs on has; beyond it a slip is likelier.
 const MAX_WORKERS: usize = 1024;
+/// Routes of one service that are counted apart; the evidence is shared out among them.
+const MAX_COUNTED: usize = 64;
 
 /// A configuration as written.
 #[derive(Debug, Deserialize)]
@@ -47,7 +49,9 @@ pub(super) fn lower(raw: RawDocument, report: &mut Report<'_>) -> Config {
     let admin = admin.and_then(|raw| admin::lower(raw, &listeners, report));
     let names: Vec<_> = services.keys().map(|name| name.get_ref().clone()).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let routes = route::lower(routes, &names, report);
     let mut services = service::lower(services, report);
+    services.iter_mut().for_each(|service| service.routes = counted(&routes, service));
     freeze::lower(freeze.unwrap_or_default(), &names, &mut services, report);
     Config {
         workers: workers.and_then(|written| lower_workers(&written, report)),
@@ -56,8 +60,20 @@ pub(super) fn lower(raw: RawDocument, report: &mut Report<'_>) -> Config {
         shutdown: shutdown::lower(shutdown.unwrap_or_default().0, report),
         access_log: access_log.map(|raw| access_log::lower(raw, report)),
         paths: paths::lower(paths.unwrap_or_default().0, report),
-        routes: route::lower(routes, &names, report),
+        routes,
         services,
+    }
+}
+
+/// The routes to a service whose requests are counted apart: those that there are to compare, where there
+/// are several.
+fn counted(routes: &[Route], service: &Service) -> Arc<[Arc<str>]> {
+    let leads_here = |route: &&Route| matches!(&route.lead, Lead::Service(name) if *name == service.name);
+    let names = routes.iter().filter(leads_here).map(|route| Arc::clone(&route.name));
+    let names: Vec<_> = names.take(MAX_COUNTED).collect();
+    match service.roles.canary() {
+        Some(_) if names.len() > 1 => names.into(),
+        _ => Arc::new([]),
     }
 }
 
@@ -92,7 +108,7 @@ fn warn_unrouted(routes: &[Spanned<Table<RawRoute>>], services: &RawServices, re
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{errors, errors_of, parsed, warnings};
+    use super::super::testing::{errors, errors_of, parsed, parsed_of, warnings};
 
     #[test]
     fn workers_have_a_range() {
@@ -102,6 +118,21 @@ mod tests {
         for bad in ["0", "-1", "1025"] {
             assert_eq!(errors_of(&with(bad)), [format!("`workers` must be from 1 to 1024, not {bad}")]);
         }
+    }
+
+    #[test]
+    fn routes_are_counted_apart_where_there_are_several_and_a_canary() {
+        let v2 = "[services.web.backends.v2]\nendpoints = ['http://127.0.0.1:9002']\n";
+        let more = "[[routes]]\nservice = 'web'\npath = '/a'\n[[routes]]\npath = '/b'\n\
+                    [routes.request_redirect]\nport = 1\n";
+        let names = |text: &str| parsed_of(text).services.remove(0).routes.to_vec();
+        let minimal = super::super::testing::MINIMAL;
+        let with_canary = minimal.replace("stable = 'v1'", "stable = 'v1'\ncanary = 'v2'") + v2;
+        assert_eq!(names(&format!("{with_canary}{more}")), ["/".into(), "/a".into()]);
+        assert!(names(&with_canary).is_empty() && names(&format!("{minimal}{more}")).is_empty());
+        let many = |i: usize| format!("[[routes]]\nservice = 'web'\npath = '/{i}'\n");
+        let many: String = (0..100).map(many).collect();
+        assert_eq!(names(&format!("{with_canary}{many}")).len(), super::MAX_COUNTED);
     }
 
     #[test]

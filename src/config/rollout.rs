@@ -15,7 +15,7 @@ use super::{
     schedule::{self, RawSchedule},
     steps::{self, RawStep},
     suggest::suggest,
-    written::{Section, Table, Text, Time, WAIT, time_or},
+    written::{Section, Table, Text, Time, WAIT, time, time_or},
 };
 use crate::rollout::plan::{Draft, Plan, Strategy, WhenInconclusive};
 
@@ -33,6 +33,7 @@ pub(super) struct RawRollout {
     cool_down: Option<Time>,
     drain: Option<Time>,
     rollback_window: Option<Time>,
+    warmup: Option<Time>,
     analysis: Option<Table<RawAnalysis>>,
 }
 
@@ -48,8 +49,9 @@ pub(super) fn lower(
     service: Range<usize>,
     report: &mut Report<'_>,
 ) -> Option<Rollout> {
-    let RawRollout { strategy, steps, schedule, when_inconclusive, analysis, .. } = &mut raw;
+    let RawRollout { strategy, steps, schedule, when_inconclusive, warmup, analysis, .. } = &mut raw;
     let (steps, schedule) = (steps.take(), schedule.take());
+    let warmup = warmup.take().and_then(|written| time(&written, "warmup", WAIT, report));
     let analysis = analysis::lower(analysis.take().unwrap_or_default().0, report);
     let strategy = lower_word(strategy.take(), "strategy", &STRATEGIES, report);
     let inconclusive = lower_word(when_inconclusive.take(), "when_inconclusive", &WHEN_INCONCLUSIVE, report);
@@ -84,7 +86,7 @@ pub(super) fn lower(
         ..times(&raw, report)
     };
     match Plan::new(draft) {
-        Ok(plan) => Some(Rollout { plan, analysis, freezes: Vec::new() }),
+        Ok(plan) => Some(Rollout { plan, analysis, warmup, freezes: Vec::new() }),
         Err(faults) => {
             let place = steps_place.or(schedule_place).unwrap_or(service);
             faults.iter().for_each(|fault| steps::report_fault(fault, &placed, place.clone(), report));
@@ -141,6 +143,8 @@ fn lower_word<T: Copy + Default>(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::{
         super::testing::{errors, parsed},
         *,
@@ -157,11 +161,21 @@ mod tests {
 
     #[test]
     fn everything_has_a_default() {
-        let Rollout { plan: default, analysis, freezes } = parsed("").services.remove(0).rollout;
+        let Rollout { plan: default, analysis, warmup, freezes } = parsed("").services.remove(0).rollout;
         assert_eq!(default, Plan::new(Draft::default()).unwrap());
-        assert_eq!((analysis, freezes), (Settings::default(), Vec::new()));
+        assert_eq!((analysis, warmup, freezes), (Settings::default(), None, Vec::new()));
         assert_eq!(plan(""), default);
         assert_eq!(plan("steps = [{ weight = 5 }]").steps()[0].hold, DEFAULT_HOLD);
+    }
+
+    #[test]
+    fn the_warmup_is_the_slow_start_unless_it_is_written() {
+        let warmup = |written: &str| parsed(written).services.remove(0).policy.warmup;
+        let slow = "[services.web.balance]\nslow_start = '30s'\n";
+        assert_eq!((warmup(""), warmup(slow)), (None, Some(Duration::from_secs(30))));
+        let written = |time: &str| warmup(&format!("{slow}{}", rollout(&format!("warmup = '{time}'"))));
+        assert_eq!((written("5s"), written("0s")), (Some(Duration::from_secs(5)), None));
+        assert_eq!(errors(&rollout("warmup = '31d'")), ["`warmup` of 31d is too long"]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `[[routes]]`: which requests lead to which service.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
+use http::Method;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -73,7 +74,42 @@ pub(super) fn lower(
             .help(format!("add `[[routes]]` with `service = \"{service}\"`"));
     }
     let mut taken = Taken::new();
-    raw.into_iter().filter_map(|raw| lower_one(raw, services, &mut taken, report)).collect()
+    let mut routes: Vec<_> =
+        raw.into_iter().filter_map(|raw| lower_one(raw, services, &mut taken, report)).collect();
+    number(&mut routes);
+    routes
+}
+
+/// Tells routes apart that match on the same but for headers and query.
+fn number(routes: &mut [Route]) {
+    let mut seen: BTreeMap<Arc<str>, usize> = BTreeMap::new();
+    for route in routes {
+        let count = seen.entry(Arc::clone(&route.name)).or_default();
+        *count += 1;
+        if *count > 1 {
+            route.name = format!("{} ({count})", route.name).into();
+        }
+    }
+}
+
+/// What a route is called: methods, host and path, as far as it asks for them.
+fn name_of(hostnames: &[String], path: &PathMatch, conditions: &Conditions) -> String {
+    let methods: Vec<_> = conditions.methods.iter().map(Method::as_str).collect();
+    let mut name = methods.join(",");
+    if !name.is_empty() {
+        name.push(' ');
+    }
+    if let Some((first, others)) = hostnames.split_first() {
+        name.push_str(first);
+        if !others.is_empty() {
+            name.push_str(",…");
+        }
+    }
+    match path {
+        PathMatch::Exact(path) | PathMatch::Prefix(path) => name.push_str(path),
+        PathMatch::Regex(pattern) => name.push_str(pattern.as_str()),
+    }
+    name
 }
 
 fn lower_one(
@@ -101,8 +137,9 @@ fn lower_one(
     for (hostname, place) in &hostnames {
         claim(Some(hostname), &rest, place.clone(), taken, report);
     }
-    let hostnames = hostnames.into_iter().map(|(hostname, _)| hostname).collect();
-    Some(Route { hostnames, path, conditions, lead: lead?, filters })
+    let hostnames: Vec<_> = hostnames.into_iter().map(|(hostname, _)| hostname).collect();
+    let name = name_of(&hostnames, &path, &conditions).into();
+    Some(Route { name, hostnames, path, conditions, lead: lead?, filters })
 }
 
 /// Where a route leads, and what it changes.
@@ -259,6 +296,16 @@ mod tests {
 
     fn route(settings: &str) -> String {
         format!("[[routes]]\nservice = 'web'\n{settings}")
+    }
+
+    #[test]
+    fn routes_are_called_by_what_they_match_on() {
+        let more = ["path = '/a'", "path_regex = '/[0-9]+'\nmethods = ['PUT', 'GET']"];
+        let hosts = "hostnames = ['a.example', 'b.example']\npath_prefix = '/x'";
+        let beta = "path = '/a'\nheaders = [{ name = 'x-beta', present = true }]";
+        let text: String = more.iter().chain([&hosts, &beta]).map(|more| route(more) + "\n").collect();
+        let names: Vec<_> = parsed(&text).routes.iter().map(|route| route.name.to_string()).collect();
+        assert_eq!(names, ["/", "/a", "GET,PUT /[0-9]+", "a.example,…/x", "/a (2)"]);
     }
 
     #[test]

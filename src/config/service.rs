@@ -1,6 +1,6 @@
 //! `[services.NAME]`: the backends of one application, their weights and their roles.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use http::HeaderName;
 use serde::Deserialize;
@@ -130,14 +130,20 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
             TIMEOUT,
             report,
         ),
+        warmup: None,
     };
     let limits = limits::lower(limits.unwrap_or_default().0, report);
     let retry = retry.map(|raw| retry::lower(raw, canary.is_some(), report));
     let mirror = mirror.map(|raw| mirror::lower(raw, canary.is_some(), report));
     let forced = overrides.as_ref().is_some_and(|overrides| overrides.can_force(Role::Canary));
     let rollout: Option<Rollout> = rollout::lower(rollout.unwrap_or_default().0, forced, place, report);
+    let rollout = rollout?;
+    // What takes its time to take on its share is cold for as long.
+    let warmup = rollout.warmup.or(policy.balance.slow_start).filter(|warmup| !warmup.is_zero());
     Some(Service {
         name: name?,
+        // Filled in by whoever has the routes.
+        routes: Arc::new([]),
         roles: roles?,
         weight,
         backends,
@@ -147,11 +153,11 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
         timeouts,
         upgrades,
         failures: failures.filter(|failures| *failures != Failures::default()),
-        policy,
+        policy: Policy { warmup, ..policy },
         limits,
         retry,
         mirror,
-        rollout: rollout?,
+        rollout,
     })
 }
 

@@ -20,7 +20,12 @@ endpoints = ['http://127.0.0.1:9001']
 
 /// What the smallest configuration means with `more` after it.
 pub(super) fn parsed(more: &str) -> Config {
-    match parse("tidegate.toml", &format!("{MINIMAL}{more}")) {
+    parsed_of(&format!("{MINIMAL}{more}"))
+}
+
+/// What a configuration means.
+pub(super) fn parsed_of(text: &str) -> Config {
+    match parse("tidegate.toml", text) {
         Ok((config, _)) => config,
         Err(errors) => panic!("{}", render(&errors)),
     }

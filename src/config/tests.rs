@@ -92,7 +92,7 @@ fn the_examples_mean_what_they_say() {
 }
 
 /// Keys of the reference that are there to be shown and have no default, or a default of "off".
-const WITHOUT_DEFAULT: [&str; 64] = [
+const WITHOUT_DEFAULT: [&str; 65] = [
     "workers",
     "hostnames",
     "address",
@@ -152,6 +152,7 @@ const WITHOUT_DEFAULT: [&str; 64] = [
     "client_rate",
     "per_try_timeout",
     "except",
+    "warmup",
     "failures",
     "steps",
     "to",

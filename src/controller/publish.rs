@@ -71,7 +71,7 @@ impl Compiled {
             }
             places.insert(service.name.clone(), (ServiceId(id), ids));
         }
-        let routes = compile(&config.routes, |name| places[name].0);
+        let routes = compile(config, |name| places[name].0);
         let services = config.services.iter().map(of_service).collect();
         let topology = Arc::new(Topology::new(config.paths, routes, services, backends));
         let splits = config.services.iter().map(|service| {
@@ -200,21 +200,25 @@ fn place(places: &Places, service: &ServiceName, backend: &BackendName) -> Optio
     places.get(service)?.1.get(backend).copied()
 }
 
-/// Routes as rules, one for each host, and those of them that have filters.
-fn compile(
-    routes: &[config::Route],
-    id: impl Fn(&ServiceName) -> ServiceId,
-) -> (Vec<Rule>, Vec<filter::Route>) {
+/// Routes as rules, one for each host, and those of them that do more than lead to a service.
+fn compile(config: &Config, id: impl Fn(&ServiceName) -> ServiceId) -> (Vec<Rule>, Vec<filter::Route>) {
     let (mut rules, mut filtered) = (Vec::new(), Vec::new());
-    for config::Route { hostnames, path, conditions, lead, filters } in routes {
+    for config::Route { name, hostnames, path, conditions, lead, filters } in &config.routes {
+        let place = |service| config.services[id(service).0 as usize].routes.iter().position(|r| r == name);
+        let counted = match lead {
+            Lead::Service(service) => place(service).and_then(|place| u16::try_from(place).ok()),
+            Lead::Redirect(_) => None,
+        };
         let target = match lead {
-            Lead::Service(service) if *filters == Filters::default() => Target::Service(id(service)),
+            Lead::Service(service) if *filters == Filters::default() && counted.is_none() => {
+                Target::Service(id(service))
+            }
             lead => {
                 let end = match lead {
                     Lead::Service(service) => End::Service(id(service)),
                     Lead::Redirect(redirect) => End::Redirect(redirect.clone()),
                 };
-                filtered.push(with_filters(end, filters));
+                filtered.push(filter::Route { counted, ..with_filters(end, filters) });
                 Target::Route(RouteId(filtered.len() as u32 - 1))
             }
         };
@@ -230,12 +234,13 @@ fn compile(
 fn with_filters(end: End, filters: &Filters) -> filter::Route {
     let Filters { request, response, hostname, path, timeouts, failures } = filters.clone();
     let failures = failures.map(Box::new);
-    filter::Route { end, request, response, hostname, path, timeouts, failures }
+    filter::Route { end, request, response, hostname, path, timeouts, failures, counted: None }
 }
 
 fn of_service(service: &config::Service) -> Service {
     let config::Service {
         name,
+        routes,
         sticky,
         overrides,
         backend_header,
@@ -253,6 +258,7 @@ fn of_service(service: &config::Service) -> Service {
     } = service;
     Service {
         name: name.clone(),
+        routes: Arc::clone(routes),
         sticky: sticky.clone(),
         overrides: overrides.clone().map(Box::new),
         backend_header: backend_header.clone(),

@@ -5,19 +5,19 @@ use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Answer, CommandError, Reading, Request,
+    Answer, CommandError, Counts, Reading, Request,
     execute::Record,
+    gained::Gained,
     metrics::Metrics,
     prepare,
     publish::{self, Publisher},
     status::{BackendStatus, Occurrence, Recent, RolloutStatus, ServiceStatus},
 };
 use crate::{
-    analysis::{Analysis, ArmTick, Tick, error_rate::Sample, explain::explain, verdict::Verdict},
+    analysis::{Analysis, explain::explain, verdict::Verdict},
     clock,
     config::Service,
     model::{
-        histogram::Histogram,
         name::BackendName,
         role::{Role, Roles},
         units::format_duration,
@@ -28,7 +28,7 @@ use crate::{
         phase::{PauseReason, Phase},
         trial,
     },
-    telemetry::reader::Totals,
+    telemetry::{ledger::Hub, reader::Totals},
 };
 
 /// Events that are kept to be shown.
@@ -42,6 +42,7 @@ type Preparation = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 pub(super) struct ServiceTask {
     pub(super) config: Service,
     pub(super) publisher: Arc<Publisher>,
+    pub(super) hub: Arc<Hub>,
     pub(super) metrics: Metrics,
     pub(super) roles: Roles,
     pub(super) weight: Weight,
@@ -50,11 +51,13 @@ pub(super) struct ServiceTask {
     /// Of the rollout that runs, or else of the next one, which learns what stable is like meanwhile.
     pub(super) analysis: Analysis,
     pub(super) preparation: Option<Preparation>,
-    verdict: Option<Verdict>,
+    pub(super) verdict: Option<Verdict>,
     events: VecDeque<Occurrence>,
     tick: Duration,
-    now: Reading,
+    pub(super) now: Reading,
     before: Reading,
+    /// When the rollout began.
+    pub(super) began: Reading,
     window: Window,
 }
 
@@ -65,7 +68,13 @@ struct Window {
 }
 
 impl ServiceTask {
-    pub(super) fn new(config: Service, publisher: Arc<Publisher>, metrics: Metrics, tick: Duration) -> Self {
+    pub(super) fn new(
+        config: Service,
+        publisher: Arc<Publisher>,
+        hub: Arc<Hub>,
+        metrics: Metrics,
+        tick: Duration,
+    ) -> Self {
         let salt = publish::salt(&config.name, 0);
         metrics.begin(&config.name);
         metrics.published(&config.name, &config.roles, &config.roles, config.weight);
@@ -82,9 +91,11 @@ impl ServiceTask {
             tick,
             now: Reading::default(),
             before: Reading::default(),
+            began: Reading::default(),
             window: Window { start: beginning(), next: beginning() },
             config,
             publisher,
+            hub,
             metrics,
         }
     }
@@ -184,15 +195,17 @@ impl ServiceTask {
         self.window.advance(&self.now);
         self.keep_to_the_calendar();
         self.notice_drained();
-        let Some(canary) = self.roles.canary() else { return };
         let running = self.record.as_ref().filter(|record| record.phase.is_running());
         let phase = running.map_or(Phase::Idle, |record| record.phase.clone());
-        let stable = delta(&self.now, &self.before, (&self.config, self.roles.stable(), Role::Stable));
-        let canary = delta(&self.now, &self.before, (&self.config, canary, Role::Canary));
-        let tick = Tick { stable: arm(&stable), canary: arm(&canary), routes: &[] };
-        let Some(decision) = trial::observe(&mut self.analysis, &phase, &tick) else { return };
+        let between = (&*self.now, &*self.before);
+        let gained = Gained::between(between, &self.config, &self.roles, self.analysis.routes_told());
+        let Some(gained) = gained else { return };
+        let analysis = &mut self.analysis;
+        let Some(mut decision) = gained.tell(|tick| trial::observe(analysis, &phase, tick)) else { return };
         if matches!(phase, Phase::Stepping { .. } | Phase::Paused { .. } | Phase::Baking { .. }) {
-            let verdict = self.analysis.verdict();
+            let mut verdict = self.analysis.verdict();
+            self.tell_endpoint_from_version(&mut verdict);
+            decision = verdict.decision;
             self.metrics.evidence(&self.config.name, verdict.evidence / verdict.threshold);
             self.verdict = Some(verdict);
         }
@@ -254,6 +267,7 @@ impl ServiceTask {
     pub(super) fn begin_preparing(&mut self) {
         self.verdict = None;
         self.analysis = self.new_analysis().knowing(&self.analysis.learned());
+        self.begin_endpoints();
         let canary = self.roles.canary();
         let backend = self.config.backends.iter().find(|backend| Some(&backend.name) == canary);
         let endpoints = backend.map(|backend| backend.endpoints.clone()).unwrap_or_default();
@@ -267,7 +281,8 @@ impl ServiceTask {
 
     fn new_analysis(&self) -> Analysis {
         let rollout = &self.config.rollout;
-        trial::begin(&rollout.analysis, &rollout.plan, self.tick)
+        let analysis = trial::begin(&rollout.analysis, &rollout.plan, self.tick);
+        analysis.with_routes(&rollout.analysis, self.config.routes.iter().cloned())
     }
 
     /// The sentence that explains the last verdict.
@@ -296,6 +311,7 @@ impl ServiceTask {
             phase: record.phase.clone(),
             strategy: record.plan.strategy(),
             steps: record.plan.steps().iter().map(Into::into).collect(),
+            endpoints: self.endpoints(),
             verdict: self.verdict.clone(),
             explanation: self.explanation(),
         });
@@ -355,23 +371,17 @@ async fn prepared(preparation: &mut Option<Preparation>) -> Result<(), String> {
 }
 
 /// What one series gained between two readings.
-fn delta(
-    now: &Reading,
-    before: &Reading,
+pub(super) fn delta(
+    now: &Counts,
+    before: &Counts,
     (service, backend, role): (&Service, &BackendName, Role),
 ) -> Totals {
     let series = (service.name.clone(), backend.clone(), role);
-    match (now.get(&series), before.get(&series)) {
+    match (now.totals.get(&series), before.totals.get(&series)) {
         (Some(now), Some(before)) => now.since(before),
         (Some(now), None) => now.clone(),
         (None, _) => Totals::default(),
     }
-}
-
-fn arm(delta: &Totals) -> ArmTick<'_> {
-    let latency: &Histogram = &delta.latency;
-    // Endpoints that are warming up are not counted apart.
-    ArmTick { requests: delta.requests(), failures: delta.failures, latency, warming: Sample::default() }
 }
 
 /// The service's plan in words, for the note that starts a rollout.

@@ -1,5 +1,7 @@
 //! How a service stands, as people and programs see it: the API, the CLI and the demo show the same.
 
+use std::net::SocketAddr;
+
 use serde::Serialize;
 
 use crate::{
@@ -51,10 +53,25 @@ pub struct RolloutStatus {
     pub strategy: Strategy,
     /// The steps of its plan.
     pub steps: Vec<StepStatus>,
+    /// The canary's endpoints, and what they have done since the rollout began.
+    pub endpoints: Vec<EndpointStatus>,
     /// What analysis concluded last, with its numbers.
     pub verdict: Option<Verdict>,
     /// The same in one sentence.
     pub explanation: Option<String>,
+}
+
+/// What one endpoint has done.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct EndpointStatus {
+    /// Its address.
+    pub endpoint: SocketAddr,
+    /// Attempts that ended, those while it was warming up included.
+    pub requests: u64,
+    /// Those of them that failed.
+    pub failures: u64,
+    /// Their share, 0 to 1; nothing where there were none.
+    pub error_rate: Option<f64>,
 }
 
 /// A step of a plan.

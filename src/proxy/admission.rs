@@ -122,6 +122,7 @@ mod tests {
     fn service(limits: Limits) -> Service {
         Service {
             name: "web".parse().unwrap(),
+            routes: Arc::new([]),
             sticky: None,
             overrides: None,
             backend_header: None,

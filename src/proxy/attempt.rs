@@ -133,7 +133,7 @@ impl Attempt {
             }
             self.endpoint.leave();
             if !self.is_copy() {
-                self.endpoint.judge(outcome, now);
+                self.endpoint.judge(outcome, failed, now);
             }
             // How long a tunnel stood says nothing about how fast anything was.
             let answered = !matches!(

@@ -27,7 +27,7 @@ use crate::{
     },
     telemetry::{
         cells::Writer,
-        ledger::{Hub, Key, Ledger, WorkerCells},
+        ledger::{Entry, Hub, Key, Ledger, Part, WorkerCells},
     },
     upstream,
 };
@@ -185,7 +185,7 @@ impl View {
             return Self { snapshot, ledger, backends, gates, retries, mirrors };
         }
         let keys = keys(topology);
-        let backends = backends(&snapshot, &keys, hub, before);
+        let backends = backends(&snapshot, &keys, (hub, worker), before);
         if let Some(Self { ledger, gates, retries, mirrors, .. }) = before_same {
             let (ledger, gates) = (Arc::clone(ledger), Rc::clone(gates));
             let (retries, mirrors) = (Rc::clone(retries), Rc::clone(mirrors));
@@ -194,11 +194,18 @@ impl View {
         let gates = topology.services().iter().map(|service| gates.of(service)).collect();
         let retries = retries(topology, hub, worker, before);
         let mirrors = mirrors(topology, hub, worker, before);
-        Self { ledger: hub.open_ledger(worker, keys), snapshot, backends, gates, retries, mirrors }
+        Self {
+            ledger: hub.open_ledger(worker, entries(topology, keys)),
+            snapshot,
+            backends,
+            gates,
+            retries,
+            mirrors,
+        }
     }
 
-    pub(super) fn writer(&self, backend: BackendId, role: Role) -> Writer {
-        self.ledger.writer(backend.0 as usize, role)
+    pub(super) fn writer(&self, backend: BackendId, role: Role, part: Part) -> Writer {
+        self.ledger.writer(backend.0 as usize, role, part)
     }
 
     pub(super) fn backend(&self, backend: BackendId) -> &Backend {
@@ -265,7 +272,7 @@ fn known<'v, T>(before: &'v View, had: &'v [Option<T>]) -> HashMap<&'v ServiceNa
     names.zip(had).filter_map(|(name, had)| Some((name, had.as_ref()?))).collect()
 }
 
-fn keys(topology: &Topology) -> Arc<[Key]> {
+fn keys(topology: &Topology) -> Vec<Key> {
     let key = |backend: &crate::routing::snapshot::Backend| Key {
         service: topology.service(backend.service).name.clone(),
         backend: backend.name.clone(),
@@ -273,8 +280,18 @@ fn keys(topology: &Topology) -> Arc<[Key]> {
     topology.backends().iter().map(key).collect()
 }
 
+fn entries(topology: &Topology, keys: Vec<Key>) -> Arc<[Entry]> {
+    let routes = topology.backends().iter().map(|backend| &topology.service(backend.service).routes);
+    keys.into_iter().zip(routes).map(|(key, routes)| Entry { key, routes: Arc::clone(routes) }).collect()
+}
+
 /// Each backend's endpoints; those that were there before keep their connections.
-fn backends(snapshot: &Snapshot, keys: &[Key], hub: &Arc<Hub>, before: Option<&View>) -> Rc<[Rc<Backend>]> {
+fn backends(
+    snapshot: &Snapshot,
+    keys: &[Key],
+    (hub, worker): (&Arc<Hub>, usize),
+    before: Option<&View>,
+) -> Rc<[Rc<Backend>]> {
     let topology = snapshot.topology();
     let now = clock::monotonic();
     let mut known: HashMap<Key, Rc<Backend>> = HashMap::new();
@@ -285,7 +302,12 @@ fn backends(snapshot: &Snapshot, keys: &[Key], hub: &Arc<Hub>, before: Option<&V
     let one = |((backend, members), key): ((&crate::routing::snapshot::Backend, &Members), &Key)| {
         let policy = &topology.service(backend.service).policy;
         let before = known.get(key).map(|before| &**before);
-        Rc::new(Backend::new(hub, key, policy, backend.tls.as_ref(), members, before, now))
+        Rc::new(Backend::new((hub, worker), key, policy, backend.tls.as_ref(), members, before, now))
     };
-    topology.backends().iter().zip(snapshot.members().iter()).zip(keys).map(one).collect()
+    let backends = topology.backends().iter().zip(snapshot.members().iter()).zip(keys).map(one).collect();
+    let members: HashMap<_, _> = keys.iter().zip(snapshot.members().iter()).collect();
+    hub.endpoints(worker).retain(|key, address| {
+        members.get(key).is_some_and(|members| members.iter().any(|member| member.address == address))
+    });
+    backends
 }

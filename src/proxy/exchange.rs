@@ -157,7 +157,8 @@ fn route(
     let key = hash_key::find(&way.service().policy, client, &parts);
     let endpoint = view.backend(assignment.backend).choose(key, started, || context.random());
     let endpoint = endpoint.map_err(ProxyError::from)?;
-    let mut attempt = Attempt::begin(view.writer(assignment.backend, assignment.role), endpoint, started);
+    let writer = way.writer(assignment, &endpoint, started);
+    let mut attempt = Attempt::begin(writer, endpoint, started);
     if let Some(entry) = entry {
         attempt.log_to(entry);
     }

@@ -177,8 +177,8 @@ impl Retry {
         let endpoint = backend.choose_other(&self.tried, self.key, now, || context.random());
         let endpoint = endpoint.ok_or(RetryResult::NoEndpoint)?;
         self.service.budget.borrow_mut().spend(second);
-        let mut attempt =
-            Attempt::reserve(view.writer(assignment.backend, assignment.role), endpoint, begins);
+        let writer = routed.way.writer(assignment, &endpoint, now);
+        let mut attempt = Attempt::reserve(writer, endpoint, begins);
         attempt.keep_from(call.map(CallDeadline::kept_from));
         self.left = self.left.saturating_sub(1);
         self.made += 1;

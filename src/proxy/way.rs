@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, Uri, header, request, uri::PathAn
 use super::{
     assign::assign,
     client::{Busy, Client},
-    context::{Context, View},
+    context::{Context, Endpoint, View},
     error::ProxyError,
     headers,
     mirror::Mirror,
@@ -28,6 +28,7 @@ use crate::{
         split::{Assignment, Reason},
         table::Target,
     },
+    telemetry::{cells::Writer, ledger::Part},
 };
 
 /// Where a request goes, and what changes for it on the way.
@@ -36,7 +37,7 @@ pub(super) struct Way {
     view: Rc<View>,
     service: ServiceId,
     assignment: Assignment,
-    /// The route, if it has filters.
+    /// The route, if it does more than lead to a service.
     route: Option<RouteId>,
     /// What the client is to remember. Seldom, so its size is not carried by every exchange.
     cookie: Option<Box<HeaderValue>>,
@@ -110,6 +111,16 @@ impl Way {
     pub(super) fn shielded(&self) -> Assignment {
         let backend = self.view.snapshot.split(self.service).stable;
         Assignment { backend, role: Role::Stable, reason: Reason::Shield }
+    }
+
+    /// The right to count an attempt at an endpoint to which it, or this, leads.
+    pub(super) fn writer(&self, to: Assignment, endpoint: &Endpoint, now: Instant) -> Writer {
+        let part = if endpoint.is_warming(now) {
+            Part::Warming
+        } else {
+            self.route().and_then(|route| route.counted).map_or(Part::Rest, Part::Route)
+        };
+        self.view.writer(to.backend, to.role, part)
     }
 
     /// From now on, it leads there.

@@ -26,6 +26,8 @@ pub struct Route {
     pub timeouts: RouteTimeouts,
     /// What counts against the backend, where it is not what does for the service.
     pub failures: Option<Box<Failures>>,
+    /// Its place among the routes of its service that are counted apart, if it is one.
+    pub counted: Option<u16>,
 }
 
 /// Where a route ends.

@@ -21,6 +21,9 @@ pub struct Policy {
     pub pool: Pool,
     /// How often names of endpoints are resolved anew (default 5 s).
     pub resolve_interval: Duration,
+    /// For how long the requests of an endpoint that is new, or well again, are counted apart (default: not
+    /// at all).
+    pub warmup: Option<Duration>,
 }
 
 /// How an endpoint is chosen among those of a backend.
@@ -143,6 +146,7 @@ impl Default for Policy {
             health_check: None,
             pool: Pool::default(),
             resolve_interval: Duration::from_secs(5),
+            warmup: None,
         }
     }
 }

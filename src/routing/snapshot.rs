@@ -39,7 +39,7 @@ pub struct ServiceId(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendId(pub u32);
 
-/// The place of a route with filters among those of its topology.
+/// The place of a route among those of its topology that do more than lead to a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RouteId(pub u32);
 
@@ -113,6 +113,8 @@ pub struct StickyCookie {
 pub struct Service {
     /// Its name.
     pub name: ServiceName,
+    /// The routes to it whose requests are counted apart.
+    pub routes: Arc<[Arc<str>]>,
     /// How clients are recognised, if they are.
     pub sticky: Option<Sticky>,
     /// What decides the role of some requests, if anything does.

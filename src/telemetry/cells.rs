@@ -52,10 +52,16 @@ impl Default for Latencies {
 }
 
 impl Latencies {
+    /// What counts none.
+    fn none() -> Self {
+        Self { buckets: Box::default(), nanos: Counter::default() }
+    }
+
     /// Counts one. Only for the one writer.
     #[inline]
     pub(super) fn record(&self, latency: Duration) {
-        self.buckets[histogram::index(latency)].add(1);
+        let Some(bucket) = self.buckets.get(histogram::index(latency)) else { return };
+        bucket.add(1);
         self.nanos.add(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
     }
 
@@ -83,9 +89,32 @@ pub struct Cells {
     in_flight: Counter,
     connect_failures: Counter,
     latency: Latencies,
+    /// What these are a part of, which counts the same.
+    whole: Option<Arc<Self>>,
 }
 
 impl Cells {
+    /// Cells for a part of what `whole` counts: how attempts end, and where it is `timed`, how long they take.
+    pub(super) fn part_of(whole: &Arc<Self>, timed: bool) -> Self {
+        let latency = if timed { Latencies::default() } else { Latencies::none() };
+        Self { latency, whole: Some(Arc::clone(whole)), ..Self::default() }
+    }
+
+    fn whole(&self) -> &Self {
+        self.whole.as_deref().unwrap_or(self)
+    }
+
+    #[inline]
+    fn end(&self, outcome: Outcome, failed: bool, latency: Option<Duration>) {
+        self.outcomes[outcome.index()].add(1);
+        if failed {
+            self.failures.add(1);
+        }
+        if let Some(latency) = latency {
+            self.latency.record(latency);
+        }
+    }
+
     /// Attempts that ended with this outcome.
     pub fn outcome(&self, outcome: Outcome) -> u64 {
         self.outcomes[outcome.index()].get()
@@ -128,7 +157,7 @@ impl Writer {
     /// An attempt begins.
     #[inline]
     pub fn begin(&self) {
-        self.cells.in_flight.add(1);
+        self.cells.whole().in_flight.add(1);
     }
 
     /// An attempt ends, and counts against the backend if it `failed`; `latency` from request to the end of
@@ -136,25 +165,22 @@ impl Writer {
     #[inline]
     pub fn end(&self, outcome: Outcome, failed: bool, latency: Option<Duration>) {
         let cells = &*self.cells;
-        cells.in_flight.sub_one();
-        cells.outcomes[outcome.index()].add(1);
-        if failed {
-            cells.failures.add(1);
-        }
-        if let Some(latency) = latency {
-            cells.latency.record(latency);
+        cells.whole().in_flight.sub_one();
+        cells.end(outcome, failed, latency);
+        if let Some(whole) = &cells.whole {
+            whole.end(outcome, failed, latency);
         }
     }
 
     /// An attempt ends without having said anything about the backend, and is not counted.
     #[inline]
     pub fn forget(&self) {
-        self.cells.in_flight.sub_one();
+        self.cells.whole().in_flight.sub_one();
     }
 
     /// A connection could not be made.
     pub fn connect_failed(&self) {
-        self.cells.connect_failures.add(1);
+        self.cells.whole().connect_failures.add(1);
     }
 }
 
@@ -173,5 +199,26 @@ mod tests {
         let mut latency = Histogram::default();
         cells.add_latency(&mut latency);
         assert_eq!((latency.total(), latency.sum_seconds()), (1, 0.002));
+    }
+
+    #[test]
+    fn what_a_part_counts_the_whole_counts_too() {
+        let whole = Arc::new(Cells::default());
+        for timed in [true, false] {
+            let part = Arc::new(Cells::part_of(&whole, timed));
+            let writer = Writer::new(Arc::clone(&part));
+            writer.begin();
+            assert_eq!((whole.in_flight(), part.in_flight()), (1, 0));
+            writer.end(Outcome::ServerError, true, Some(Duration::from_millis(2)));
+            writer.begin();
+            writer.forget();
+            writer.connect_failed();
+            let mut latency = Histogram::default();
+            part.add_latency(&mut latency);
+            assert_eq!((part.outcome(Outcome::ServerError), part.failures()), (1, 1));
+            assert_eq!((latency.total(), part.connect_failures()), (u64::from(timed), 0));
+        }
+        assert_eq!((whole.outcome(Outcome::ServerError), whole.failures(), whole.in_flight()), (2, 2, 0));
+        assert_eq!(whole.connect_failures(), 2);
     }
 }

@@ -265,7 +265,10 @@ mod tests {
     use prometheus::{Registry, TextEncoder};
 
     use super::*;
-    use crate::{model::role::Role, telemetry::ledger::Key};
+    use crate::{
+        model::role::Role,
+        telemetry::ledger::{Key, Part},
+    };
 
     fn scrape(hub: &Arc<Hub>) -> String {
         let registry = Registry::new();
@@ -282,7 +285,7 @@ mod tests {
     fn a_scrape_sums_what_was_counted() {
         let hub = Arc::new(Hub::new(1));
         let key = Key { service: "web".parse().unwrap(), backend: "v1".parse().unwrap() };
-        let writer = hub.open_ledger(0, Arc::new([key])).writer(0, Role::Stable);
+        let writer = hub.open_ledger(0, Arc::new([key.into()])).writer(0, Role::Stable, Part::Rest);
         for millis in [1, 7, 20_000] {
             writer.begin();
             writer.end(Outcome::Success, millis == 7, Some(Duration::from_millis(millis)));

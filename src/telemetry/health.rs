@@ -135,6 +135,25 @@ impl BackendHealth {
         self.changes.fetch_add(1, Relaxed);
     }
 
+    /// What its endpoints have served is long ago: they are to warm up anew.
+    pub fn cool(&self) {
+        let known = locked(&self.endpoints);
+        known.addresses.values().for_each(|endpoint| endpoint.serving.store(0, Relaxed));
+    }
+
+    /// Passes an address over until then, and says whether it was not already.
+    pub fn eject(&self, address: SocketAddr, now: Millis, until: Millis) -> bool {
+        let known = locked(&self.endpoints);
+        let of_address = known.addresses.iter().filter(|((_, known), _)| *known == address);
+        let mut is_new = false;
+        for (_, endpoint) in of_address.filter(|(_, endpoint)| endpoint.ejection().0 <= now) {
+            endpoint.eject(until, 1);
+            self.changed();
+            is_new = true;
+        }
+        is_new
+    }
+
     /// The right to decide on an ejection; nothing if somebody else has it just now.
     pub fn try_begin_ejecting(&self) -> Option<MutexGuard<'_, ()>> {
         self.ejecting.try_lock().ok()
@@ -165,6 +184,8 @@ pub struct EndpointHealth {
     failing: AtomicBool,
     /// Since when it has been an endpoint, or has passed the checks again.
     since: AtomicU64,
+    /// Since when it has served requests; 0 if it has not.
+    serving: AtomicU64,
     ejections: Arc<AtomicU64>,
 }
 
@@ -176,6 +197,7 @@ impl EndpointHealth {
             ejection: AtomicU32::new(0),
             failing: AtomicBool::new(false),
             since: AtomicU64::new(since),
+            serving: AtomicU64::new(0),
             ejections,
         }
     }
@@ -225,6 +247,17 @@ impl EndpointHealth {
         !self.is_failing() && self.ejected_until.load(Relaxed) <= now
     }
 
+    /// Since when it has been at work: it serves requests, and nothing was the matter with it. From now on,
+    /// if it has not served any.
+    pub fn working_since(&self, now: Millis) -> Millis {
+        let mut serving = self.serving.load(Relaxed);
+        if serving == 0 {
+            self.serving.store(now, Relaxed);
+            serving = now;
+        }
+        serving.max(self.usable_since())
+    }
+
     /// Since when requests may go to it, where they may.
     pub fn usable_since(&self) -> Millis {
         self.since.load(Relaxed).max(self.ejected_until.load(Relaxed))
@@ -265,6 +298,22 @@ mod tests {
         assert_eq!(backend.summary(10)[&name], Summary { addresses: 2, healthy: 2, ejections: 1 });
         backend.retain(|_, at| at == address(2));
         assert_eq!(backend.summary(9)[&name], Summary { addresses: 1, healthy: 1, ejections: 1 });
+    }
+
+    #[test]
+    fn an_endpoint_works_from_its_first_request_on() {
+        let backend = BackendHealth::default();
+        let endpoint = backend.endpoint("a:1", address(1), 5);
+        assert_eq!((endpoint.working_since(8), endpoint.working_since(9)), (8, 8));
+        backend.cool();
+        assert_eq!(endpoint.working_since(10), 10);
+        assert!(!backend.eject(address(2), 10, 20));
+        assert!(endpoint.is_usable(10));
+        assert!(backend.eject(address(1), 10, 20));
+        assert_eq!((endpoint.is_usable(10), endpoint.working_since(21)), (false, 20));
+        // It is not for longer by being said twice.
+        assert!(!backend.eject(address(1), 11, 30));
+        assert!(endpoint.is_usable(20) && backend.changes() == 1);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{
 use super::{
     by_service::ByService,
     cells::{Cells, Counter, Writer},
+    endpoints::ByEndpoint,
     health::Board,
     mirror::{MirrorCells, MirrorTotals},
     retries::{RetryCells, RetryTotals},
@@ -247,45 +248,131 @@ impl WorkerCells {
     }
 }
 
+/// A part of a backend's requests in a role, which is counted apart as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// None.
+    Rest,
+    /// Those of endpoints that are warming up.
+    Warming,
+    /// Those of one of the routes that are counted apart, by its place among them.
+    Route(u16),
+}
+
+impl Part {
+    /// Those that every backend has.
+    const FIXED: usize = 2;
+
+    const fn index(self) -> usize {
+        match self {
+            Self::Rest => 0,
+            Self::Warming => 1,
+            Self::Route(place) => Self::FIXED + place as usize,
+        }
+    }
+}
+
+/// What a ledger has of a backend.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The backend.
+    pub key: Key,
+    /// The routes that are counted apart.
+    pub routes: Arc<[Arc<str>]>,
+}
+
+impl From<Key> for Entry {
+    fn from(key: Key) -> Self {
+        Self { key, routes: Arc::new([]) }
+    }
+}
+
+impl Entry {
+    /// How many slots it has for one role.
+    fn parts(&self) -> usize {
+        Part::FIXED + self.routes.len()
+    }
+
+    /// The part of a slot.
+    fn part(&self, index: usize) -> Part {
+        match index {
+            0 => Part::Rest,
+            1 => Part::Warming,
+            // There are no more routes than that.
+            _ => Part::Route((index - Part::FIXED) as u16),
+        }
+    }
+
+    /// The same part in another ledger.
+    fn part_in(&self, part: Part, other: &Self) -> Option<Part> {
+        let Part::Route(place) = part else { return Some(part) };
+        let name = &self.routes[usize::from(place)];
+        other.routes.iter().position(|route| route == name).map(|place| Part::Route(place as u16))
+    }
+}
+
 /// One worker's cells for one topology. Cells are made when first written: a backend that never
 /// plays a role costs nothing.
 #[derive(Debug)]
 pub struct Ledger {
-    keys: Arc<[Key]>,
+    entries: Arc<[Entry]>,
+    /// Where the slots of each entry begin.
+    starts: Box<[usize]>,
     slots: Box<[OnceLock<Arc<Cells>>]>,
 }
 
 impl Ledger {
     /// Cells for these backends, in the order of their ids; those that `before` has are kept.
-    pub fn new(keys: Arc<[Key]>, before: Option<&Self>) -> Self {
-        let slots = keys.iter().flat_map(|key| Role::ALL.map(|role| (key, role))).map(|(key, role)| {
-            match before.and_then(|ledger| ledger.existing(key, role)) {
-                Some(cells) => OnceLock::from(cells),
-                None => OnceLock::new(),
+    pub fn new(entries: Arc<[Entry]>, before: Option<&Self>) -> Self {
+        let (mut starts, mut slots) = (Vec::new(), Vec::new());
+        for entry in &*entries {
+            starts.push(slots.len());
+            for role in Role::ALL {
+                let parts = (0..entry.parts()).map(|index| entry.part(index));
+                slots.extend(parts.map(|part| {
+                    let existing = before.and_then(|ledger| ledger.existing(entry, role, part));
+                    existing.map_or_else(OnceLock::new, OnceLock::from)
+                }));
             }
-        });
-        Self { slots: slots.collect(), keys }
+        }
+        Self { entries, starts: starts.into(), slots: slots.into() }
     }
 
-    /// The right to write the cells of the backend with this id in this role. For the worker that
-    /// owns the ledger, and for nobody else.
+    /// The right to write the cells of a part of what the backend with this id does in this role. For the
+    /// worker that owns the ledger, and for nobody else.
     #[inline]
-    pub fn writer(&self, backend: usize, role: Role) -> Writer {
-        let slot = &self.slots[backend * Role::ALL.len() + role.index()];
-        Writer::new(Arc::clone(slot.get_or_init(Arc::default)))
+    pub fn writer(&self, backend: usize, role: Role, part: Part) -> Writer {
+        let slot = |part| self.slot(backend, role, part);
+        let cells = match part {
+            Part::Rest => slot(part).get_or_init(Arc::default),
+            _ => slot(part).get_or_init(|| {
+                let whole = slot(Part::Rest).get_or_init(Arc::default);
+                Arc::new(Cells::part_of(whole, part == Part::Warming))
+            }),
+        };
+        Writer::new(Arc::clone(cells))
     }
 
-    /// The cells that have been written so far, with what they are about.
-    pub fn cells(&self) -> impl Iterator<Item = (&Key, Role, &Cells)> {
-        self.slots.iter().enumerate().filter_map(|(i, slot)| {
-            let roles = Role::ALL.len();
-            slot.get().map(|cells| (&self.keys[i / roles], Role::ALL[i % roles], &**cells))
+    /// The cells that have been written so far, with what they are about: first those of everything, then
+    /// those of its parts.
+    pub fn cells(&self) -> impl Iterator<Item = (&Entry, Role, Part, &Cells)> {
+        let (entries, starts) = (self.entries.iter(), self.starts.iter());
+        let roles = entries.zip(starts).flat_map(|entry| Role::ALL.map(|role| (entry, role)));
+        roles.flat_map(|((entry, start), role)| {
+            let first = start + role.index() * entry.parts();
+            let slots = self.slots[first..].iter().take(entry.parts()).enumerate();
+            slots.filter_map(move |(index, slot)| Some((entry, role, entry.part(index), &**slot.get()?)))
         })
     }
 
-    fn existing(&self, key: &Key, role: Role) -> Option<Arc<Cells>> {
-        let backend = self.keys.iter().position(|k| k == key)?;
-        self.slots[backend * Role::ALL.len() + role.index()].get().cloned()
+    fn slot(&self, backend: usize, role: Role, part: Part) -> &OnceLock<Arc<Cells>> {
+        &self.slots[self.starts[backend] + role.index() * self.entries[backend].parts() + part.index()]
+    }
+
+    fn existing(&self, entry: &Entry, role: Role, part: Part) -> Option<Arc<Cells>> {
+        let backend = self.entries.iter().position(|known| known.key == entry.key)?;
+        let part = entry.part_in(part, &self.entries[backend])?;
+        self.slot(backend, role, part).get().cloned()
     }
 }
 
@@ -301,6 +388,7 @@ struct Shelf {
     cells: Arc<WorkerCells>,
     // Locked when a topology changes and when counts are read; never for a request.
     ledger: Mutex<Arc<Ledger>>,
+    endpoints: ByEndpoint,
     retries: ByService<RetryCells>,
     mirrors: ByService<MirrorCells>,
 }
@@ -312,6 +400,7 @@ impl Hub {
         let shelf = || Shelf {
             cells: Arc::default(),
             ledger: Mutex::new(Arc::new(empty())),
+            endpoints: ByEndpoint::default(),
             retries: ByService::default(),
             mirrors: ByService::default(),
         };
@@ -330,11 +419,16 @@ impl Hub {
     }
 
     /// Replaces a worker's ledger by one for these backends, keeping what has been counted.
-    pub fn open_ledger(&self, worker: usize, keys: Arc<[Key]>) -> Arc<Ledger> {
+    pub fn open_ledger(&self, worker: usize, entries: Arc<[Entry]>) -> Arc<Ledger> {
         let mut shelf = self.workers[worker].ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        let ledger = Arc::new(Ledger::new(keys, Some(&shelf)));
+        let ledger = Arc::new(Ledger::new(entries, Some(&shelf)));
         *shelf = Arc::clone(&ledger);
         ledger
+    }
+
+    /// What a worker counts of each endpoint. To be written by that worker, and by nobody else.
+    pub fn endpoints(&self, worker: usize) -> &ByEndpoint {
+        &self.workers[worker].endpoints
     }
 
     /// What a worker counts beside its backends.
@@ -390,24 +484,33 @@ mod tests {
     use super::*;
     use crate::model::outcome::Outcome;
 
-    fn keys(backends: &[&str]) -> Arc<[Key]> {
+    fn entries(backends: &[&str], routes: &[&str]) -> Arc<[Entry]> {
         let service: ServiceName = "web".parse().unwrap();
-        backends.iter().map(|b| Key { service: service.clone(), backend: b.parse().unwrap() }).collect()
+        let routes: Arc<[Arc<str>]> = routes.iter().map(|route| (*route).into()).collect();
+        let key = |backend: &&str| Key { service: service.clone(), backend: backend.parse().unwrap() };
+        backends.iter().map(|b| Entry { key: key(b), routes: Arc::clone(&routes) }).collect()
     }
 
     #[test]
     fn counts_outlive_a_change_of_topology() {
         let hub = Hub::new(1);
-        let ledger = hub.open_ledger(0, keys(&["v1", "v2"]));
-        let writer = ledger.writer(1, Role::Canary);
-        writer.begin();
-        writer.end(Outcome::Success, false, None);
-        let ledger = hub.open_ledger(0, keys(&["v0", "v2"]));
+        let ledger = hub.open_ledger(0, entries(&["v1", "v2"], &["/a", "/b"]));
+        for part in [Part::Rest, Part::Route(0), Part::Route(1), Part::Route(1), Part::Warming] {
+            let writer = ledger.writer(1, Role::Canary, part);
+            writer.begin();
+            writer.end(Outcome::Success, false, None);
+        }
+        // Another backend before it, and other routes.
+        let ledger = hub.open_ledger(0, entries(&["v0", "v2"], &["/c", "/b"]));
         let counted: Vec<_> = ledger
             .cells()
-            .map(|(k, role, c)| (k.backend.to_string(), role, c.outcome(Outcome::Success)))
+            .map(|(entry, role, part, c)| {
+                (entry.key.backend.to_string(), role, part, c.outcome(Outcome::Success))
+            })
             .collect();
-        assert_eq!(counted, [("v2".to_owned(), Role::Canary, 1)]);
+        let of_canary = |part, count| ("v2".to_owned(), Role::Canary, part, count);
+        let wanted = [(Part::Rest, 5), (Part::Warming, 1), (Part::Route(1), 2)];
+        assert_eq!(counted, wanted.map(|(part, count)| of_canary(part, count)));
     }
 
     #[test]

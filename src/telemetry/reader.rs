@@ -1,8 +1,12 @@
 //! The control half's side of the counts: sums over workers, and what came in since the last look.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use super::ledger::Hub;
+pub use super::endpoints::{Counted, Endpoints};
+use super::{
+    cells::Cells,
+    ledger::{Hub, Part},
+};
 use crate::model::{
     histogram::Histogram,
     name::{BackendName, ServiceName},
@@ -23,6 +27,19 @@ pub struct Totals {
     pub connect_failures: u64,
     /// Time from request to the end of the response.
     pub latency: Histogram,
+    /// Those of them that endpoints served while they were warming up, if any did.
+    pub warming: Option<Box<Warming>>,
+    /// Those of them on each route that is counted apart and has had any.
+    pub routes: BTreeMap<Arc<str>, Counted>,
+}
+
+/// What endpoints served while they were warming up.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Warming {
+    /// How many requests.
+    pub counted: Counted,
+    /// How long they took.
+    pub latency: Histogram,
 }
 
 impl Totals {
@@ -42,6 +59,21 @@ impl Totals {
             in_flight: self.in_flight,
             connect_failures: self.connect_failures.saturating_sub(earlier.connect_failures),
             latency: self.latency.since(&earlier.latency),
+            warming: self.warming.as_ref().map(|now| match &earlier.warming {
+                Some(earlier) => Box::new(Warming {
+                    counted: now.counted.since(earlier.counted),
+                    latency: now.latency.since(&earlier.latency),
+                }),
+                None => now.clone(),
+            }),
+            routes: self
+                .routes
+                .iter()
+                .map(|(name, now)| {
+                    let earlier = earlier.routes.get(name).copied().unwrap_or_default();
+                    (Arc::clone(name), now.since(earlier))
+                })
+                .collect(),
         }
     }
 
@@ -54,6 +86,25 @@ impl Totals {
         self.in_flight += other.in_flight;
         self.connect_failures += other.connect_failures;
         self.latency.merge(&other.latency);
+        if let Some(other) = &other.warming {
+            let mine = self.warming.get_or_insert_default();
+            mine.counted.add(other.counted);
+            mine.latency.merge(&other.latency);
+        }
+        for (name, counted) in &other.routes {
+            self.routes.entry(Arc::clone(name)).or_default().add(*counted);
+        }
+    }
+
+    /// Counts a worker's cells in.
+    fn add(&mut self, cells: &Cells) {
+        for outcome in Outcome::ALL {
+            self.outcomes[outcome.index()] += cells.outcome(outcome);
+        }
+        self.failures += cells.failures();
+        self.in_flight += cells.in_flight();
+        self.connect_failures += cells.connect_failures();
+        cells.add_latency(&mut self.latency);
     }
 }
 
@@ -67,34 +118,53 @@ pub type Series = (ServiceName, BackendName, Role);
 pub fn read(hub: &Hub) -> BTreeMap<Series, Totals> {
     let mut sums: BTreeMap<Series, Totals> = BTreeMap::new();
     for (ledger, _) in hub.workers() {
-        for (key, role, cells) in ledger.cells() {
+        for (entry, role, part, cells) in ledger.cells() {
+            let key = &entry.key;
             let sum = sums.entry((key.service.clone(), key.backend.clone(), role)).or_default();
-            for outcome in Outcome::ALL {
-                sum.outcomes[outcome.index()] += cells.outcome(outcome);
+            match part {
+                Part::Rest => sum.add(cells),
+                Part::Warming => {
+                    let warming = sum.warming.get_or_insert_default();
+                    warming.counted.add(counted(cells));
+                    cells.add_latency(&mut warming.latency);
+                }
+                Part::Route(place) => {
+                    let name = Arc::clone(&entry.routes[usize::from(place)]);
+                    sum.routes.entry(name).or_default().add(counted(cells));
+                }
             }
-            sum.failures += cells.failures();
-            sum.in_flight += cells.in_flight();
-            sum.connect_failures += cells.connect_failures();
-            cells.add_latency(&mut sum.latency);
         }
     }
     sums
 }
 
+/// Reads what every worker has counted of each endpoint, and sums it.
+pub fn read_endpoints(hub: &Hub) -> Endpoints<Counted> {
+    let mut sums = Endpoints::default();
+    (0..hub.worker_count()).for_each(|worker| hub.endpoints(worker).sum(&mut sums));
+    sums
+}
+
+fn counted(cells: &Cells) -> Counted {
+    let counting = Outcome::ALL.into_iter().filter(|outcome| outcome.counts());
+    let requests = counting.map(|outcome| cells.outcome(outcome)).sum();
+    Counted { requests, failures: cells.failures() }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::time::Duration;
 
     use super::*;
-    use crate::telemetry::ledger::Key;
+    use crate::telemetry::ledger::{Entry, Key};
 
     #[test]
     fn workers_are_summed_and_aborts_do_not_count() {
         let hub = Hub::new(2);
         let key = Key { service: "web".parse().unwrap(), backend: "v1".parse().unwrap() };
         for worker in 0..2 {
-            let ledger = hub.open_ledger(worker, Arc::new([key.clone()]));
-            let writer = ledger.writer(0, Role::Stable);
+            let ledger = hub.open_ledger(worker, Arc::new([key.clone().into()]));
+            let writer = ledger.writer(0, Role::Stable, Part::Rest);
             for outcome in [Outcome::Success, Outcome::Timeout, Outcome::ClientAbort] {
                 writer.begin();
                 writer.end(outcome, outcome == Outcome::Timeout, None);
@@ -103,5 +173,31 @@ mod tests {
         let readings = read(&hub);
         let totals = &readings[&(key.service, key.backend, Role::Stable)];
         assert_eq!((totals.requests(), totals.failures, totals.in_flight), (4, 2, 0));
+    }
+
+    #[test]
+    fn parts_are_told_apart_and_are_in_the_whole() {
+        let hub = Hub::new(2);
+        let key = Key { service: "web".parse().unwrap(), backend: "v1".parse().unwrap() };
+        let entry = Entry { key: key.clone(), routes: Arc::new(["/a".into(), "/b".into()]) };
+        let serve = |part| {
+            for worker in 0..2 {
+                let ledger = hub.open_ledger(worker, Arc::new([entry.clone()]));
+                let writer = ledger.writer(0, Role::Stable, part);
+                writer.begin();
+                let outcome = if part == Part::Rest { Outcome::Success } else { Outcome::ServerError };
+                writer.end(outcome, outcome.is_failure(), Some(Duration::from_millis(1)));
+            }
+        };
+        let read = || read(&hub).remove(&(key.service.clone(), key.backend.clone(), Role::Stable)).unwrap();
+        serve(Part::Route(0));
+        let before = read();
+        [Part::Rest, Part::Warming, Part::Route(0), Part::Route(1)].into_iter().for_each(serve);
+        let gained = read().since(&before);
+        let two = Counted { requests: 2, failures: 2 };
+        assert_eq!((gained.requests(), gained.failures, gained.latency.total()), (8, 6, 8));
+        let warming = gained.warming.unwrap();
+        assert_eq!((warming.counted, warming.latency.total()), (two, 2));
+        assert_eq!(gained.routes, BTreeMap::from([("/a".into(), two), ("/b".into(), two)]));
     }
 }

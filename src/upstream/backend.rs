@@ -63,7 +63,7 @@ impl<B: Payload> Backend<B> {
     /// The view of these members, spoken to with TLS if there is a connector. Those that `before` has keep
     /// their connections, as long as policy and TLS are the same.
     pub fn new(
-        hub: &Arc<Hub>,
+        (hub, worker): (&Arc<Hub>, usize),
         key: &Key,
         policy: &Policy,
         tls: Option<&Arc<Connector>>,
@@ -93,7 +93,7 @@ impl<B: Payload> Backend<B> {
                     tls.cloned(),
                     policy,
                     Rc::clone(&allowance),
-                    health,
+                    (health, hub.endpoints(worker).of(key, member.address)),
                     now,
                 ))
             }
@@ -252,6 +252,6 @@ where
     &several[place.unwrap_or_default()]
 }
 
-fn millis(duration: Duration) -> Millis {
+pub(super) fn millis(duration: Duration) -> Millis {
     Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
 }

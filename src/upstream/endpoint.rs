@@ -10,6 +10,7 @@ use std::{
 use super::{
     Payload,
     allowance::{Allowance, Place, Turn},
+    backend::millis,
     balance::{ewma::PeakEwma, hash},
     connection::Connection,
     health::outlier,
@@ -22,7 +23,10 @@ use crate::{
         policy::{Algorithm, OutlierDetection, Policy},
         snapshot::Endpoint as Address,
     },
-    telemetry::health::EndpointHealth,
+    telemetry::{
+        endpoints::EndpointCells,
+        health::{EndpointHealth, Millis},
+    },
     tls::client::Connector,
 };
 
@@ -42,6 +46,8 @@ pub struct Endpoint<B: Payload> {
     refused: Cell<bool>,
     allowance: Rc<Allowance<B>>,
     health: Arc<EndpointHealth>,
+    counts: Arc<EndpointCells>,
+    warmup: Option<Millis>,
     /// How quick it has been, where that matters.
     latency: Option<Cell<PeakEwma>>,
     /// When it is ejected, if ever.
@@ -73,7 +79,7 @@ impl<B: Payload> Endpoint<B> {
         tls: Option<Arc<Connector>>,
         policy: &Policy,
         allowance: Rc<Allowance<B>>,
-        health: Arc<EndpointHealth>,
+        (health, counts): (Arc<EndpointHealth>, Arc<EndpointCells>),
         now: Instant,
     ) -> Self {
         let weighs_latency = policy.balance.algorithm == Algorithm::PeakEwma;
@@ -87,6 +93,8 @@ impl<B: Payload> Endpoint<B> {
             refused: Cell::new(false),
             allowance,
             health,
+            counts,
+            warmup: policy.warmup.map(millis),
             latency: weighs_latency.then(|| Cell::new(PeakEwma::new(now))),
             outliers: policy.outlier_detection,
         }
@@ -215,8 +223,20 @@ impl<B: Payload> Endpoint<B> {
         }
     }
 
-    /// An exchange said this about it, which may get it ejected.
-    pub fn judge(&self, outcome: Outcome, now: Instant) {
+    /// Whether it is so new to its work that what it does is counted apart.
+    #[inline]
+    pub fn is_warming(&self, now: Instant) -> bool {
+        self.warmup.is_some_and(|warmup| {
+            let now = self.allowance.millis(now);
+            now.saturating_sub(self.health.working_since(now)) < warmup
+        })
+    }
+
+    /// An exchange said this about it, and whether it counts against it; which may get it ejected.
+    pub fn judge(&self, outcome: Outcome, failed: bool, now: Instant) {
+        if outcome.counts() {
+            self.counts.count(failed);
+        }
         let Some(settings) = &self.outliers else { return };
         if !outcome.is_failure() {
             if outcome.counts() {

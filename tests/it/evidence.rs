@@ -8,7 +8,7 @@ use crate::{
     support::{
         Backend, H2, HyperBackend, Limits, Tidegate, Web,
         client::{empty, full, h2_request},
-        eventually_is, get, reply, runtime,
+        eventually, eventually_is, get, reply, runtime,
     },
 };
 
@@ -107,4 +107,122 @@ fn a_canary_that_finds_nothing_is_rolled_back_where_that_counts() {
     let status = tidegate.wait_for_phase("rolled_back");
     drop(load);
     assert_eq!(status["rollout"]["reason"]["kind"], "verdict");
+}
+
+/// A canary with these endpoints.
+fn with_endpoints(web: Web, endpoints: &[&Backend]) -> Web {
+    let urls: Vec<_> = endpoints.iter().map(|backend| format!("http://{}", backend.address)).collect();
+    web.keys("canary = 'v2'").table("backends.v2", &format!("endpoints = {urls:?}"))
+}
+
+/// A rollout whose first step lasts, without a look at latency: on a busy machine it says nothing.
+fn one_long_step(web: Web) -> Web {
+    let web = web.table("rollout", "steps = [{ weight = 30, hold = '1h' }]\nwarmup = '0s'");
+    web.table("rollout.analysis", "latency_margin = false")
+}
+
+#[test]
+fn a_failure_on_a_rare_route_is_not_averaged_away() {
+    let stable = Backend::named("v1");
+    let canary = Backend::answering(|seen| match seen.target() {
+        "/rare" => reply("500 Internal Server Error", &[], ""),
+        _ => reply("200 OK", &[], ""),
+    });
+    let rare = "[[routes]]\nservice = 'web'\npath_prefix = '/rare'";
+    let web = one_long_step(Web::new(stable.address).canary(canary.address));
+    // As little as that is no harm for the service.
+    let web = format!("{web}absolute_tolerance = 0.02\n{rare}");
+    let tidegate = Tidegate::start(web);
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let mut targets = ["/"; 100];
+    targets[50] = "/rare";
+    let load = Load::of(&tidegate, &targets, |_| {});
+    let status = tidegate.wait_for_phase("rolled_back");
+    drop(load);
+    let verdict = &status["rollout"]["verdict"];
+    assert_eq!(verdict["reason"]["kind"], "worse");
+    assert_eq!(
+        (&verdict["reason"]["check"], &verdict["reason"]["route"]),
+        (&"route_error_rate".into(), &"/rare".into())
+    );
+    let why = status["rollout"]["explanation"].as_str().unwrap();
+    assert!(why.starts_with("canary fails 100 % of requests on route /rare, stable 0 %"), "{why}");
+    // The whole counts what its routes do.
+    let scrape = tidegate.wait_until_idle();
+    let all = (stable.count() + canary.count()) as f64;
+    scrape.expect("tidegate_requests_total", &[("status", "2xx")], all - scrape.sum(FAILURES, &[]));
+}
+
+#[test]
+fn one_sick_endpoint_is_passed_over_and_the_version_is_not_blamed() {
+    let (stable, well, fine) = (Backend::named("v1"), Backend::named("v2"), Backend::named("v2"));
+    let sick = Backend::answering(|_| reply("500 Internal Server Error", &[], ""));
+    let web = one_long_step(with_endpoints(Web::new(stable.address), &[&well, &sick, &fine]));
+    let tidegate = Tidegate::start(web);
+    let load = Load::on(&tidegate);
+    tidegate.api("POST", "web/start", "");
+    let held = |status: &serde_json::Value| status["rollout"]["verdict"]["reason"]["kind"] == "one_endpoint";
+    let status = eventually(|| tidegate.status(), held);
+    let more = |requests| {
+        let wanted = stable.count() + requests;
+        eventually(|| stable.count(), |count| *count > wanted);
+    };
+    more(200);
+    let so_far = sick.count();
+    more(1_000);
+    let verdict = &status["rollout"]["verdict"];
+    assert_eq!(
+        (&verdict["decision"], &verdict["reason"]["endpoint"]),
+        (&"hold".into(), &sick.address.to_string().into())
+    );
+    let status = tidegate.status();
+    drop(load);
+    assert_eq!((&status["rollout"]["phase"], so_far), (&"stepping".into(), sick.count()));
+    let endpoints = status["rollout"]["endpoints"].as_array().unwrap();
+    let of =
+        |backend: &Backend| endpoints.iter().find(|e| e["endpoint"] == backend.address.to_string()).unwrap();
+    assert_eq!((&of(&sick)["error_rate"], &of(&well)["error_rate"]), (&1.0.into(), &0.0.into()));
+    assert_eq!(of(&sick)["failures"], so_far);
+    let events = status["events"].as_array().unwrap().iter().map(|event| event["what"].as_str().unwrap());
+    let passed_over = format!("endpoint {} of v2 is passed over", sick.address);
+    assert_eq!(events.filter(|what| what.starts_with(&passed_over)).count(), 1);
+    let labels = [("backend", "v2"), ("endpoint", &*sick.address.to_string())];
+    tidegate.scrape().expect("tidegate_endpoint_ejections_total", &labels, 1.0);
+}
+
+#[test]
+fn a_version_that_is_sick_on_all_its_endpoints_is_rolled_back() {
+    let sick = || Backend::answering(|_| reply("500 Internal Server Error", &[], ""));
+    let (stable, one, other) = (Backend::named("v1"), sick(), sick());
+    let tidegate = Tidegate::start(one_long_step(with_endpoints(Web::new(stable.address), &[&one, &other])));
+    let load = Load::on(&tidegate);
+    tidegate.api("POST", "web/start", "");
+    let status = tidegate.wait_for_phase("rolled_back");
+    drop(load);
+    assert_eq!(status["rollout"]["verdict"]["reason"]["kind"], "worse");
+}
+
+#[test]
+fn what_a_cold_endpoint_does_is_left_out() {
+    let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
+    let web = Web::new(stable.address).canary(canary.address);
+    let web = web.table("rollout", "steps = [{ weight = 30, hold = '1h' }]\nwarmup = '1h'");
+    let tidegate = Tidegate::start(web);
+    let load = Load::on(&tidegate);
+    tidegate.api("POST", "web/start", "");
+    let warm = |status: &serde_json::Value| {
+        status["rollout"]["verdict"]["warming"]["canary"]["requests"].as_u64() > Some(100)
+    };
+    let status = eventually(|| tidegate.status(), warm);
+    drop(load);
+    let verdict = &status["rollout"]["verdict"];
+    assert_eq!(
+        (&verdict["rollout"]["canary"]["requests"], &verdict["latency"]["canary"]["p50_seconds"]),
+        (&0.into(), &serde_json::Value::Null)
+    );
+    // Everything else counts it.
+    let scrape = tidegate.wait_until_idle();
+    scrape.expect("tidegate_requests_total", &[("role", "canary")], canary.count() as f64);
+    scrape.expect("tidegate_request_duration_seconds_count", &[("role", "canary")], canary.count() as f64);
 }

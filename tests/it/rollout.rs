@@ -25,14 +25,21 @@ impl Load {
 
     /// The same with a look at each response.
     pub fn checked(tidegate: &Tidegate, check: fn(&Response)) -> Self {
+        Self::of(tidegate, &["/"; 20], check)
+    }
+
+    /// The same for these targets, one after the other.
+    pub fn of(tidegate: &Tidegate, targets: &[&str], check: fn(&Response)) -> Self {
+        let requests = targets.iter().map(|target| format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        let (requests, count) = (requests.collect::<String>(), targets.len());
         let over = Arc::new(AtomicBool::new(false));
         let client = |_| {
-            let (over, address) = (Arc::clone(&over), tidegate.address());
+            let (over, address, requests) = (Arc::clone(&over), tidegate.address(), requests.clone());
             thread::spawn(move || {
                 let mut client = Raw::connect(address);
                 while !over.load(SeqCst) {
-                    client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(20));
-                    for _ in 0..20 {
+                    client.send(&requests);
+                    for _ in 0..count {
                         check(&client.response());
                     }
                 }

@@ -3,7 +3,8 @@
 //!
 //! After Envoy's "consecutive 5xx" detector. Not here: its success-rate detector, which needs hundreds
 //! of requests at five endpoints or more, and would judge the canary's endpoints a second time, by a
-//! rule without the analysis' bound on false alarms. An ejection says nothing to the analysis: the
+//! rule without the analysis' bound on false alarms (but see `analysis::attribution`, which does so where that
+//! speaks for the canary). An ejection says nothing to the analysis: the
 //! failures that led to it have been counted against the backend, as they were before.
 
 use std::{sync::Arc, time::Duration};
