@@ -2,6 +2,7 @@
 
 mod args;
 mod check;
+mod operate;
 mod replay;
 mod run;
 mod simulate;
@@ -23,6 +24,9 @@ pub fn main() -> ExitCode {
         args::Command::Check(config) => check::check(&config),
         args::Command::Demo(demo) => run::finish(crate::demo::main(demo.keep, demo.plain)),
         args::Command::Replay(replay) => replay::replay(&replay),
+        args::Command::Rollout(args::Operate { verb }) | args::Command::Operate(verb) => {
+            operate::operate(&verb)
+        }
         args::Command::Simulate(simulate) => simulate::simulate(&simulate),
     }
 }

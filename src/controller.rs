@@ -27,7 +27,10 @@ use self::{metrics::Metrics, publish::Publisher, service::ServiceTask, status::S
 use crate::{
     clock,
     config::{Config, Service},
-    model::{name::ServiceName, weight::Weight},
+    model::{
+        name::{BackendName, ServiceName},
+        weight::Weight,
+    },
     rollout::{event::Command, refused::Refused},
     telemetry::{
         ledger::Hub,
@@ -60,7 +63,10 @@ pub enum Request {
     /// Give the canary this share of requests; only while no rollout runs.
     SetWeight(Weight),
     /// Swap the roles at once; only while no rollout runs.
-    Flip,
+    Flip {
+        /// Even if nothing seems to be there any more.
+        force: bool,
+    },
     /// Start, move or end a rollout.
     Rollout(Command),
 }
@@ -74,6 +80,16 @@ pub enum CommandError {
     /// The service has nothing to compare with or to swap to.
     #[error("service `{0}` has no canary: name a second backend as `canary` in its configuration")]
     NoCanary(ServiceName),
+    /// Whoever would get everything is not there.
+    #[error(
+        "no endpoint of `{backend}` takes a connection ({why}), so nothing would be answered: start it first, or flip with force"
+    )]
+    Gone {
+        /// The backend.
+        backend: BackendName,
+        /// What the last one said.
+        why: String,
+    },
     /// A rollout has the weight in its hands.
     #[error(
         "a rollout of service `{service}` is {phase}, and until it ends nothing else moves traffic: promote it or roll it back"
@@ -210,7 +226,12 @@ impl Controller {
     /// When there is no such service, or it does not do what was asked; nothing has changed then.
     pub async fn request(&self, name: &str, request: Request) -> Result<ServiceStatus, CommandError> {
         let (answer, answered) = oneshot::channel();
-        let queue = self.handle(name)?.requests;
+        let handle = self.handle(name)?;
+        if request == (Request::Flip { force: false }) {
+            // Before it waits in line, so that nothing else has to wait for connections.
+            handle.would_answer().await?;
+        }
+        let queue = handle.requests;
         queue.send((request, answer)).await.map_err(|_| CommandError::Stopped)?;
         answered.await.map_err(|_| CommandError::Stopped)?
     }
@@ -218,6 +239,16 @@ impl Controller {
     fn handle(&self, name: &str) -> Result<Handle, CommandError> {
         let services = self.services.read().unwrap_or_else(PoisonError::into_inner);
         services.get(name).cloned().ok_or_else(|| CommandError::UnknownService(name.to_owned()))
+    }
+}
+
+impl Handle {
+    /// Whether the backend that is canary now would answer requests.
+    async fn would_answer(&self) -> Result<(), CommandError> {
+        let Some(canary) = self.status.borrow().canary.clone() else { return Ok(()) };
+        let backend = self.config.borrow().backends.iter().find(|backend| backend.name == canary).cloned();
+        let endpoints = backend.map(|backend| backend.endpoints).unwrap_or_default();
+        prepare::any_accepts(&endpoints).await.map_err(|why| CommandError::Gone { backend: canary, why })
     }
 }
 

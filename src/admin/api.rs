@@ -36,8 +36,8 @@ pub(super) fn router() -> Router<Controller> {
         .route("/services/{name}/abort", verb(Request::Rollout(Command::RollBack)))
         .route("/services/{name}/pause", verb(Request::Rollout(Command::Pause)))
         .route("/services/{name}/resume", verb(Request::Rollout(Command::Resume)))
-        .route("/services/{name}/flip", verb(Request::Flip))
-        .route("/services/{name}/undo", verb(Request::Flip))
+        .route("/services/{name}/flip", post(flip))
+        .route("/services/{name}/undo", post(flip))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
 }
@@ -74,18 +74,27 @@ async fn weight(
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default, expecting = "an object such as {\"force\": true}")]
-struct StartBody {
-    /// Also in a freeze, and soon after a rollback.
+struct Force {
+    /// Whatever speaks against it: a freeze, a rollback not long ago, endpoints that do not answer.
     force: bool,
 }
 
 async fn start(
     controller: State<Controller>,
     name: Path<String>,
-    body: Option<Body<StartBody>>,
+    body: Option<Body<Force>>,
 ) -> Answer<ServiceStatus> {
-    let StartBody { force } = body.map(|Body(body)| body).unwrap_or_default();
+    let Force { force } = body.map(|Body(body)| body).unwrap_or_default();
     ask(controller, name, Request::Rollout(Command::Start { force })).await
+}
+
+async fn flip(
+    controller: State<Controller>,
+    name: Path<String>,
+    body: Option<Body<Force>>,
+) -> Answer<ServiceStatus> {
+    let Force { force } = body.map(|Body(body)| body).unwrap_or_default();
+    ask(controller, name, Request::Flip { force }).await
 }
 
 #[derive(Default, Deserialize)]

@@ -30,9 +30,27 @@ pub enum ClientError {
     /// What came was not JSON.
     #[error("the admin API did not answer with JSON")]
     Json(#[from] serde_json::Error),
+    /// The path or the token has characters that HTTP has no place for.
+    #[error("a name or the token has characters that it cannot have")]
+    Parts(#[source] http::Error),
     /// It refused, and said why.
     #[error("{}", .0.detail)]
     Refused(Problem),
+}
+
+/// A call of the API.
+#[derive(Debug)]
+pub struct Call<'a> {
+    /// What the API is called there: host and port.
+    pub host: &'a str,
+    /// Who asks, where that has to be shown.
+    pub token: Option<&'a str>,
+    /// The method.
+    pub method: Method,
+    /// The path under `/api/v1`.
+    pub path: &'a str,
+    /// The body, as JSON.
+    pub body: Option<&'a Value>,
 }
 
 /// Calls the API: `path` under `/api/v1`, with an optional JSON body.
@@ -45,17 +63,28 @@ pub async fn call(
     path: &str,
     body: Option<&Value>,
 ) -> Result<Value, ClientError> {
+    call_as(address, Call { host: &address.to_string(), token: None, method, path, body }).await
+}
+
+/// The same as somebody.
+///
+/// # Errors
+/// When nobody answers, or the answer is not a success.
+pub async fn call_as(address: SocketAddr, call: Call<'_>) -> Result<Value, ClientError> {
+    let Call { host, token, method, path, body } = call;
     let stream =
         TcpStream::connect(address).await.map_err(|source| ClientError::Connect { address, source })?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let body = body.map(ToString::to_string).unwrap_or_default();
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(method)
         .uri(format!("/api/v1{path}"))
-        .header(header::HOST, address.to_string())
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(body)))
-        .expect("the parts are valid");
+        .header(header::HOST, host)
+        .header(header::CONTENT_TYPE, "application/json");
+    if let Some(token) = token {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+    }
+    let request = request.body(Full::new(Bytes::from(body))).map_err(ClientError::Parts)?;
     let exchange = async {
         let response = sender.send_request(request).await?;
         let status = response.status();

@@ -53,6 +53,7 @@ impl From<CommandError> for Problem {
             CommandError::NoCanary(_)
             | CommandError::RolloutRunning { .. }
             | CommandError::Frozen { .. }
+            | CommandError::Gone { .. }
             | CommandError::Refused(_) => StatusCode::CONFLICT,
             CommandError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
         };

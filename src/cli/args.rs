@@ -2,6 +2,7 @@
 
 use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
+use super::operate::options::Verb;
 use crate::model::units::parse_duration;
 
 /// A reverse proxy that splits traffic between two versions of a service, measures both, and promotes
@@ -26,6 +27,18 @@ pub(super) enum Command {
     Simulate(Simulate),
     /// Judge a recording again, tick by tick.
     Replay(Replay),
+    /// The verbs above, as some like to write them: `tidegate rollout start`.
+    #[command(hide = true)]
+    Rollout(Operate),
+    #[command(flatten)]
+    Operate(Verb),
+}
+
+/// What can be asked of a Tidegate that runs.
+#[derive(Debug, clap::Args)]
+pub(super) struct Operate {
+    #[command(subcommand)]
+    pub(super) verb: Verb,
 }
 
 #[derive(Debug, clap::Args)]

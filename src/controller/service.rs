@@ -173,7 +173,7 @@ impl ServiceTask {
                 Err(CommandError::Frozen { service: name, freeze })
             }
             Request::Rollout(command) => Ok(self.command(command)?),
-            Request::SetWeight(_) | Request::Flip if let Some(phase) = self.running() => {
+            Request::SetWeight(_) | Request::Flip { .. } if let Some(phase) = self.running() => {
                 Err(CommandError::RolloutRunning { service: name, phase })
             }
             Request::SetWeight(weight) => {
@@ -181,7 +181,7 @@ impl ServiceTask {
                 self.note(format!("weight set to {weight}"));
                 Ok(())
             }
-            Request::Flip => {
+            Request::Flip { .. } => {
                 self.publish(self.roles.clone().swapped(), Weight::ZERO);
                 self.note(format!("flipped: {} is stable and has all requests", self.roles.stable()));
                 Ok(())
@@ -311,6 +311,10 @@ impl ServiceTask {
             phase: record.phase.clone(),
             strategy: record.plan.strategy(),
             steps: record.plan.steps().iter().map(Into::into).collect(),
+            rollback_until: match record.phase {
+                Phase::Succeeded { at } => Some(at.plus(record.plan.rollback_window())),
+                _ => None,
+            },
             endpoints: self.endpoints(),
             verdict: self.verdict.clone(),
             explanation: self.explanation(),

@@ -55,6 +55,9 @@ pub struct RolloutStatus {
     pub steps: Vec<StepStatus>,
     /// The canary's endpoints, and what they have done since the rollout began.
     pub endpoints: Vec<EndpointStatus>,
+    /// Until when the old version is kept warm for the way back, once the rollout has succeeded, in
+    /// milliseconds since the Unix epoch.
+    pub rollback_until: Option<Timestamp>,
     /// What analysis concluded last, with its numbers.
     pub verdict: Option<Verdict>,
     /// The same in one sentence.

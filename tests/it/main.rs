@@ -25,6 +25,7 @@
 //! | `mirror` | copies of requests to stable, for the canary, and that nobody waits for them |
 //! | `interop` | other people's clients in front of it, and other people's servers behind it |
 //! | `nginx` | the same with somebody else's servers behind it |
+//! | `operate` | the verbs of the command line, and the exit codes that pipelines go by |
 //! | `outlier` | endpoints whose requests fail are passed over for a while |
 //! | `limits` | how much is let in: of connections, heads, bodies and requests |
 //! | `proxy_protocol` | who may say whose connection it is, and who is believed |
@@ -79,6 +80,7 @@ mod interop;
 mod limits;
 mod mirror;
 mod nginx;
+mod operate;
 mod outlier;
 mod pool;
 mod proxy_protocol;

@@ -140,3 +140,19 @@ fn a_rollback_does_not_wait_for_ever() {
     let (_stable, _canary, tidegate, _client) = rolled_back_with_an_answer_under_way("drain = '100ms'");
     tidegate.wait_for_phase("rolled_back");
 }
+
+#[test]
+fn nobody_flips_to_a_backend_that_is_not_there_without_force() {
+    let canary = Refusing::new();
+    let (_stable, tidegate) = start(canary.address, "", "");
+    refused(&tidegate, "flip", "no endpoint of `v2` takes a connection (Connection refused");
+    assert_eq!(tidegate.client().get("/").text(), "v1");
+    let status = tidegate.api("POST", "web/flip", r#"{"force": true}"#);
+    assert_eq!(status["stable"], "v2");
+    let canary = canary.open("v2");
+    // v1 is canary now, and is there.
+    let status = tidegate.api("POST", "web/undo", "");
+    assert_eq!(status["stable"], "v1");
+    drop(tidegate);
+    drop(canary);
+}

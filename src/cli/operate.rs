@@ -1,0 +1,136 @@
+//! The verbs that ask something of a Tidegate that runs: over its admin API, like anybody else.
+//!
+//! What people are to read goes to stdout, as does JSON; progress and complaints go to stderr, so that both
+//! can be told apart in a pipeline.
+
+mod api;
+mod ending;
+pub(super) mod options;
+mod seen;
+mod table;
+mod view;
+mod wait;
+
+use std::process::ExitCode;
+
+use http::Method;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use self::{
+    api::{Api, Failure},
+    ending::Ending,
+    options::{Connection, Look, Target, Verb},
+    seen::Service,
+};
+use super::args::Output;
+
+/// Does what a verb says.
+pub(super) fn operate(verb: &Verb) -> ExitCode {
+    let connection = verb.connection();
+    connection.color.write_global();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Ending::Broken(format!("cannot start: {error}")).tell(connection),
+    };
+    let ended = runtime.block_on(async {
+        let api = Api::new(connection)?;
+        obey(verb, &api, connection).await
+    });
+    ended.unwrap_or_else(Ending::from).tell(connection)
+}
+
+async fn obey(verb: &Verb, api: &Api, connection: &Connection) -> Result<Ending, Failure> {
+    let reason = |mut body: Map<String, Value>| {
+        if let Some(reason) = &connection.reason {
+            body.insert("reason".to_owned(), json!(reason));
+        }
+        Value::Object(body)
+    };
+    let post = async |target: &Target, path: &str, body: Map<String, Value>| {
+        let name = api.service(target.service.as_deref()).await?;
+        api.call(Method::POST, &format!("/services/{name}/{path}"), Some(&reason(body))).await
+    };
+    let flag = |name: &str, on: bool| match on {
+        true => Map::from_iter([(name.to_owned(), json!(true))]),
+        false => Map::new(),
+    };
+    let (answer, look) = match verb {
+        Verb::Status { target, look } => return status(target, look, api, connection).await,
+        Verb::History { target, events } => return history(target, *events, api, connection).await,
+        Verb::Reload { .. } => {
+            let answer = api.call(Method::POST, "/reload", None).await?;
+            return show(connection, &answer, view::reloaded);
+        }
+        Verb::Weight { service, percent, .. } => {
+            let body = reason(Map::from_iter([("canary".to_owned(), json!(percent))]));
+            let name = api.service(Some(service)).await?;
+            let answer = api.call(Method::PUT, &format!("/services/{name}/weight"), Some(&body)).await?;
+            (answer, None)
+        }
+        Verb::Start { target, force, look } => {
+            (post(target, "start", flag("force", *force)).await?, Some(look))
+        }
+        Verb::Promote { target, full, look } => {
+            (post(target, "promote", flag("full", *full)).await?, Some(look))
+        }
+        Verb::Rollback { target, look } => (post(target, "rollback", Map::new()).await?, Some(look)),
+        Verb::Pause { target } => (post(target, "pause", Map::new()).await?, None),
+        Verb::Resume { target, look } => (post(target, "resume", Map::new()).await?, Some(look)),
+        Verb::Flip { target, force } => (post(target, "flip", flag("force", *force)).await?, None),
+    };
+    match look {
+        Some(look) if look.wait => wait::until_it_ends(answer, look, api, connection).await,
+        _ => show(connection, &answer, view::changed),
+    }
+}
+
+async fn status(target: &Target, look: &Look, api: &Api, connection: &Connection) -> Result<Ending, Failure> {
+    if target.service.is_none() && !look.wait {
+        let all = api.call(Method::GET, "/services", None).await?;
+        return show(connection, &all, view::services);
+    }
+    let name = api.service(target.service.as_deref()).await?;
+    let one = api.call(Method::GET, &format!("/services/{name}"), None).await?;
+    if look.wait {
+        return wait::until_it_ends(one, look, api, connection).await;
+    }
+    show(connection, &one, view::service)
+}
+
+async fn history(
+    target: &Target,
+    events: usize,
+    api: &Api,
+    connection: &Connection,
+) -> Result<Ending, Failure> {
+    let name = api.service(target.service.as_deref()).await?;
+    let one = api.call(Method::GET, &format!("/services/{name}"), None).await?;
+    show(connection, &one, |service: &Service| view::events(service, events))
+}
+
+/// Prints an answer: as it came for programs, or as `view` words it.
+fn show<T: DeserializeOwned>(
+    connection: &Connection,
+    answer: &Value,
+    view: impl FnOnce(&T) -> String,
+) -> Result<Ending, Failure> {
+    let text = match connection.output {
+        Output::Json => serde_json::to_string_pretty(answer).map_err(Failure::not_understood)? + "\n",
+        Output::Table => view(&T::deserialize(answer).map_err(Failure::not_understood)?),
+    };
+    print(&text);
+    Ok(Ending::Done)
+}
+
+/// Prints to stdout; whoever has stopped reading wants no more.
+fn print(text: &str) {
+    use std::io::Write as _;
+    let _gone = anstream::stdout().write_all(text.as_bytes());
+}
+
+/// Prints a line to stderr.
+fn say(line: &str) {
+    use std::io::Write as _;
+    let _gone = writeln!(anstream::stderr(), "{line}");
+}

@@ -1,0 +1,124 @@
+//! Calls to the admin API.
+
+use std::{fs, net::SocketAddr};
+
+use http::{Method, Uri};
+use serde::Deserialize as _;
+use serde_json::Value;
+
+use super::{options::Connection, seen::Services};
+use crate::{
+    admin::client::{self, ClientError},
+    model::name::ServiceName,
+};
+
+/// Why a call came to nothing.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Nobody answers there.
+    Unreachable(String),
+    /// It was understood and not done.
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// Why, in a sentence.
+        detail: String,
+    },
+    /// It was not even asked.
+    Usage(String),
+    /// It broke on the way.
+    Broken(String),
+}
+
+impl Failure {
+    pub(super) fn not_understood(error: serde_json::Error) -> Self {
+        Self::Broken(format!("the answer is not what this version of tidegate knows: {error}"))
+    }
+}
+
+/// Whom to ask.
+#[derive(Debug)]
+pub(super) struct Api {
+    authority: String,
+    address: SocketAddr,
+    token: Option<String>,
+}
+
+impl Api {
+    pub(super) fn new(connection: &Connection) -> Result<Self, Failure> {
+        let written = &connection.address;
+        let usage = |why: &str| {
+            Failure::Usage(format!(
+                "`{written}` is not the address of an admin API: {why}, such as http://127.0.0.1:9090"
+            ))
+        };
+        let uri: Uri = written.parse().map_err(|_| usage("write a URL"))?;
+        match (uri.scheme_str(), uri.path()) {
+            (Some("http"), "/" | "") => {}
+            (Some("http"), _) => return Err(usage("write it without a path")),
+            _ => return Err(usage("write an http:// URL")),
+        }
+        let authority = uri.authority().ok_or_else(|| usage("name a host"))?;
+        let (host, port) = (authority.host(), authority.port_u16().unwrap_or(80));
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let found = std::net::ToSocketAddrs::to_socket_addrs(&(host, port));
+        let mut found = found.map_err(|error| {
+            Failure::Unreachable(format!("there is no host `{host}` ({error}): say where the admin API is with --address or TIDEGATE_ADDRESS"))
+        })?;
+        let address = found.next().ok_or_else(|| Failure::Unreachable(format!("`{host}` has no address")))?;
+        Ok(Self { authority: authority.to_string(), address, token: token(connection)? })
+    }
+
+    /// Calls the API: `path` under `/api/v1`.
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, Failure> {
+        let call = client::Call { host: &self.authority, token: self.token.as_deref(), method, path, body };
+        client::call_as(self.address, call).await.map_err(|error| match error {
+            ClientError::Connect { source, .. } => Failure::Unreachable(format!(
+                "nobody answers at {} ({source}): is tidegate running there? --address or TIDEGATE_ADDRESS says where its admin API is",
+                self.authority
+            )),
+            ClientError::Refused(problem) => Failure::Refused { status: problem.status, detail: problem.detail },
+            ClientError::Parts(_) => Failure::Usage(error.to_string()),
+            ClientError::Http(_) | ClientError::Json(_) => {
+                Failure::Broken(format!("{error}; is {} an admin API?", self.authority))
+            }
+        })
+    }
+
+    /// The service that is meant: the one that is named, or the only one that has a canary.
+    pub(super) async fn service(&self, named: Option<&str>) -> Result<String, Failure> {
+        if let Some(named) = named {
+            return named
+                .parse::<ServiceName>()
+                .map(|name| name.to_string())
+                .map_err(|error| Failure::Usage(format!("`{named}` is not the name of a service: {error}")));
+        }
+        let all = self.call(Method::GET, "/services", None).await?;
+        let Services { services } = Services::deserialize(&all).map_err(Failure::not_understood)?;
+        let mut names =
+            services.iter().filter(|service| service.canary.is_some()).map(|service| &service.name);
+        match (names.next(), names.next()) {
+            (Some(only), None) => Ok(only.clone()),
+            (None, _) => Err(Failure::Usage("no service has a canary".to_owned())),
+            (Some(_), Some(_)) => {
+                let all: Vec<_> = services.iter().map(|service| service.name.as_str()).collect();
+                Err(Failure::Usage(format!("say which service: {}", all.join(", "))))
+            }
+        }
+    }
+}
+
+/// The token to show. Not an argument: whoever may list processes would see it.
+fn token(connection: &Connection) -> Result<Option<String>, Failure> {
+    let Some(file) = &connection.token_file else {
+        return Ok(std::env::var("TIDEGATE_TOKEN").ok().filter(|token| !token.is_empty()));
+    };
+    let token = fs::read_to_string(file);
+    let token = token.map_err(|error| Failure::Usage(format!("cannot read {}: {error}", file.display())))?;
+    Ok(Some(token.trim().to_owned()))
+}

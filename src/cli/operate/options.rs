@@ -1,0 +1,173 @@
+//! What can be asked, and of whom.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::ValueHint;
+
+use crate::{cli::args::Output, model::units::parse_duration};
+
+/// Which Tidegate is asked, and how the answer is written.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Connection and output")]
+pub(in crate::cli) struct Connection {
+    /// Where its admin API is.
+    #[arg(long, value_name = "URL", env = "TIDEGATE_ADDRESS", default_value = "http://127.0.0.1:9090")]
+    pub(super) address: String,
+    /// A file with the token to show. The variable TIDEGATE_TOKEN may have the token itself.
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_TOKEN_FILE", value_hint = ValueHint::FilePath)]
+    pub(super) token_file: Option<PathBuf>,
+    /// How the answer is written.
+    #[arg(long, short, value_enum, default_value_t = Output::Table)]
+    pub(super) output: Output,
+    /// Whether to use colours.
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
+    pub(super) color: Color,
+    /// Why this is done, for whoever reads the history.
+    #[arg(long, value_name = "TEXT")]
+    pub(super) reason: Option<String>,
+}
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Color {
+    /// Where it is read in a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl Color {
+    pub(super) fn write_global(self) {
+        match self {
+            Self::Auto => anstream::ColorChoice::Auto,
+            Self::Always => anstream::ColorChoice::Always,
+            Self::Never => anstream::ColorChoice::Never,
+        }
+        .write_global();
+    }
+}
+
+/// What can be asked.
+#[derive(Debug, clap::Subcommand)]
+pub(in crate::cli) enum Verb {
+    /// Show how all services stand, or one of them.
+    Status {
+        #[command(flatten)]
+        look: Look,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Give the canary this share of the requests; only while no rollout runs.
+    Weight {
+        /// The service.
+        service: String,
+        /// The canary's share, in percent, with at most two decimals.
+        #[arg(value_name = "PERCENT")]
+        percent: f64,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Begin a rollout; after one that was rolled back, try again.
+    #[command(alias = "retry")]
+    Start {
+        /// Also in a freeze, and soon after a rollback.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        look: Look,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Go to the next step now; open the gate at which the rollout waits.
+    Promote {
+        /// Give the canary everything, past all steps, gates and hooks that are left: for hot fixes.
+        #[arg(long)]
+        full: bool,
+        #[command(flatten)]
+        look: Look,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Give everything back to stable at once.
+    #[command(alias = "abort")]
+    Rollback {
+        #[command(flatten)]
+        look: Look,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Stay at this step until somebody says otherwise.
+    Pause {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Go on with the step.
+    Resume {
+        #[command(flatten)]
+        look: Look,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Swap the roles at once: the way back after a rollout has succeeded.
+    #[command(alias = "undo")]
+    Flip {
+        /// Even if no endpoint of the other backend takes a connection.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Show what has happened to a service.
+    History {
+        /// How many of the latest events.
+        #[arg(long, value_name = "NUMBER", default_value_t = 50)]
+        events: usize,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Have the configuration read anew.
+    Reload {
+        #[command(flatten)]
+        connection: Connection,
+    },
+}
+
+impl Verb {
+    /// Whom it is asked of.
+    pub(super) fn connection(&self) -> &Connection {
+        match self {
+            Self::Weight { connection, .. } | Self::Reload { connection } => connection,
+            Self::Status { target, .. }
+            | Self::Start { target, .. }
+            | Self::Promote { target, .. }
+            | Self::Rollback { target, .. }
+            | Self::Pause { target }
+            | Self::Resume { target, .. }
+            | Self::Flip { target, .. }
+            | Self::History { target, .. } => &target.connection,
+        }
+    }
+}
+
+/// Which service, and whose.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Target {
+    /// The service; may be left out where there is only one.
+    pub(super) service: Option<String>,
+    #[command(flatten)]
+    pub(super) connection: Connection,
+}
+
+/// Whether to stay until it is over.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Look {
+    /// Wait until the rollout has ended. Ends with 0 if the canary was promoted, 1 if it was rolled back, and 2
+    /// if nobody could tell or time ran out.
+    #[arg(long)]
+    pub(super) wait: bool,
+    /// How long to wait.
+    #[arg(long, value_name = "TIME", requires = "wait", value_parser = parse_duration)]
+    pub(super) timeout: Option<Duration>,
+}

@@ -1,0 +1,117 @@
+//! Staying until a rollout has ended.
+
+use std::time::Duration;
+
+use http::Method;
+use serde::Deserialize as _;
+use serde_json::Value;
+use tokio::time::{self, Instant};
+
+use super::{
+    api::{Api, Failure},
+    ending::Ending,
+    options::{Connection, Look},
+    print, say,
+    seen::{Rollout, Service},
+    view,
+};
+use crate::{cli::args::Output, model::units::format_duration};
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long nobody has to answer before it is given up: a restart takes less.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Tells what happens, and ends when the rollout has.
+pub(super) async fn until_it_ends(
+    first: Value,
+    look: &Look,
+    api: &Api,
+    connection: &Connection,
+) -> Result<Ending, Failure> {
+    let deadline = look.timeout.map(|timeout| (timeout, Instant::now() + timeout));
+    let mut answer = first;
+    let mut seen = Seen::default();
+    loop {
+        let service = Service::deserialize(&answer).map_err(Failure::not_understood)?;
+        let Some(rollout) = &service.rollout else {
+            return Ok(Ending::Refused(format!("no rollout of service `{}` has been started", service.name)));
+        };
+        seen.tell(&service);
+        if let Some(ending) = seen.ending(&service, rollout) {
+            if connection.output == Output::Json {
+                let text = serde_json::to_string_pretty(&answer).map_err(Failure::not_understood)?;
+                print(&format!("{text}\n"));
+            }
+            return Ok(ending);
+        }
+        if let Some((timeout, deadline)) = deadline
+            && Instant::now() >= deadline
+        {
+            let stands = anstream::adapter::strip_str(&view::stands(rollout)).to_string();
+            let timeout = format_duration(timeout);
+            return Ok(Ending::Undecided(format!("not over after {timeout}: {stands}")));
+        }
+        time::sleep(PAUSE).await;
+        answer = patiently(api, &service.name).await?;
+    }
+}
+
+/// Asks again, for a while even where nobody answers: it may be restarting.
+async fn patiently(api: &Api, name: &str) -> Result<Value, Failure> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match api.call(Method::GET, &format!("/services/{name}"), None).await {
+            Err(Failure::Unreachable(_) | Failure::Broken(_)) if Instant::now() < until => {
+                time::sleep(PAUSE).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// What was seen so far.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The rollout that is waited for.
+    id: Option<String>,
+    /// When the last event happened that was told, and how many of that moment.
+    told: (u64, usize),
+    began: bool,
+}
+
+impl Seen {
+    /// Tells the events that are new; of those before, nothing.
+    fn tell(&mut self, service: &Service) {
+        let (at, told) = self.told;
+        let of_last = service.events.iter().filter(|event| event.at == at).skip(told);
+        let new: Vec<_> = of_last.chain(service.events.iter().filter(|event| event.at > at)).collect();
+        if self.began {
+            new.iter().for_each(|event| say(&view::event_line(event)));
+        } else if let Some(event) = new.last() {
+            say(&view::event_line(event));
+        }
+        self.began = true;
+        if let Some(last) = service.events.last() {
+            self.told = (last.at, service.events.iter().filter(|event| event.at == last.at).count());
+        }
+    }
+
+    /// How it has ended, if it has.
+    fn ending(&mut self, service: &Service, rollout: &Rollout) -> Option<Ending> {
+        let id = self.id.get_or_insert_with(|| rollout.id.clone());
+        if *id != rollout.id {
+            return Some(Ending::Undecided(format!("another rollout has begun: {}", rollout.id)));
+        }
+        let why = || {
+            let last = service.events.last().map(|event| event.what.clone());
+            last.unwrap_or_else(|| rollout.phase.replace('_', " "))
+        };
+        match (rollout.phase.as_str(), rollout.waits_for()) {
+            ("succeeded", _) => Some(Ending::Done),
+            ("rolled_back", _) => Some(Ending::RolledBack(why())),
+            ("paused", Some("inconclusive" | "hook_failed")) => Some(Ending::Undecided(why())),
+            _ => None,
+        }
+    }
+}

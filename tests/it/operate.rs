@@ -1,0 +1,163 @@
+//! The verbs of the command line: what they ask, what they say, and the exit codes that pipelines go by.
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::{
+    rollout::Load,
+    support::{Backend, Refusing, Tidegate, Web, reply},
+};
+
+/// What came of a call: its exit code, and what it said to programs and to people.
+#[derive(Debug)]
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn call_at(address: &str, arguments: &[&str]) -> Said {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    for name in ["TIDEGATE_TOKEN", "TIDEGATE_TOKEN_FILE", "NO_COLOR", "RUST_LOG"] {
+        command.env_remove(name);
+    }
+    command.args(arguments).env("TIDEGATE_ADDRESS", address).stdin(Stdio::null());
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let [out, err] = [stdout, stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    Said { code: status.code().unwrap(), out, err }
+}
+
+fn call(tidegate: &Tidegate, arguments: &[&str]) -> Said {
+    call_at(&format!("http://{}", tidegate.admin), arguments)
+}
+
+#[track_caller]
+fn fine(tidegate: &Tidegate, arguments: &[&str]) -> String {
+    let Said { code, out, err } = call(tidegate, arguments);
+    assert_eq!((code, err.as_str()), (0, ""), "{arguments:?}: {out}");
+    out
+}
+
+fn start(canary: &Backend, rollout: &str) -> (Backend, Tidegate) {
+    let stable = Backend::named("v1");
+    let web = Web::new(stable.address).canary(canary.address).workers(2).table("rollout", rollout);
+    let analysis = "minimum_requests = 50\npromotion_margin = 0.05\nlatency_margin = false";
+    (stable, Tidegate::start(web.table("rollout.analysis", analysis)))
+}
+
+const QUICK: &str = "steps = [{ weight = 50, hold = '100ms' }]\nbake = '100ms'";
+const BY_HAND: &str = "steps = [{ weight = 20, hold = '1h' }, { weight = 50, hold = '1h' }]\nbake = '1h'";
+
+#[test]
+fn people_see_how_services_stand() {
+    let canary = Backend::named("v2");
+    let (_stable, tidegate) = start(&canary, BY_HAND);
+    let all = fine(&tidegate, &["status"]);
+    assert_eq!(all, "SERVICE  STABLE  CANARY  WEIGHT  ROLLOUT\nweb      v1      v2         0 %  -\n");
+    let changed = fine(&tidegate, &["weight", "web", "12.5"]);
+    assert_eq!(changed, "web: v1 is stable, v2 gets 12.5 %\n");
+    let one = fine(&tidegate, &["status", "web"]);
+    assert!(one.starts_with("web: v1 is stable, v2 gets 12.5 %\n\nBACKEND  ROLE "), "{one}");
+    assert!(
+        one.contains(&format!("{}\n", canary.address)) && one.contains(" weight set to 12.5 %\n"),
+        "{one}"
+    );
+    let json: Value = serde_json::from_str(&fine(&tidegate, &["status", "web", "--output", "json"])).unwrap();
+    assert_eq!((&json["weight"], &json["canary"]), (&12.5.into(), &"v2".into()));
+    let colourful = fine(&tidegate, &["status", "--color", "always"]);
+    assert!(colourful.contains('\x1b'), "{colourful}");
+}
+
+#[test]
+fn verbs_move_a_rollout_by_hand() {
+    let canary = Backend::named("v2");
+    let (_stable, tidegate) = start(&canary, BY_HAND);
+    // The only service need not be named, and Argo's words are understood.
+    assert!(fine(&tidegate, &["rollout", "retry"]).contains(": preparing"));
+    tidegate.wait_for_phase("stepping");
+    assert!(fine(&tidegate, &["pause"]).contains("paused at step 1 of 2, by a person: `resume`"));
+    assert!(fine(&tidegate, &["resume", "web"]).contains(": step 1 of 2"));
+    let promoted = fine(&tidegate, &["promote"]);
+    assert!(promoted.starts_with("web: v1 is stable, v2 gets 50 %\n"), "{promoted}");
+    let back = fine(&tidegate, &["abort"]);
+    assert!(back.starts_with("web: v1 is stable, v2 gets 0 %\n"), "{back}");
+    tidegate.wait_for_phase("rolled_back");
+    assert!(fine(&tidegate, &["undo"]).starts_with("web: v2 is stable, v1 gets 0 %\n"));
+    let history = fine(&tidegate, &["history"]);
+    let whats: Vec<_> =
+        history.lines().filter_map(|line| line.split_once("Z ")).map(|(_, what)| what).collect();
+    assert!(whats.first().is_some_and(|what| what.starts_with("the rollout began")), "{history}");
+    assert!(whats.last().is_some_and(|what| what.starts_with("flipped")), "{history}");
+    assert_eq!(fine(&tidegate, &["history", "--events", "1"]).lines().count(), 1);
+}
+
+#[test]
+fn waiting_ends_with_0_when_the_canary_was_promoted() {
+    let canary = Backend::named("v2");
+    let (_stable, tidegate) = start(&canary, QUICK);
+    let load = Load::on(&tidegate);
+    let Said { code, out, err } = call(&tidegate, &["rollout", "start", "--wait", "--timeout", "1m"]);
+    drop(load);
+    assert_eq!((code, out.as_str()), (0, ""), "{err}");
+    assert!(err.contains(" step 1 began") && err.trim_end().ends_with(" the rollout succeeded"), "{err}");
+}
+
+#[test]
+fn waiting_ends_with_1_when_it_was_rolled_back() {
+    let canary = Backend::answering(|_| reply("500 Internal Server Error", &[], "bad"));
+    let (_stable, tidegate) = start(&canary, QUICK);
+    let load = Load::on(&tidegate);
+    let Said { code, out, err } = call(&tidegate, &["start", "web", "--wait", "--output", "json"]);
+    drop(load);
+    assert_eq!(code, 1, "{err}");
+    let mut documents = serde_json::Deserializer::from_str(&out).into_iter::<Value>().map(Result::unwrap);
+    assert_eq!(documents.next().unwrap()["rollout"]["phase"], "rolled_back");
+    assert_eq!(documents.next().unwrap()["error"], "rolled_back");
+}
+
+#[test]
+fn waiting_ends_with_2_when_nobody_can_tell_or_time_runs_out() {
+    let canary = Backend::named("v2");
+    let plan = "steps = [{ weight = 20, hold = '10ms' }]\ndeadline = '50ms'";
+    let (_stable, tidegate) = start(&canary, plan);
+    let Said { code, err, .. } = call(&tidegate, &["start", "--wait"]);
+    assert_eq!(code, 2, "{err}");
+    assert!(
+        err.contains("error: paused at step 1: the step reached its deadline without a verdict"),
+        "{err}"
+    );
+    let Said { code, err, .. } = call(&tidegate, &["status", "--wait", "--timeout", "10ms"]);
+    assert_eq!(code, 2, "{err}");
+    tidegate.api("POST", "web/rollback", "");
+    let refusing = Refusing::new();
+    let waiting = Web::new(_stable.address).canary(refusing.address);
+    let other = Tidegate::start(waiting);
+    let Said { code, err, .. } = call(&other, &["start", "--wait", "--timeout", "10ms"]);
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("error: not over after 10ms: preparing"), "{err}");
+}
+
+#[test]
+fn what_cannot_be_done_says_what_can() {
+    let canary = Backend::named("v2");
+    let (_stable, tidegate) = start(&canary, BY_HAND);
+    for (arguments, code, wanted) in [
+        (&["pause"][..], 3, "cannot `pause` while idle: no rollout has been started"),
+        (&["pause", "wep"], 3, "there is no service `wep`"),
+        (&["pause", "a/b"], 3, "`a/b` is not the name of a service"),
+        (&["weight", "web", "101"], 3, "101"),
+        (&["status", "--wait"], 3, "no rollout of service `web` has been started"),
+        (&["status", "--timeout", "1s"], 2, "--wait"),
+        (&["status", "--address", "localhost:1"], 3, "write an http:// URL"),
+        (&["status", "--address", "http://127.0.0.1:1"], 69, "nobody answers at 127.0.0.1:1"),
+        (&["status", "--token-file", "/nowhere/token"], 3, "cannot read /nowhere/token"),
+    ] {
+        let said = call(&tidegate, arguments);
+        assert_eq!(said.code, code, "{arguments:?}: {said:?}");
+        assert!(said.err.contains(wanted), "{arguments:?}: {said:?}");
+    }
+    // Somebody else's server.
+    let said = call_at(&format!("http://{}", canary.address), &["status"]);
+    assert_eq!(said.code, 70, "{said:?}");
+}
