@@ -2,9 +2,11 @@
 
 mod args;
 mod check;
+mod plan;
 mod replay;
 mod run;
 mod simulate;
+mod traffic;
 
 use std::process::ExitCode;
 
@@ -22,6 +24,7 @@ pub fn main() -> ExitCode {
         args::Command::Run(config) => run::run(&config),
         args::Command::Check(config) => check::check(&config),
         args::Command::Demo(demo) => run::finish(crate::demo::main(demo.keep, demo.plain)),
+        args::Command::Plan(plan) => plan::plan(&plan),
         args::Command::Replay(replay) => replay::replay(&replay),
         args::Command::Simulate(simulate) => simulate::simulate(&simulate),
     }

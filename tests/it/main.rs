@@ -26,6 +26,7 @@
 //! | `interop` | other people's clients in front of it, and other people's servers behind it |
 //! | `nginx` | the same with somebody else's servers behind it |
 //! | `outlier` | endpoints whose requests fail are passed over for a while |
+//! | `plan` | what a plan can show with the traffic there is |
 //! | `limits` | how much is let in: of connections, heads, bodies and requests |
 //! | `proxy_protocol` | who may say whose connection it is, and who is believed |
 //! | `retry` | requests that have failed and are tried again |
@@ -80,6 +81,7 @@ mod limits;
 mod mirror;
 mod nginx;
 mod outlier;
+mod plan;
 mod pool;
 mod proxy_protocol;
 mod readme;
