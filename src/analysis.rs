@@ -29,6 +29,7 @@ pub mod latency;
 mod learned;
 pub mod mixture;
 mod numbers;
+pub mod outlook;
 mod route;
 pub mod settings;
 pub mod verdict;

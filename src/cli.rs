@@ -3,9 +3,11 @@
 mod args;
 mod check;
 mod operate;
+mod plan;
 mod replay;
 mod run;
 mod simulate;
+mod traffic;
 
 use std::process::ExitCode;
 
@@ -23,6 +25,7 @@ pub fn main() -> ExitCode {
         args::Command::Run(config) => run::run(&config),
         args::Command::Check(config) => check::check(&config),
         args::Command::Demo(demo) => run::finish(crate::demo::main(demo.keep, demo.plain)),
+        args::Command::Plan(plan) => plan::plan(&plan),
         args::Command::Replay(replay) => replay::replay(&replay),
         args::Command::Rollout(args::Operate { verb }) | args::Command::Operate(verb) => {
             operate::operate(&verb)

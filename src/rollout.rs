@@ -16,6 +16,7 @@
 
 pub mod effect;
 pub mod event;
+pub mod forecast;
 pub mod freeze;
 pub mod machine;
 pub mod note;

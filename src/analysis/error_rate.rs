@@ -86,6 +86,15 @@ pub enum Direction {
     Better,
 }
 
+impl Direction {
+    pub(super) fn grid(self) -> &'static [Alternative; ALTERNATIVES] {
+        match self {
+            Self::Worse => &WORSE,
+            Self::Better => &BETTER,
+        }
+    }
+}
+
 /// How far apart the two arms' failure rates may be: the canary's at most `ratio` times stable's
 /// raised by `absolute`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -142,21 +151,18 @@ impl Comparison {
         let (nc, xc) = canary.units(dispersion);
         let q = self.margin.ratio * nc / (self.margin.ratio * nc + ns);
         let charged = xc + xs + ns * self.margin.absolute;
-        let grid: &[Alternative; ALTERNATIVES] = match self.direction {
-            Direction::Worse => &WORSE,
-            Direction::Better => &BETTER,
-        };
+        let grid = self.direction.grid();
         // Both terms stay finite as q nears 0 or 1, unlike the logarithms of q and 1 − q.
         std::array::from_fn(|k| xc * grid[k].log - charged * (grid[k].excess * q).ln_1p())
     }
 }
 
 /// How many times worse than the boundary the canary may be.
-struct Alternative {
+pub(super) struct Alternative {
     /// ln g.
-    log: f64,
+    pub(super) log: f64,
     /// g − 1.
-    excess: f64,
+    pub(super) excess: f64,
 }
 
 /// `g` from `low` to `high`, evenly spaced in the logarithm.

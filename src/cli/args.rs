@@ -1,6 +1,6 @@
 //! What can be asked of the program.
 
-use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use super::operate::options::Verb;
 use crate::model::units::parse_duration;
@@ -23,6 +23,8 @@ pub(super) enum Command {
     Check(ConfigFile),
     /// Play four rollouts with two demo backends on this machine, in under two minutes.
     Demo(Demo),
+    /// Say what a plan can show with the traffic there is: what it finds, how soon, and at what price.
+    Plan(Plan),
     /// Run a plan in simulated time, thousands of times over, beside what others would decide by.
     Simulate(Simulate),
     /// Judge a recording again, tick by tick.
@@ -56,6 +58,41 @@ pub(super) struct Demo {
     /// Print plain lines even where there is a terminal.
     #[arg(long)]
     pub(super) plain: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Plan {
+    #[command(flatten)]
+    pub(super) config: ConfigFile,
+    /// The service of the configuration, where several have a canary.
+    #[arg(long, value_name = "NAME")]
+    pub(super) service: Option<String>,
+    #[command(flatten)]
+    pub(super) source: TrafficSource,
+    /// A query for the requests a second, instead of one for Tidegate's own metrics.
+    #[arg(long, value_name = "PROMQL", conflicts_with_all = ["rate", "admin"])]
+    pub(super) query: Option<String>,
+    /// The percentage of its requests that stable fails; as measured, or 0.1, if left out.
+    #[arg(long, value_name = "PERCENT", value_parser = percentage)]
+    pub(super) fails: Option<f64>,
+    /// How the answer is written.
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub(super) output: Output,
+}
+
+/// Where the traffic is learned from.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct TrafficSource {
+    /// Requests a second, of both versions together.
+    #[arg(long, value_name = "NUMBER")]
+    pub(super) rate: Option<f64>,
+    /// The admin address of a running Tidegate, which says what it has lately seen.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) admin: Option<SocketAddr>,
+    /// A Prometheus, which says what it has seen in the last hour.
+    #[arg(long, value_name = "URL")]
+    pub(super) prometheus: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -138,10 +175,12 @@ pub(super) enum Output {
 
 /// Two percentages, as shares.
 fn two_percentages(text: &str) -> Result<(f64, f64), String> {
-    let share = |text: &str| {
-        let percent: f64 = text.trim().parse().ok()?;
-        (0.0..=100.0).contains(&percent).then_some(percent / 100.0)
-    };
     let (stable, canary) = text.split_once(',').ok_or("write two percentages, such as 0.1,0.5")?;
-    share(stable).zip(share(canary)).ok_or_else(|| "a percentage is from 0 to 100".to_owned())
+    Ok((percentage(stable)?, percentage(canary)?))
+}
+
+/// A percentage, as a share.
+fn percentage(text: &str) -> Result<f64, String> {
+    let percent = text.trim().parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
+    percent.map(|percent: f64| percent / 100.0).ok_or_else(|| "a percentage is from 0 to 100".to_owned())
 }

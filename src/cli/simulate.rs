@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     analysis::settings::Settings,
-    config::{Config, Rollout},
+    config::{Config, Rollout, Service},
     rollout::plan::{Draft, Plan, Strategy},
     simulate::{self, Setup, plot, recorded::Recorded, report, rivals::Rival, scenario::Scenario},
 };
@@ -46,16 +46,21 @@ pub(super) fn simulate(args: &Simulate) -> ExitCode {
     run::finish(rollout.and_then(|rollout| play(args, rollout)))
 }
 
-/// The rollout of one service of a configuration: the one that is named, or the only one there is.
+/// The rollout of one service of a configuration.
 pub(super) fn rollout_of(config: Config, name: Option<&str>) -> anyhow::Result<Rollout> {
-    let named = |service: &crate::config::Service| match name {
+    Ok(service_of(config, name)?.rollout)
+}
+
+/// One service of a configuration: the one that is named, or the only one that has a canary.
+pub(super) fn service_of(config: Config, name: Option<&str>) -> anyhow::Result<Service> {
+    let named = |service: &Service| match name {
         Some(name) => service.name.as_str() == name,
         None => service.roles.canary().is_some(),
     };
     let names: Vec<_> = config.services.iter().map(|service| service.name.to_string()).collect();
     let mut found = config.services.into_iter().filter(named);
     match (found.next(), found.next(), name) {
-        (Some(service), None, _) => Ok(service.rollout),
+        (Some(service), None, _) => Ok(service),
         (Some(_), Some(_), _) => bail!("several services have a canary: name one with --service"),
         (None, _, Some(name)) => bail!("there is no service `{name}`, but {}", names.join(", ")),
         (None, _, None) => bail!("no service has a canary: name one with --service"),

@@ -85,10 +85,13 @@ pub(super) fn lower(
         when_inconclusive: inconclusive.unwrap_or_default(),
         ..times(&raw, report)
     };
+    let place = steps_place.or(schedule_place).unwrap_or(service);
     match Plan::new(draft) {
-        Ok(plan) => Some(Rollout { plan, analysis, warmup, freezes: Vec::new() }),
+        Ok(plan) => {
+            steps::warn_if_mute(&plan, &analysis, &placed, place, report);
+            Some(Rollout { plan, analysis, warmup, freezes: Vec::new() })
+        }
         Err(faults) => {
-            let place = steps_place.or(schedule_place).unwrap_or(service);
             faults.iter().for_each(|fault| steps::report_fault(fault, &placed, place.clone(), report));
             None
         }
@@ -146,7 +149,7 @@ mod tests {
     use std::time::Duration;
 
     use super::{
-        super::testing::{errors, parsed},
+        super::testing::{errors, parsed, warnings},
         *,
     };
     use crate::{analysis::settings::Settings, config::steps::DEFAULT_HOLD};
@@ -208,6 +211,20 @@ mod tests {
     fn a_wrong_strategy_is_the_only_fault_reported_for_it() {
         assert_eq!(errors(&rollout("strategy = 'bluegreen'")).len(), 1);
         assert_eq!(errors(&rollout("strategy = 'cannary'\nsteps = [{ weight = 1 }]")).len(), 1);
+    }
+
+    #[test]
+    fn a_plan_that_says_nothing_is_warned_of() {
+        let said = |written: &str| warnings(&rollout(written));
+        assert_eq!(said(""), [""; 0]);
+        assert_eq!(said("strategy = 'blue-green'"), [""; 0]);
+        let full = "this step leaves stable nothing that the canary could be compared with";
+        assert_eq!(said("steps = [{ weight = 50 }, { weight = 100 }]"), [full]);
+        let many = said("steps = [{ weight = 0.01 }, { weight = 50 }]\ndeadline = '10s'");
+        assert_eq!(many.len(), 1);
+        assert!(many[0].starts_with("this plan needs 14286 requests a second"), "{many:?}");
+        let never = "this plan cannot reach a verdict, whatever the traffic";
+        assert_eq!(said("steps = [{ weight = 50, hold = '0s' }]\ndeadline = '0s'"), [never]);
     }
 
     #[test]

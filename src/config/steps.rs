@@ -9,7 +9,14 @@ use super::{
     report::Report,
     written::{Section, Table, Time, WAIT, in_words, positive, time, weight},
 };
-use crate::rollout::plan::{MAX_STEPS, MAX_TIME, PlanFault, Step};
+use crate::{
+    analysis::settings::Settings,
+    model::weight::Weight,
+    rollout::{
+        forecast::{self, Traffic},
+        plan::{MAX_STEPS, MAX_TIME, Plan, PlanFault, Step, Strategy},
+    },
+};
 
 /// How long a step lasts at least if it does not say; as in the default steps.
 pub(super) const DEFAULT_HOLD: Duration = Duration::from_secs(60);
@@ -117,3 +124,42 @@ pub(super) fn report_fault(
         }
     };
 }
+
+/// Says so where a plan cannot reach a verdict, or not with the traffic that anybody has. `steps` are the
+/// written ones; `place` is that of all.
+pub(super) fn warn_if_mute(
+    plan: &Plan,
+    settings: &Settings,
+    steps: &[PlacedStep],
+    place: Range<usize>,
+    report: &mut Report<'_>,
+) {
+    // Nothing is compared in blue/green, and nothing is known of settings that are wrong.
+    if plan.strategy() == Strategy::BlueGreen || !settings.faults().is_empty() {
+        return;
+    }
+    if plan.steps().iter().any(|step| step.weight == Weight::FULL) {
+        let written = steps.iter().find(|placed| placed.step.weight == Weight::FULL);
+        report
+            .warning(
+                written.map_or(place, |placed| placed.weight.clone()),
+                "this step leaves stable nothing that the canary could be compared with",
+            )
+            .help("let the last step be smaller, such as 50: after it the canary gets everything");
+        return;
+    }
+    if forecast::reaches_a_verdict(settings, plan, MUCH_TRAFFIC) {
+        return;
+    }
+    let problem = match forecast::requests_per_second_needed(settings, plan, MUCH_TRAFFIC.failing) {
+        Some(needed) => format!("this plan needs {needed:.0} requests a second to reach a verdict"),
+        None => "this plan cannot reach a verdict, whatever the traffic".to_owned(),
+    };
+    report.warning(place, problem).help(
+        "let steps last longer, raise `deadline`, or ask for less (`minimum_requests`, `promotion_margin`); \
+         `tidegate plan` says what a plan can show",
+    );
+}
+
+/// More than nearly any service has, of which a usual share fails.
+const MUCH_TRAFFIC: Traffic = Traffic { requests_per_second: 10_000.0, failing: 0.001 };

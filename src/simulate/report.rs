@@ -18,18 +18,28 @@ pub fn table(rows: &[Row]) -> String {
         "after, s",
         "harmed",
     ];
-    let lines: Vec<[String; 10]> = rows.iter().map(cells).collect();
+    let mut lines = Vec::new();
+    for (index, row) in rows.iter().enumerate() {
+        if index > 0 && row.scenario != rows[index - 1].scenario {
+            lines.push([const { String::new() }; 10]);
+        }
+        lines.push(cells(row));
+    }
+    aligned(head, &[0, 2], &lines)
+}
+
+/// Lines in columns of equal width; words, in the columns `left`, stand to the left, numbers to the right.
+pub fn aligned<const N: usize>(head: [&str; N], left: &[usize], lines: &[[String; N]]) -> String {
     let width = |column: usize| {
         let cells = lines.iter().map(|line| line[column].chars().count());
         cells.chain([head[column].len()]).max().unwrap_or(0)
     };
-    let widths: [usize; 10] = std::array::from_fn(width);
+    let widths: [usize; N] = std::array::from_fn(width);
     let mut text = String::new();
-    let mut put = |cells: [&str; 10]| {
+    for cells in std::iter::once(head).chain(lines.iter().map(|line| line.each_ref().map(String::as_str))) {
         let mut line = String::new();
         for (column, (cell, width)) in cells.iter().zip(widths).enumerate() {
-            // Words to the left, numbers to the right.
-            let _infallible = if column == 0 || column == 2 {
+            let _infallible = if left.contains(&column) {
                 write!(line, "{cell:<width$}  ")
             } else {
                 write!(line, "{cell:>width$}  ")
@@ -37,13 +47,6 @@ pub fn table(rows: &[Row]) -> String {
         }
         text.push_str(line.trim_end());
         text.push('\n');
-    };
-    put(head);
-    for (index, line) in lines.iter().enumerate() {
-        if index > 0 && rows[index].scenario != rows[index - 1].scenario {
-            put([""; 10]);
-        }
-        put(line.each_ref().map(String::as_str));
     }
     text
 }

@@ -27,6 +27,7 @@
 //! | `nginx` | the same with somebody else's servers behind it |
 //! | `operate` | the verbs of the command line, and the exit codes that pipelines go by |
 //! | `outlier` | endpoints whose requests fail are passed over for a while |
+//! | `plan` | what a plan can show with the traffic there is |
 //! | `limits` | how much is let in: of connections, heads, bodies and requests |
 //! | `proxy_protocol` | who may say whose connection it is, and who is believed |
 //! | `retry` | requests that have failed and are tried again |
@@ -82,6 +83,7 @@ mod mirror;
 mod nginx;
 mod operate;
 mod outlier;
+mod plan;
 mod pool;
 mod proxy_protocol;
 mod readme;

@@ -1,0 +1,401 @@
+//! What a plan can show with the traffic there is, before it is tried: how many requests of the canary
+//! each step sees, which regressions it finds and how soon, what they cost, and whether it reaches a
+//! verdict at all.
+//!
+//! Computed from means and variances ([`Outlook`]), not simulated: it takes no time, whatever the plan's.
+//! "Found" means in nine cases of ten, by the evidence on the failure rate (or the slow requests) alone.
+//! Deliberately left out: budgets (`max_harm`), which keep weights lower than the plan's, gates and hooks,
+//! requests that rules send to the canary, and baking.
+
+use std::{ops::Range, time::Duration};
+
+use serde::Serialize;
+
+use super::{plan::Plan, trial};
+use crate::{
+    analysis::{
+        error_rate::{Direction, Margin},
+        outlook::Outlook,
+        settings::Settings,
+        verdict::{Arms, Check},
+    },
+    model::weight::Weight,
+};
+
+/// What is asked of a service, and how it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Traffic {
+    /// Requests a second.
+    pub requests_per_second: f64,
+    /// The share of them that stable fails.
+    pub failing: f64,
+}
+
+/// What a plan can show.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Forecast {
+    /// With which traffic.
+    pub traffic: Traffic,
+    /// Each step that a canary like stable gets to.
+    pub steps: Vec<StepForecast>,
+    /// Whether such a canary is promoted in nine cases of ten.
+    pub reaches_a_verdict: bool,
+    /// Requests a second with which it would be; nothing where none are enough.
+    pub requests_per_second_needed: Option<f64>,
+    /// What becomes of worse ones.
+    pub regressions: Vec<Regression>,
+}
+
+/// What one step can show.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StepForecast {
+    /// The canary's share of requests.
+    pub weight: Weight,
+    /// How long the step lasts, in seconds.
+    pub seconds: f64,
+    /// Why it lasts longer than its hold, if it does.
+    pub waits_for: Option<WaitsFor>,
+    /// Whether that is there before the step's deadline.
+    pub ends: bool,
+    /// The canary's requests in the step.
+    pub canary_requests: f64,
+    /// The smallest failure rate of the canary, bad from the beginning, that is found by the step's end.
+    pub finds_failing: Option<f64>,
+    /// The smallest share of the canary's requests slower than stable's 99th percentile and the margin that
+    /// is found; likewise.
+    pub finds_slow: Option<f64>,
+}
+
+/// What a step waits for beyond its hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitsFor {
+    /// The canary's least number of requests.
+    Requests,
+    /// Evidence that the canary is within the margin of promotion.
+    Proof,
+}
+
+/// What becomes of a canary that fails more.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Regression {
+    /// The share of its requests that fail.
+    pub failing: f64,
+    /// What becomes of it.
+    pub end: End,
+    /// After so many seconds.
+    pub seconds: f64,
+    /// In which step, from 0.
+    pub step: usize,
+    /// Requests that have failed by then and would not have on stable.
+    pub harmed: f64,
+}
+
+/// What becomes of a canary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// It is rolled back.
+    RolledBack,
+    /// It is neither found nor proven: the step ends without a verdict.
+    Inconclusive,
+    /// It is promoted, being within the margin.
+    Promoted,
+}
+
+impl Forecast {
+    /// What a plan can show with so much traffic.
+    pub fn new(settings: &Settings, plan: &Plan, traffic: Traffic) -> Self {
+        let oracle = Oracle::new(settings, plan, traffic);
+        let harmless = oracle.course(traffic.failing);
+        let steps: Vec<_> = (0..harmless.len()).map(|step| oracle.step(&harmless, step)).collect();
+        let tolerated = settings.ratio_tolerance * (traffic.failing + settings.absolute_tolerance);
+        let regressions = REGRESSIONS.into_iter().filter(|failing| *failing > 1.2 * tolerated);
+        Self {
+            traffic,
+            reaches_a_verdict: oracle.is_whole(&harmless),
+            steps,
+            requests_per_second_needed: requests_per_second_needed(settings, plan, traffic.failing),
+            regressions: regressions.map(|failing| oracle.regression(failing)).collect(),
+        }
+    }
+
+    /// What becomes of one canary that fails a share of its requests, as in [`Forecast::regressions`].
+    pub fn of_regression(settings: &Settings, plan: &Plan, traffic: Traffic, failing: f64) -> Regression {
+        Oracle::new(settings, plan, traffic).regression(failing)
+    }
+}
+
+/// Whether a canary like stable is promoted in nine cases of ten.
+pub fn reaches_a_verdict(settings: &Settings, plan: &Plan, traffic: Traffic) -> bool {
+    let oracle = Oracle::new(settings, plan, traffic);
+    oracle.is_whole(&oracle.course(traffic.failing))
+}
+
+/// Requests a second with which a canary like stable, which fails such a share of its requests, is promoted
+/// in nine cases of ten; nothing where a million are not enough.
+pub fn requests_per_second_needed(settings: &Settings, plan: &Plan, failing: f64) -> Option<f64> {
+    let is_enough = |log_rate: f64| {
+        let traffic = Traffic { requests_per_second: log_rate.exp(), failing };
+        reaches_a_verdict(settings, plan, traffic)
+    };
+    first(RATES.start.ln()..RATES.end.ln(), is_enough).map(f64::exp)
+}
+
+/// Knows what is to be expected.
+struct Oracle<'a> {
+    settings: &'a Settings,
+    plan: &'a Plan,
+    traffic: Traffic,
+    /// What rolls back, as far as the failure rate, and slow requests, are concerned.
+    failing_threshold: f64,
+    slow_threshold: Option<f64>,
+}
+
+/// A stretch of a rollout.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    weight: Weight,
+    seconds: f64,
+    waits_for: Option<WaitsFor>,
+    ends: bool,
+}
+
+impl<'a> Oracle<'a> {
+    fn new(settings: &'a Settings, plan: &'a Plan, traffic: Traffic) -> Self {
+        let verdict = trial::begin(settings, plan, Duration::from_secs(1)).verdict();
+        let threshold = |check| verdict.checks.get(check).map(|report| report.threshold);
+        Self {
+            settings,
+            plan,
+            traffic,
+            failing_threshold: threshold(Check::ErrorRate).unwrap_or(verdict.threshold),
+            slow_threshold: threshold(Check::LatencyP99),
+        }
+    }
+
+    /// How a rollout goes that nothing is found in, of a canary that fails so much.
+    fn course(&self, failing: f64) -> Vec<Stretch> {
+        let steps = self.plan.steps();
+        let mut course: Vec<Stretch> = Vec::new();
+        for (index, step) in steps.iter().enumerate() {
+            let (hold, weight) = (step.hold.as_secs_f64(), step.weight);
+            let most = hold + self.plan.deadline().as_secs_f64();
+            let rate = self.requests(weight, 1.0).canary;
+            let mut stretch = Stretch { weight, seconds: hold, waits_for: None, ends: true };
+            let mut wait = |what: WaitsFor, seconds: Option<f64>| {
+                if seconds.is_none_or(|seconds| seconds > stretch.seconds) {
+                    stretch.waits_for = Some(what);
+                    stretch.ends &= seconds.is_some_and(|seconds| seconds <= most);
+                    stretch.seconds = seconds.unwrap_or(most).min(most);
+                }
+            };
+            // What rules send to the canary is not known.
+            if weight > Weight::ZERO {
+                let least = step.minimum_requests.unwrap_or(self.settings.minimum_requests);
+                wait(WaitsFor::Requests, Some(least as f64 / rate));
+            }
+            if index + 1 == steps.len() {
+                let target = -self.settings.promotion_alpha.ln();
+                let proven = |seconds: f64| {
+                    let last = Stretch { seconds, ..stretch_of(weight) };
+                    let stretches = course.iter().copied().chain([last]);
+                    self.better(stretches, failing).log_e() >= target
+                };
+                wait(WaitsFor::Proof, first(0.0..most, proven));
+            }
+            let ends = stretch.ends;
+            course.push(stretch);
+            if !ends {
+                break;
+            }
+        }
+        course
+    }
+
+    fn is_whole(&self, course: &[Stretch]) -> bool {
+        course.len() == self.plan.steps().len() && course.iter().all(|stretch| stretch.ends)
+    }
+
+    fn step(&self, course: &[Stretch], index: usize) -> StepForecast {
+        let Stretch { weight, seconds, waits_for, ends } = course[index];
+        let until = &course[..=index];
+        let finds = |direction_margin: Margin, stable: f64, threshold: f64| {
+            let found = |failing: f64| {
+                let failing = Arms { stable, canary: failing };
+                self.outlook(until.iter().copied(), direction_margin, failing).log_e() >= threshold
+            };
+            first(stable..1.0, found)
+        };
+        StepForecast {
+            weight,
+            seconds,
+            waits_for,
+            ends,
+            canary_requests: self.requests(weight, seconds).canary,
+            finds_failing: finds(self.settings.tolerance(), self.traffic.failing, self.failing_threshold),
+            finds_slow: self.slow_threshold.and_then(|threshold| {
+                // As `analysis::latency` asks it: one in a hundred of stable's is slow.
+                finds(Margin { ratio: 1.0, absolute: 0.0 }, 0.01, threshold)
+            }),
+        }
+    }
+
+    /// What becomes of a canary that fails so much.
+    fn regression(&self, failing: f64) -> Regression {
+        let course = self.course(failing);
+        let rates = Arms { stable: self.traffic.failing, canary: failing };
+        let tolerance = self.settings.tolerance();
+        let harmed_in = |stretch: Stretch| {
+            self.requests(stretch.weight, stretch.seconds).canary * (failing - self.traffic.failing)
+        };
+        let (mut seconds, mut harmed) = (0.0, 0.0);
+        for (step, stretch) in course.iter().copied().enumerate() {
+            let found = |seconds: f64| {
+                let until = course[..step].iter().copied().chain([Stretch { seconds, ..stretch }]);
+                self.outlook(until, tolerance, rates).log_e() >= self.failing_threshold
+            };
+            if let Some(part) = first(0.0..stretch.seconds, found) {
+                harmed += harmed_in(Stretch { seconds: part, ..stretch });
+                return Regression { failing, end: End::RolledBack, seconds: seconds + part, step, harmed };
+            }
+            seconds += stretch.seconds;
+            harmed += harmed_in(stretch);
+        }
+        // Whether it gets through is not to be relied on either way, so the middle of all cases says it.
+        let target = -self.settings.promotion_alpha.ln();
+        let whole = course.len() == self.plan.steps().len();
+        let proven = self.better(course.iter().copied(), failing).median_log_e() >= target;
+        let end = if whole && proven { End::Promoted } else { End::Inconclusive };
+        Regression { failing, end, seconds, step: course.len().saturating_sub(1), harmed }
+    }
+
+    fn better(&self, stretches: impl Iterator<Item = Stretch>, failing: f64) -> Outlook {
+        let margin = Margin { ratio: 1.0, absolute: self.settings.promotion_margin };
+        let rates = Arms { stable: self.traffic.failing, canary: failing };
+        self.gather(Outlook::new(Direction::Better, margin), stretches, rates)
+    }
+
+    fn outlook(
+        &self,
+        stretches: impl Iterator<Item = Stretch>,
+        margin: Margin,
+        failing: Arms<f64>,
+    ) -> Outlook {
+        self.gather(Outlook::new(Direction::Worse, margin), stretches, failing)
+    }
+
+    fn gather(
+        &self,
+        mut outlook: Outlook,
+        stretches: impl Iterator<Item = Stretch>,
+        failing: Arms<f64>,
+    ) -> Outlook {
+        let dispersion = self.settings.dispersion.unwrap_or(1.0);
+        for Stretch { weight, seconds, .. } in stretches {
+            outlook.add(self.requests(weight, seconds), failing, dispersion);
+        }
+        outlook
+    }
+
+    /// Requests of both versions in some time.
+    fn requests(&self, weight: Weight, seconds: f64) -> Arms<f64> {
+        let (all, share) = (self.traffic.requests_per_second * seconds, weight.percent() / 100.0);
+        Arms { stable: all * (1.0 - share), canary: all * share }
+    }
+}
+
+fn stretch_of(weight: Weight) -> Stretch {
+    Stretch { weight, seconds: 0.0, waits_for: None, ends: true }
+}
+
+/// The first value within `range` for which something holds that goes on holding from there; nothing where it
+/// does not hold at the end either.
+fn first(range: Range<f64>, holds: impl Fn(f64) -> bool) -> Option<f64> {
+    let Range { start: mut low, end: mut high } = range;
+    if !holds(high) {
+        return None;
+    }
+    if holds(low) {
+        return Some(low);
+    }
+    for _ in 0..BISECTIONS {
+        let middle = 0.5 * (low + high);
+        if holds(middle) { high = middle } else { low = middle }
+    }
+    Some(high)
+}
+
+/// To a millionth of the range: an hour to four milliseconds.
+const BISECTIONS: u32 = 20;
+
+/// Requests a second between which the least is looked for.
+const RATES: Range<f64> = 1e-3..1e6;
+
+/// Failure rates that somebody may want to know about.
+const REGRESSIONS: [f64; 9] = [0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rollout::plan::Draft;
+
+    fn forecast(requests_per_second: f64, draft: Draft) -> Forecast {
+        let traffic = Traffic { requests_per_second, failing: 0.001 };
+        Forecast::new(&Settings::default(), &Plan::new(draft).unwrap(), traffic)
+    }
+
+    #[test]
+    fn more_traffic_finds_smaller_regressions_sooner() {
+        let (few, many) = (forecast(100.0, Draft::default()), forecast(1_000.0, Draft::default()));
+        for (few, many) in few.steps.iter().zip(&many.steps) {
+            assert!(few.finds_failing.unwrap() > many.finds_failing.unwrap());
+            assert!(few.finds_slow.unwrap() > many.finds_slow.unwrap());
+        }
+        let after = |forecast: &Forecast| forecast.regressions.iter().map(|r| r.seconds).collect::<Vec<_>>();
+        // The last of which nothing is left to be found faster.
+        assert!(after(&few)[..7].iter().zip(&after(&many)).all(|(few, many)| few > many));
+        assert!(many.regressions.is_sorted_by(|a, b| a.seconds >= b.seconds));
+    }
+
+    #[test]
+    fn what_is_found_by_a_steps_end_is_found_in_it() {
+        let plan = Plan::new(Draft::default()).unwrap();
+        let settings = Settings::default();
+        let traffic = Traffic { requests_per_second: 300.0, failing: 0.001 };
+        let oracle = Oracle::new(&settings, &plan, traffic);
+        for (index, step) in Forecast::new(&settings, &plan, traffic).steps.iter().enumerate() {
+            let found = oracle.regression(step.finds_failing.unwrap() * 1.01);
+            assert_eq!((found.end, found.step), (End::RolledBack, index), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_plan_without_traffic_reaches_no_verdict_and_says_what_it_needs() {
+        let (settings, plan) = (Settings::default(), Plan::new(Draft::default()).unwrap());
+        let at = |requests_per_second| {
+            Forecast::new(&settings, &plan, Traffic { requests_per_second, failing: 0.001 })
+        };
+        let few = at(0.1);
+        // 100 requests at 1 % of a tenth a second take a day.
+        assert_eq!((few.steps.len(), few.steps[0].waits_for), (1, Some(WaitsFor::Requests)));
+        assert!(!few.reaches_a_verdict && !few.steps[0].ends && few.steps[0].seconds == 660.0);
+        let needed = few.requests_per_second_needed.unwrap();
+        assert!(!at(needed * 0.99).reaches_a_verdict && at(needed * 1.01).reaches_a_verdict, "{needed}");
+        assert!(at(0.1).regressions.iter().any(|regression| regression.end == End::Inconclusive));
+    }
+
+    #[test]
+    fn the_last_step_waits_for_proof() {
+        let last = *forecast(40.0, Draft::default()).steps.last().unwrap();
+        assert_eq!((last.waits_for, last.ends), (Some(WaitsFor::Proof), true));
+        let hasty = forecast(40.0, Draft { deadline: Duration::ZERO, ..Draft::default() });
+        assert!(!hasty.reaches_a_verdict);
+    }
+
+    #[test]
+    fn within_the_margin_is_promoted() {
+        let regressions = forecast(100.0, Draft::default()).regressions;
+        assert_eq!((regressions[0].failing, regressions[0].end), (0.002, End::Promoted));
+    }
+}
