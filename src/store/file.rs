@@ -19,6 +19,8 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -191,6 +193,10 @@ impl Folder {
     }
 }
 
+/// How often the lock is tried again, and after how long: about a second.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(25);
+
 const NEWEST: &str = "state.json";
 const LAST: &str = "state.json.last";
 const NEXT: &str = "state.json.next";
@@ -256,7 +262,15 @@ fn lock(directory: &Path) -> Result<Option<File>, StoreError> {
         Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => return Ok(None),
         Err(error) => return Err(StoreError::io("open", &path, &error)),
     };
-    match file.try_lock() {
+    // The one before may have been killed just now, and not be gone yet.
+    let mut tries = 0..LOCK_TRIES;
+    let locked = loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if tries.next().is_some() => thread::sleep(LOCK_PAUSE),
+            locked => break locked,
+        }
+    };
+    match locked {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut process = String::new();

@@ -1,6 +1,7 @@
 //! What is saved of a service: all that a restart needs to go on, and what has happened.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use crate::{
     analysis::{Analysis, verdict::Verdict},
@@ -31,8 +32,15 @@ pub struct Record {
     pub salt: u64,
     /// The rollout that runs or ran last.
     pub rollout: Option<Rollout>,
-    /// Its evidence, while it runs.
+    /// Its evidence, while it runs. What another version has gathered is of use only to one that counts
+    /// alike; where it cannot be read, the rest still can.
+    #[serde(deserialize_with = "if_readable")]
     pub analysis: Option<Analysis>,
+}
+
+fn if_readable<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Analysis>, D::Error> {
+    let value = Value::deserialize(from)?;
+    Ok(serde_json::from_value(value).unwrap_or_default())
 }
 
 /// A rollout, with all that must be known to go on with it.
@@ -88,6 +96,8 @@ pub enum Kind {
     Flip,
     /// The configuration was changed.
     Configuration,
+    /// One endpoint of the canary's is to blame, and not the version.
+    Endpoint,
     /// The process was started anew.
     Restart,
     /// Something is the matter with the store, or is not any more.

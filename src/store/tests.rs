@@ -315,3 +315,11 @@ fn without_a_directory_the_same_lasts_as_long_as_the_process() {
     assert_eq!((page.entries[0].brief.seq, page.next), (1100, Some(1091)));
     assert_eq!(runtime.block_on(store.history(&web(), Some(102), 10)).unwrap().entries.len(), 1);
 }
+
+#[test]
+fn evidence_that_cannot_be_read_costs_itself_alone() {
+    let mut body = serde_json::to_value(record(5.0)).unwrap();
+    body["analysis"]["tally"] = Value::Null;
+    let read: Record = serde_json::from_value(body).unwrap();
+    assert_eq!(read, Record { analysis: None, ..record(5.0) });
+}
