@@ -18,8 +18,11 @@ use crate::{
         Controller, Inputs,
         discovery::Discovery,
         publish::{Compiled, Publisher},
+        standing,
     },
+    model::name::ServiceName,
     proxy::client::Patience,
+    store::Store,
     telemetry::{
         exposition::CellsCollector, health_exposition::HealthCollector, ledger::Hub,
         mirror_exposition::MirrorCollector,
@@ -103,7 +106,10 @@ pub async fn start(config: &Config, file: Option<&Path>, options: Options) -> an
     };
     let admin = admin_socket.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
 
-    let compiled = Compiled::new(config, &mut keeper).context("cannot speak TLS to a backend")?;
+    let store = open_store(config)?;
+    let mut compiled = Compiled::new(config, &mut keeper).context("cannot speak TLS to a backend")?;
+    // Before anybody asks: what has become of the roles is what holds.
+    standing::place(&mut compiled, config, |_| true, &store);
     let publisher = Arc::new(Publisher::new(compiled));
     let (access_log, queues) = start_access_log(config, count, &registry)?;
     // Before anybody asks for an endpoint.
@@ -113,8 +119,14 @@ pub async fn start(config: &Config, file: Option<&Path>, options: Options) -> an
     let workers =
         Workers::start(count, publisher.snapshots(), &hub, queues).context("cannot start the workers")?;
     workers.listeners().change(ListenerChanges { opened: opening, ..ListenerChanges::default() }).await;
-    let inputs =
-        Inputs { config, publisher: Arc::clone(&publisher), hub, tick: options.tick, registry: &registry };
+    let inputs = Inputs {
+        config,
+        publisher: Arc::clone(&publisher),
+        hub,
+        tick: options.tick,
+        store: store.clone(),
+        registry: &registry,
+    };
     let controller = Controller::start(inputs).context("cannot start the controller")?;
     let keeper = Arc::new(Mutex::new(keeper));
     let (shutdown_control, shutdown) = watch::channel(config.shutdown.clone());
@@ -128,6 +140,7 @@ pub async fn start(config: &Config, file: Option<&Path>, options: Options) -> an
             listeners: workers.listeners().clone(),
             keeper: Arc::clone(&keeper),
             publisher,
+            store,
             controller: controller.clone(),
             discovery,
             shutdown: shutdown_control,
@@ -164,6 +177,7 @@ impl Running {
     /// When a worker panicked.
     pub async fn drain(mut self, delay: Duration) -> Result<(), Panicked> {
         let drained = self.drain_workers(delay).await;
+        self.controller.settle().await;
         if let Some(log) = self.access_log {
             log.written().await;
         }
@@ -237,6 +251,24 @@ fn entrance(
 fn behind(listener: &Listener, bound: SocketAddr, entrance: Entrance) -> Behind {
     let patience = Patience { header: listener.header_timeout, idle: listener.idle_timeout };
     Behind { address: bound, patience, entrance, edge: listener.edge.clone() }
+}
+
+/// What outlives the process, or for want of that what lasts as long.
+fn open_store(config: &Config) -> anyhow::Result<Store> {
+    let Some(store) = &config.store else {
+        if config.services.iter().any(|service| service.roles.canary().is_some()) {
+            tracing::warn!(
+                "there is no [store]: a restart forgets every rollout, and who became stable in one"
+            );
+        }
+        return Ok(Store::in_memory());
+    };
+    let opened = Store::open(&store.path, store.max_history).context("cannot use the store")?;
+    let gone = |name: &ServiceName| config.services.iter().all(|service| service.name != *name);
+    for service in opened.services().into_iter().filter(gone) {
+        tracing::warn!(%service, "the store has a service that is not configured; it is kept for when it is");
+    }
+    Ok(opened)
 }
 
 /// The access log, if there is to be one, and a queue to it for each worker.

@@ -38,6 +38,7 @@ mod service;
 mod shutdown;
 mod steps;
 mod sticky;
+mod store;
 mod structure;
 mod suggest;
 mod timeouts;
@@ -98,6 +99,8 @@ pub struct Config {
     pub admin: Option<Admin>,
     /// How the process ends.
     pub shutdown: Shutdown,
+    /// Where that is kept which outlives the process, if anything does.
+    pub store: Option<Store>,
     /// What is written about each exchange, if anything.
     pub access_log: Option<AccessLog>,
     /// What is done to paths before a route is looked for.
@@ -160,6 +163,20 @@ pub struct Shutdown {
     pub delay: Duration,
     /// How long requests in flight may take after that (default 25 s).
     pub deadline: Duration,
+}
+
+/// Where that is kept which outlives the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Store {
+    /// A directory, which is this process's alone.
+    pub path: PathBuf,
+    /// Bytes that the history of one service may have (default 16 MiB).
+    pub max_history: u64,
+}
+
+impl Store {
+    /// Some ten thousand entries, and the ticks of a rollout of an hour.
+    pub const MAX_HISTORY: u64 = 16 << 20;
 }
 
 /// What is written about each exchange.

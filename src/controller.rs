@@ -12,7 +12,10 @@ mod gained;
 mod metrics;
 mod prepare;
 pub mod publish;
+mod requests;
+mod save;
 mod service;
+pub mod standing;
 pub mod status;
 
 use std::{
@@ -21,7 +24,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+};
 
 use self::{metrics::Metrics, publish::Publisher, service::ServiceTask, status::ServiceStatus};
 use crate::{
@@ -32,6 +38,7 @@ use crate::{
         weight::Weight,
     },
     rollout::{event::Command, refused::Refused},
+    store::{Store, StoreError},
     telemetry::{
         ledger::Hub,
         reader::{self, Counted, Endpoints, Series, Totals},
@@ -113,9 +120,24 @@ pub enum CommandError {
     /// The rollout is in a phase in which the command means nothing.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// It would have to be saved before it happens, and cannot be.
+    #[error("this cannot be saved, so nothing has changed: {0}")]
+    NotSaved(StoreError),
+    /// Something came before it was saved.
+    #[error("this was overtaken by something newer before it was saved, and has not happened")]
+    Overtaken,
     /// The controller has stopped.
     #[error("the controller has stopped")]
     Stopped,
+}
+
+/// What a service's task is asked.
+#[derive(Debug)]
+enum Ask {
+    /// To do something.
+    Request(Request),
+    /// To save how it stands.
+    Settle,
 }
 
 type Answer = oneshot::Sender<Result<ServiceStatus, CommandError>>;
@@ -135,12 +157,13 @@ struct Common {
     metrics: Metrics,
     tick: Duration,
     reading: watch::Receiver<Reading>,
+    store: Store,
 }
 
 /// One service's task, which ends when every handle on it is gone.
 #[derive(Debug, Clone)]
 struct Handle {
-    requests: mpsc::Sender<(Request, Answer)>,
+    requests: mpsc::Sender<(Ask, Answer)>,
     config: watch::Sender<Service>,
     status: watch::Receiver<ServiceStatus>,
 }
@@ -156,6 +179,8 @@ pub struct Inputs<'a> {
     pub hub: Arc<Hub>,
     /// How often.
     pub tick: Duration,
+    /// What outlives the process.
+    pub store: Store,
     /// Where the controller's own metrics are registered.
     pub registry: &'a prometheus::Registry,
 }
@@ -166,11 +191,11 @@ impl Controller {
     /// # Errors
     /// When its metrics are registered already.
     pub fn start(inputs: Inputs<'_>) -> prometheus::Result<Self> {
-        let Inputs { config, publisher, hub, tick, registry } = inputs;
+        let Inputs { config, publisher, hub, tick, store, registry } = inputs;
         let metrics = Metrics::register(registry)?;
         let (readings, reading) = watch::channel(Reading::default());
         tokio::spawn(read(Arc::clone(&hub), tick, readings));
-        let common = Common { publisher, hub, metrics, tick, reading };
+        let common = Common { publisher, hub, metrics, tick, reading, store };
         let services = config.services.iter().map(|s| (s.name.clone(), common.start(s.clone())));
         Ok(Self { services: Arc::new(RwLock::new(services.collect())), common })
     }
@@ -232,8 +257,30 @@ impl Controller {
             handle.would_answer().await?;
         }
         let queue = handle.requests;
-        queue.send((request, answer)).await.map_err(|_| CommandError::Stopped)?;
+        queue.send((Ask::Request(request), answer)).await.map_err(|_| CommandError::Stopped)?;
         answered.await.map_err(|_| CommandError::Stopped)?
+    }
+
+    /// Has every service save how it stands, for a process that ends. Does not wait for a disk that does
+    /// not answer.
+    pub async fn settle(&self) {
+        let handles: Vec<_> = {
+            let services = self.services.read().unwrap_or_else(PoisonError::into_inner);
+            services.values().map(|handle| handle.requests.clone()).collect()
+        };
+        let mut settling = JoinSet::new();
+        for queue in handles {
+            settling.spawn(async move {
+                let (answer, answered) = oneshot::channel();
+                if queue.send((Ask::Settle, answer)).await.is_ok() {
+                    let _stopped = answered.await;
+                }
+            });
+        }
+        let settled = settling.join_all();
+        if tokio::time::timeout(save::LAST_SAVE, settled).await.is_err() {
+            tracing::warn!("the store does not answer: the evidence of the last seconds may be lost");
+        }
     }
 
     fn handle(&self, name: &str) -> Result<Handle, CommandError> {
@@ -257,8 +304,7 @@ impl Common {
     fn start(&self, service: Service) -> Handle {
         let (requests, queue) = mpsc::channel(QUEUE);
         let (config, configs) = watch::channel(service.clone());
-        let (publisher, hub) = (Arc::clone(&self.publisher), Arc::clone(&self.hub));
-        let task = ServiceTask::new(service, publisher, hub, self.metrics.clone(), self.tick);
+        let task = ServiceTask::new(service, self);
         let (sender, status) = watch::channel(task.status());
         tokio::spawn(task.run(queue, configs, self.reading.clone(), sender));
         Handle { requests, config, status }

@@ -19,6 +19,9 @@ pub mod analysis;
 pub mod rollout;
 pub mod routing;
 
+// ── what outlives the process ───────────────────────────────────────────────────────────────
+pub mod store;
+
 // ── configuration ───────────────────────────────────────────────────────────────────────────
 pub mod config;
 

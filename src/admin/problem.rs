@@ -54,8 +54,9 @@ impl From<CommandError> for Problem {
             | CommandError::RolloutRunning { .. }
             | CommandError::Frozen { .. }
             | CommandError::Gone { .. }
-            | CommandError::Refused(_) => StatusCode::CONFLICT,
-            CommandError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
+            | CommandError::Refused(_)
+            | CommandError::Overtaken => StatusCode::CONFLICT,
+            CommandError::NotSaved(_) | CommandError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, error.to_string())
     }

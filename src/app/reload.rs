@@ -27,9 +27,11 @@ use crate::{
         Controller,
         discovery::Discovery,
         publish::{Compiled, Publisher},
+        standing,
     },
     model::name::ServiceName,
     net::listen,
+    store::Store,
     tls::reload::Keeper,
     worker::{
         handle::{Behind, ListenerChanges, ListenerControl, Opening},
@@ -54,6 +56,7 @@ pub(super) struct Running {
     pub(super) listeners: ListenerControl,
     pub(super) keeper: Arc<Mutex<Keeper>>,
     pub(super) publisher: Arc<Publisher>,
+    pub(super) store: Store,
     pub(super) controller: Controller,
     pub(super) discovery: Discovery,
     pub(super) shutdown: watch::Sender<Shutdown>,
@@ -77,7 +80,7 @@ impl Running {
         let mut keeper = self.keeper.lock().await;
         let plan = plan_listeners(&self.opened, &config.listeners, self.workers, &mut keeper);
         let plan = plan.map_err(|error| vec![format!("{error:#}")])?;
-        let compiled = Compiled::new(&config, &mut keeper)
+        let mut compiled = Compiled::new(&config, &mut keeper)
             .map_err(|error| vec![format!("cannot speak TLS to a backend: {error}")])?;
         drop(keeper);
         let addresses = self.discovery.resolve_new(&config).await;
@@ -89,6 +92,8 @@ impl Running {
         let Plan { opened, mut changes, mut words } = plan;
         changes.delay = config.shutdown.delay;
         words.extend(differences(&self.config, &config));
+        let is_new = |name: &ServiceName| self.config.services.iter().all(|service| service.name != *name);
+        standing::place(&mut compiled, &config, is_new, &self.store);
         self.publisher.take_up(compiled, &unmoved(&self.config, &config), &addresses);
         self.controller.take_up(&config);
         self.discovery.follow(&config, addresses);
@@ -106,6 +111,7 @@ impl Running {
             listeners: _,
             admin,
             shutdown: _,
+            store,
             access_log,
             paths: _,
             routes: _,
@@ -114,6 +120,7 @@ impl Running {
         let changed = [
             ("workers", *workers != self.config.workers),
             ("[admin]", *admin != self.config.admin),
+            ("[store]", *store != self.config.store),
             ("[access_log]", *access_log != self.config.access_log),
         ];
         let changed = changed.into_iter().filter(|(_, changed)| *changed);

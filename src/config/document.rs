@@ -16,6 +16,7 @@ use super::{
     route::{self, RawRoute},
     service::{self, RawServices},
     shutdown::{self, RawShutdown},
+    store::{self, RawStore},
     written::Table,
 };
 
@@ -30,6 +31,7 @@ const MAX_COUNTED: usize = 64;
 pub(super) struct RawDocument {
     workers: Option<Spanned<i64>>,
     shutdown: Option<Table<RawShutdown>>,
+    store: Option<Spanned<Table<RawStore>>>,
     access_log: Option<Table<RawAccessLog>>,
     listeners: Option<Vec<Spanned<Table<RawListener>>>>,
     admin: Option<Spanned<Table<RawAdmin>>>,
@@ -41,8 +43,18 @@ pub(super) struct RawDocument {
 
 /// What a document means; only to be used if the report has no errors.
 pub(super) fn lower(raw: RawDocument, report: &mut Report<'_>) -> Config {
-    let RawDocument { workers, shutdown, access_log, listeners, admin, paths, routes, freeze, services } =
-        raw;
+    let RawDocument {
+        workers,
+        shutdown,
+        store,
+        access_log,
+        listeners,
+        admin,
+        paths,
+        routes,
+        freeze,
+        services,
+    } = raw;
     let (routes, services) = (routes.unwrap_or_default(), services.unwrap_or_default());
     warn_unrouted(&routes, &services, report);
     let listeners = listener::lower(listeners.unwrap_or_default(), report);
@@ -58,6 +70,7 @@ pub(super) fn lower(raw: RawDocument, report: &mut Report<'_>) -> Config {
         listeners: listeners.into_iter().map(Spanned::into_inner).collect(),
         admin,
         shutdown: shutdown::lower(shutdown.unwrap_or_default().0, report),
+        store: store.and_then(|raw| store::lower(raw, report)),
         access_log: access_log.map(|raw| access_log::lower(raw, report)),
         paths: paths::lower(paths.unwrap_or_default().0, report),
         routes,

@@ -43,6 +43,7 @@ use super::{
     shutdown::RawShutdown,
     steps::RawStep,
     sticky::RawSticky,
+    store::RawStore,
     timeouts::RawTimeouts,
     tls::{RawPair, RawTls},
 };
@@ -178,9 +179,10 @@ fn the_reference_shows_the_defaults() {
 
 #[test]
 fn the_reference_mentions_every_key() {
-    let sections: [(&str, Vec<&str>); 45] = [
+    let sections: [(&str, Vec<&str>); 46] = [
         ("", keys::<RawDocument>()),
         (".shutdown", keys::<RawShutdown>()),
+        (".store", keys::<RawStore>()),
         (".access_log", keys::<RawAccessLog>()),
         (".listeners", keys::<RawListener>()),
         (".listeners.request_id", keys::<RawRequestId>()),

@@ -8,6 +8,7 @@ use super::{gained::sample, service::ServiceTask, status::EndpointStatus};
 use crate::{
     analysis::{attribution::Attribution, explain::explain, verdict::Verdict},
     clock,
+    store::record::Kind,
     telemetry::{
         ledger::Key,
         reader::{Counted, Endpoints},
@@ -44,7 +45,8 @@ impl ServiceTask {
         let until = now.saturating_add(EJECTION.as_millis() as u64);
         if backend.eject(address, now, until) {
             let why = explain(verdict);
-            self.note(format!("endpoint {address} of {} is passed over: {why}", key.backend));
+            let what = format!("endpoint {address} of {} is passed over: {why}", key.backend);
+            self.note(Kind::Endpoint, what);
         }
     }
 

@@ -1,6 +1,9 @@
 //! Carrying out what the rollout machine asks for, in the order in which it asks.
 
-use super::service::{ServiceTask, plan_in_words};
+use super::{
+    save::{Advance, Before},
+    service::{ServiceTask, plan_in_words},
+};
 use crate::{
     clock,
     model::{role::Roles, time::Timestamp, weight::Weight},
@@ -10,21 +13,12 @@ use crate::{
         machine::{self, Transition},
         note::Note,
         phase::{Exposure, Phase},
-        plan::{Plan, Strategy},
+        plan::Strategy,
         refused::Refused,
         trial,
     },
+    store::record::{Kind, Position, Rollout},
 };
-
-/// A rollout, with all that must be known to go on with it.
-pub(super) struct Record {
-    pub(super) id: String,
-    pub(super) started: Timestamp,
-    pub(super) plan: Plan,
-    /// The roles with which it began; a phase's exposure is relative to them.
-    pub(super) roles: Roles,
-    pub(super) phase: Phase,
-}
 
 impl ServiceTask {
     /// Lets a command happen.
@@ -41,21 +35,36 @@ impl ServiceTask {
             _ => &self.config.rollout.plan,
         };
         let transition = machine::step(phase, plan, Event::Command(command), now)?;
+        let mut before = None;
         if !running {
             // Nothing but a start is accepted where none runs.
+            before = Some(Before {
+                position: self.position(),
+                salt: self.salt,
+                record: self.record.take(),
+                analysis: self.analysis.clone(),
+                verdict: self.verdict.take(),
+            });
             self.record = Some(self.new_record(now));
             self.salt = super::publish::salt(&self.config.name, now.as_millis());
             self.begin_preparing();
         }
-        self.carry_out(transition);
+        self.carry_out(transition, false);
+        if let Some(before) = before {
+            self.started(before);
+        }
         Ok(())
     }
 
     /// Lets something happen that cannot be refused.
     pub(super) fn happen(&mut self, event: Event) {
         let Some(record) = &self.record else { return };
+        let is_prepared = event == Event::Prepared;
         match machine::step(record.phase.clone(), &record.plan, event, clock::now()) {
-            Ok(transition) => self.carry_out(transition),
+            // What happens while an advance waits for its save will happen again after it; but a way back
+            // waits for nothing.
+            Ok(transition) if self.journal.is_advancing() && !transition.is_retreat() => {}
+            Ok(transition) => self.carry_out(transition, is_prepared),
             Err(refused) => {
                 debug_assert!(false, "only commands are refused");
                 tracing::error!(%refused, "an event was refused");
@@ -63,8 +72,8 @@ impl ServiceTask {
         }
     }
 
-    fn new_record(&self, now: Timestamp) -> Record {
-        Record {
+    fn new_record(&self, now: Timestamp) -> Rollout {
+        Rollout {
             id: format!("{}-{}", self.config.name, now.as_millis()),
             started: now,
             plan: self.config.rollout.plan.clone(),
@@ -73,25 +82,42 @@ impl ServiceTask {
         }
     }
 
-    fn carry_out(&mut self, transition: Transition) {
+    /// Carries out effects in their order. What comes after a save waits until that would survive a crash;
+    /// a save that nothing comes after is waited for by nobody.
+    fn carry_out(&mut self, transition: Transition, is_prepared: bool) {
         let Transition { phase, effects, note } = transition;
         if effects.is_empty() {
             return;
         }
+        if let [Effect::Save, Effect::Publish(exposure)] = effects[..] {
+            let position = self.position_at(exposure);
+            let entry = match &note {
+                Some(note) => self.transition_entry(&phase, note, position),
+                None => self.entry(Kind::Transition, phase.name().to_owned(), position),
+            };
+            return self.advance(Advance { phase: Some(phase), entry, is_prepared, answer: None });
+        }
+        self.journal.overtake();
         for effect in effects {
             match effect {
-                Effect::Save => self.save(&phase),
-                Effect::Publish(exposure) => self.expose(exposure),
+                Effect::Save => {
+                    self.enter(&phase);
+                    self.journal.must_save();
+                }
+                Effect::Publish(exposure) => {
+                    let Position { roles, weight } = self.position_at(exposure);
+                    self.publish(roles, weight);
+                }
             }
         }
         if let Some(note) = note {
-            self.note(self.sentence(&phase, &note));
+            let entry = self.transition_entry(&phase, &note, self.position());
+            self.record(entry);
         }
     }
 
-    /// Makes a phase the rollout's own. It is kept in memory: a restart begins anew from the
-    /// configuration, with the canary's initial weight.
-    fn save(&mut self, phase: &Phase) {
+    /// Makes a phase the rollout's own.
+    pub(super) fn enter(&mut self, phase: &Phase) {
         let Some(record) = &mut self.record else { return };
         let before = std::mem::replace(&mut record.phase, phase.clone());
         self.metrics.entered(&self.config.name, phase);
@@ -102,10 +128,10 @@ impl ServiceTask {
         }
     }
 
-    fn expose(&mut self, Exposure { swapped, weight }: Exposure) {
-        let Some(record) = &self.record else { return };
-        let roles = record.roles.clone();
-        self.publish(if swapped { roles.swapped() } else { roles }, weight);
+    /// How traffic stands at an exposure, which is relative to the roles with which the rollout began.
+    fn position_at(&self, Exposure { swapped, weight }: Exposure) -> Position {
+        let roles = self.record.as_ref().map_or(&self.roles, |record| &record.roles).clone();
+        Position { roles: if swapped { roles.swapped() } else { roles }, weight }
     }
 
     /// Makes roles and weight the ones that the next request sees.
@@ -120,7 +146,7 @@ impl ServiceTask {
     }
 
     /// What happened, and, where the evidence called for it, the evidence.
-    fn sentence(&self, phase: &Phase, note: &Note) -> String {
+    pub(super) fn sentence(&self, phase: &Phase, note: &Note) -> String {
         let Some(record) = &self.record else { return note.to_string() };
         if note.is_by_verdict()
             && let Some(why) = self.explanation()

@@ -1,11 +1,16 @@
 //! The controller's own metrics.
 
-use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+use std::time::Duration;
+
+use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use crate::{
     model::{name::ServiceName, role::Roles, weight::Weight},
     rollout::phase::Phase,
 };
+
+/// From a fast disk to one that is not well.
+const SAVE_SECONDS: [f64; 8] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0];
 
 /// The controller's own metrics.
 #[derive(Debug, Clone)]
@@ -14,6 +19,9 @@ pub(super) struct Metrics {
     running: IntGaugeVec,
     ended: IntCounterVec,
     evidence: GaugeVec,
+    unsaved: IntGaugeVec,
+    saves: IntCounterVec,
+    save_seconds: Histogram,
 }
 
 impl Metrics {
@@ -38,7 +46,28 @@ impl Metrics {
                 ),
                 &["service"],
             )?,
+            unsaved: IntGaugeVec::new(
+                Opts::new(
+                    "tidegate_store_unsaved",
+                    "Whether the service stands otherwise than it is saved, because saving fails.",
+                ),
+                &["service"],
+            )?,
+            saves: IntCounterVec::new(
+                Opts::new("tidegate_store_saves_total", "Attempts to save how a service stands, by result."),
+                &["service", "result"],
+            )?,
+            save_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "tidegate_store_save_seconds",
+                    "How long it takes to save how a service stands.",
+                )
+                .buckets(SAVE_SECONDS.to_vec()),
+            )?,
         };
+        registry.register(Box::new(metrics.unsaved.clone()))?;
+        registry.register(Box::new(metrics.saves.clone()))?;
+        registry.register(Box::new(metrics.save_seconds.clone()))?;
         registry.register(Box::new(metrics.weight.clone()))?;
         registry.register(Box::new(metrics.running.clone()))?;
         registry.register(Box::new(metrics.ended.clone()))?;
@@ -47,7 +76,11 @@ impl Metrics {
     }
 
     pub(super) fn begin(&self, service: &ServiceName) {
-        self.running.with_label_values(&[service.as_str()]).set(0);
+        self.running(service, false);
+        self.unsaved.with_label_values(&[service.as_str()]).set(0);
+        for result in ["success", "failure"] {
+            self.saves.with_label_values(&[service.as_str(), result]).inc_by(0);
+        }
         for outcome in ["succeeded", "rolled_back"] {
             self.ended.with_label_values(&[service.as_str(), outcome]).inc_by(0);
         }
@@ -60,6 +93,10 @@ impl Metrics {
         for outcome in ["succeeded", "rolled_back"] {
             let _absent = self.ended.remove_label_values(&[service, outcome]);
         }
+        for result in ["success", "failure"] {
+            let _absent = self.saves.remove_label_values(&[service, result]);
+        }
+        let _absent = self.unsaved.remove_label_values(&[service]);
         let _absent = self.running.remove_label_values(&[service]);
         let _absent = self.evidence.remove_label_values(&[service]);
         let stable = (roles.stable(), "stable");
@@ -97,11 +134,24 @@ impl Metrics {
         if let Some(outcome) = outcome {
             self.ended.with_label_values(&[service.as_str(), outcome]).inc();
         }
-        self.running.with_label_values(&[service.as_str()]).set(i64::from(phase.is_running()));
+        self.running(service, phase.is_running());
         if !phase.is_running() {
             // An alert on it ends with the rollout.
             self.evidence(service, 0.0);
         }
+    }
+
+    /// Whether a rollout of the service runs.
+    pub(super) fn running(&self, service: &ServiceName, runs: bool) {
+        self.running.with_label_values(&[service.as_str()]).set(i64::from(runs));
+    }
+
+    /// What was to be saved is, or could not be.
+    pub(super) fn saved(&self, service: &ServiceName, is_saved: bool, took: Duration) {
+        let result = if is_saved { "success" } else { "failure" };
+        self.saves.with_label_values(&[service.as_str(), result]).inc();
+        self.unsaved.with_label_values(&[service.as_str()]).set(i64::from(!is_saved));
+        self.save_seconds.observe(took.as_secs_f64());
     }
 
     pub(super) fn evidence(&self, service: &ServiceName, share: f64) {

@@ -24,6 +24,7 @@ use crate::{
         split::Split,
         table::{Rule, Target},
     },
+    store::record::Position,
     tls::{
         client::{CannotConnect, Connector},
         reload::Keeper,
@@ -79,6 +80,15 @@ impl Compiled {
             split(ids, &service.roles, service.weight, salt(&service.name, 0))
         });
         Ok(Self { splits: splits.collect(), topology, places })
+    }
+
+    /// Gives a service other roles and another weight than those that are written.
+    ///
+    /// # Panics
+    /// When it has no such service, or that no such backend.
+    pub(super) fn place(&mut self, service: &ServiceName, Position { roles, weight }: &Position, salt: u64) {
+        let (id, backends) = &self.places[service];
+        self.splits[id.0 as usize] = split(backends, roles, *weight, salt);
     }
 }
 

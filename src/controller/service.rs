@@ -5,12 +5,13 @@ use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Answer, CommandError, Counts, Reading, Request,
-    execute::Record,
+    Answer, Ask, Common, Counts, Reading,
     gained::Gained,
     metrics::Metrics,
     prepare,
     publish::{self, Publisher},
+    save::{self, Journal},
+    standing::Standing,
     status::{BackendStatus, Occurrence, Recent, RolloutStatus, ServiceStatus},
 };
 use crate::{
@@ -20,14 +21,16 @@ use crate::{
     model::{
         name::BackendName,
         role::{Role, Roles},
+        time::Timestamp,
         units::format_duration,
         weight::Weight,
     },
     rollout::{
-        event::{Command, Event},
+        event::Event,
         phase::{PauseReason, Phase},
         trial,
     },
+    store::record::{Kind, Position, Rollout},
     telemetry::{ledger::Hub, reader::Totals},
 };
 
@@ -47,13 +50,14 @@ pub(super) struct ServiceTask {
     pub(super) roles: Roles,
     pub(super) weight: Weight,
     pub(super) salt: u64,
-    pub(super) record: Option<Record>,
+    pub(super) record: Option<Rollout>,
     /// Of the rollout that runs, or else of the next one, which learns what stable is like meanwhile.
     pub(super) analysis: Analysis,
     pub(super) preparation: Option<Preparation>,
     pub(super) verdict: Option<Verdict>,
+    pub(super) journal: Journal,
+    pub(super) tick: Duration,
     events: VecDeque<Occurrence>,
-    tick: Duration,
     pub(super) now: Reading,
     before: Reading,
     /// When the rollout began.
@@ -68,47 +72,57 @@ struct Window {
 }
 
 impl ServiceTask {
-    pub(super) fn new(
-        config: Service,
-        publisher: Arc<Publisher>,
-        hub: Arc<Hub>,
-        metrics: Metrics,
-        tick: Duration,
-    ) -> Self {
-        let salt = publish::salt(&config.name, 0);
+    pub(super) fn new(config: Service, common: &Common) -> Self {
+        let Common { publisher, hub, metrics, tick, reading: _, store } = common;
+        let standing = Standing::of(&config, &store.found(&config.name), clock::now());
+        let Standing { position: Position { roles, weight }, salt, rollout, analysis, events, news } =
+            standing;
         metrics.begin(&config.name);
-        metrics.published(&config.name, &config.roles, &config.roles, config.weight);
+        metrics.published(&config.name, &roles, &roles, weight);
         let beginning = || (Reading::default(), tokio::time::Instant::now());
-        Self {
-            roles: config.roles.clone(),
-            weight: config.weight,
+        let mut task = Self {
+            roles,
+            weight,
             salt,
-            record: None,
-            analysis: trial::begin(&config.rollout.analysis, &config.rollout.plan, tick),
+            verdict: analysis.as_ref().map(Analysis::verdict),
+            analysis: analysis.unwrap_or_else(|| fresh_analysis(&config, rollout.as_ref(), *tick)),
+            record: rollout,
             preparation: None,
-            verdict: None,
-            events: VecDeque::new(),
-            tick,
+            journal: Journal::new(store.clone()),
+            events: events.into(),
+            tick: *tick,
             now: Reading::default(),
             before: Reading::default(),
             began: Reading::default(),
             window: Window { start: beginning(), next: beginning() },
             config,
-            publisher,
-            hub,
-            metrics,
+            publisher: Arc::clone(publisher),
+            hub: Arc::clone(hub),
+            metrics: metrics.clone(),
+        };
+        task.metrics.running(&task.config.name, task.running().is_some());
+        if matches!(task.record.as_ref().map(|record| &record.phase), Some(Phase::Preparing { .. })) {
+            task.prepare();
         }
+        news.into_iter().for_each(|(kind, what)| task.note(kind, what));
+        task
     }
 
     /// Takes what comes, in the order in which it comes, until nobody can send any more.
     pub(super) async fn run(
         mut self,
-        mut requests: mpsc::Receiver<(Request, Answer)>,
+        mut requests: mpsc::Receiver<(Ask, Answer)>,
         mut configs: watch::Receiver<Service>,
         mut readings: watch::Receiver<Reading>,
         status: watch::Sender<ServiceStatus>,
     ) {
         loop {
+            self.submit();
+            status.send_replace(self.status());
+            // After that: whoever asked may look at once.
+            for (answer, result) in self.journal.ready() {
+                let _gone = answer.send(result.map(|()| self.status()));
+            }
             tokio::select! {
                 // First, so that nothing is decided by a configuration that is not in force any more.
                 biased;
@@ -116,15 +130,17 @@ impl ServiceTask {
                     let config = configs.borrow_and_update().clone();
                     self.reconfigure(config);
                 }
+                saved = save::saved(&mut self.journal) => {
+                    self.settle(saved);
+                    while let Some((request, answer)) = self.journal.next_held() {
+                        self.obey(Ask::Request(request), answer);
+                    }
+                }
                 request = requests.recv() => {
-                    let Some((request, answer)) = request else {
+                    let Some((ask, answer)) = request else {
                         return self.metrics.end(&self.config.name, &self.roles);
                     };
-                    let result = self.obey(request);
-                    // Published before it is answered: whoever asked may look at once.
-                    status.send_replace(self.status());
-                    let _gone = answer.send(result.map(|()| self.status()));
-                    continue;
+                    self.obey(ask, answer);
                 }
                 changed = readings.changed() => {
                     if changed.is_err() {
@@ -141,7 +157,6 @@ impl ServiceTask {
                     });
                 }
             }
-            status.send_replace(self.status());
         }
     }
 
@@ -149,50 +164,34 @@ impl ServiceTask {
     /// it; otherwise they stay as they have become.
     fn reconfigure(&mut self, config: Service) {
         if self.config.roles != config.roles || self.config.weight != config.weight {
+            self.journal.overtake();
             self.metrics.published(&config.name, &self.roles, &config.roles, config.weight);
             self.roles = config.roles.clone();
             self.weight = config.weight;
             self.salt = publish::salt(&config.name, 0);
             self.forget_evidence();
             let stable = self.roles.stable();
-            self.note(match self.roles.canary() {
+            let what = match self.roles.canary() {
                 Some(canary) => format!("configured anew: {stable} is stable, {canary} gets {}", self.weight),
                 None => format!("configured anew: {stable} gets all requests"),
-            });
+            };
+            self.note(Kind::Configuration, what);
         }
         self.config = config;
-    }
-
-    fn obey(&mut self, request: Request) -> Result<(), CommandError> {
-        let name = self.config.name.clone();
-        if self.roles.canary().is_none() {
-            return Err(CommandError::NoCanary(name));
-        }
-        match request {
-            Request::Rollout(Command::Start { force: false }) if let Some(freeze) = self.freeze() => {
-                Err(CommandError::Frozen { service: name, freeze })
-            }
-            Request::Rollout(command) => Ok(self.command(command)?),
-            Request::SetWeight(_) | Request::Flip { .. } if let Some(phase) = self.running() => {
-                Err(CommandError::RolloutRunning { service: name, phase })
-            }
-            Request::SetWeight(weight) => {
-                self.publish(self.roles.clone(), weight);
-                self.note(format!("weight set to {weight}"));
-                Ok(())
-            }
-            Request::Flip { .. } => {
-                self.publish(self.roles.clone().swapped(), Weight::ZERO);
-                self.note(format!("flipped: {} is stable and has all requests", self.roles.stable()));
-                Ok(())
-            }
-        }
     }
 
     /// A tick: what came in since the last one becomes a verdict, and the verdict an event.
     fn observe(&mut self, reading: Reading) {
         self.before = std::mem::replace(&mut self.now, reading);
         self.window.advance(&self.now);
+        let observed = |phase: &Phase| {
+            matches!(phase, Phase::Stepping { .. } | Phase::Paused { .. } | Phase::Baking { .. })
+        };
+        let is_observed = self.record.as_ref().is_some_and(|record| observed(&record.phase));
+        self.may_save_again(is_observed);
+        if self.is_prepared_again() {
+            self.happen(Event::Prepared);
+        }
         self.keep_to_the_calendar();
         self.notice_drained();
         let running = self.record.as_ref().filter(|record| record.phase.is_running());
@@ -202,7 +201,7 @@ impl ServiceTask {
         let Some(gained) = gained else { return };
         let analysis = &mut self.analysis;
         let Some(mut decision) = gained.tell(|tick| trial::observe(analysis, &phase, tick)) else { return };
-        if matches!(phase, Phase::Stepping { .. } | Phase::Paused { .. } | Phase::Baking { .. }) {
+        if is_observed {
             let mut verdict = self.analysis.verdict();
             self.tell_endpoint_from_version(&mut verdict);
             decision = verdict.decision;
@@ -214,7 +213,7 @@ impl ServiceTask {
     }
 
     /// The window of time, if it is in one, in which the service's rollouts do not move forward.
-    fn freeze(&self) -> Option<String> {
+    pub(super) fn freeze(&self) -> Option<String> {
         let now = clock::now();
         let freezes = self.config.rollout.freezes.iter();
         freezes.filter(|freeze| freeze.until(now).is_some()).map(ToString::to_string).next()
@@ -234,7 +233,7 @@ impl ServiceTask {
     /// A rollback is over once nothing is under way at the backend that it took traffic from. A worker takes
     /// up a snapshot with its next request, so counts of the same moment prove nothing yet.
     fn notice_drained(&mut self) {
-        let Some(Record { phase: Phase::RollingBack { since, .. }, .. }) = &self.record else { return };
+        let Some(Rollout { phase: Phase::RollingBack { since, .. }, .. }) = &self.record else { return };
         if clock::now().since(*since) >= self.tick && self.in_flight(self.roles.canary()) == 0 {
             self.happen(Event::Drained);
         }
@@ -259,15 +258,21 @@ impl ServiceTask {
         };
         if weight != self.weight {
             self.publish(self.roles.clone(), weight);
-            self.note(format!("weight set to {weight}: more could cost over {:.0} requests", harm.budget));
+            let what = format!("weight set to {weight}: more could cost over {:.0} requests", harm.budget);
+            self.note(Kind::Weight, what);
         }
     }
 
     /// A new rollout is being prepared: evidence begins at nothing, with what is known of stable.
     pub(super) fn begin_preparing(&mut self) {
         self.verdict = None;
-        self.analysis = self.new_analysis().knowing(&self.analysis.learned());
+        self.analysis = new_analysis(&self.config, self.tick).knowing(&self.analysis.learned());
         self.begin_endpoints();
+        self.prepare();
+    }
+
+    /// Makes sure that the canary is there.
+    fn prepare(&mut self) {
         let canary = self.roles.canary();
         let backend = self.config.backends.iter().find(|backend| Some(&backend.name) == canary);
         let endpoints = backend.map(|backend| backend.endpoints.clone()).unwrap_or_default();
@@ -276,13 +281,7 @@ impl ServiceTask {
 
     /// Whatever was gathered is about another rollout, or another stable: evidence begins at nothing.
     pub(super) fn forget_evidence(&mut self) {
-        self.analysis = self.new_analysis();
-    }
-
-    fn new_analysis(&self) -> Analysis {
-        let rollout = &self.config.rollout;
-        let analysis = trial::begin(&rollout.analysis, &rollout.plan, self.tick);
-        analysis.with_routes(&rollout.analysis, self.config.routes.iter().cloned())
+        self.analysis = new_analysis(&self.config, self.tick);
     }
 
     /// The sentence that explains the last verdict.
@@ -290,13 +289,13 @@ impl ServiceTask {
         self.verdict.as_ref().map(explain)
     }
 
-    /// Records something that happened, for the log and for whoever looks.
-    pub(super) fn note(&mut self, what: String) {
+    /// Shows something that has happened, in the log and to whoever looks.
+    pub(super) fn show(&mut self, at: Timestamp, what: String) {
         tracing::info!(service = %self.config.name, "{what}");
         if self.events.len() == EVENTS {
             self.events.pop_front();
         }
-        self.events.push_back(Occurrence { at: clock::now(), what });
+        self.events.push_back(Occurrence { at, what });
     }
 
     pub(super) fn running(&self) -> Option<&'static str> {
@@ -325,6 +324,7 @@ impl ServiceTask {
             canary: self.roles.canary().cloned(),
             weight: self.weight,
             rollout,
+            unsaved: self.journal.problem(),
             backends: self.config.backends.iter().map(|backend| self.backend_status(backend)).collect(),
             events: self.events.iter().cloned().collect(),
         }
@@ -356,6 +356,22 @@ impl ServiceTask {
             recent: Recent::new(&recent, since.elapsed().as_secs_f64()),
         }
     }
+}
+
+fn new_analysis(config: &Service, tick: Duration) -> Analysis {
+    let rollout = &config.rollout;
+    let analysis = trial::begin(&rollout.analysis, &rollout.plan, tick);
+    analysis.with_routes(&rollout.analysis, config.routes.iter().cloned())
+}
+
+/// The same for a rollout that may be under way already.
+fn fresh_analysis(config: &Service, rollout: Option<&Rollout>, tick: Duration) -> Analysis {
+    let mut analysis = new_analysis(config, tick);
+    if let Some(Rollout { phase, plan, .. }) = rollout {
+        let step = phase.step().map(|step| Phase::Stepping { step, since: Timestamp::from_millis(0) });
+        trial::follow(&mut analysis, &Phase::Idle, step.as_ref().unwrap_or(phase), plan);
+    }
+    analysis
 }
 
 impl Window {

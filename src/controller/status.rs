@@ -33,6 +33,8 @@ pub struct ServiceStatus {
     pub weight: Weight,
     /// The rollout that runs or ran last.
     pub rollout: Option<RolloutStatus>,
+    /// Why how it stands is not saved, if it is not: a restart would not know of it.
+    pub unsaved: Option<String>,
     /// The backends, in the configuration's order.
     pub backends: Vec<BackendStatus>,
     /// What happened lately, the newest last.

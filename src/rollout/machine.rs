@@ -32,6 +32,13 @@ pub struct Transition {
     pub note: Option<Note>,
 }
 
+impl Transition {
+    /// Whether the new version gets less.
+    pub fn is_retreat(&self) -> bool {
+        matches!(self.effects.first(), Some(Effect::Publish(_)))
+    }
+}
+
 /// Lets an event happen to a rollout.
 ///
 /// # Errors

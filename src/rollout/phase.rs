@@ -108,6 +108,11 @@ pub enum RollBackReason {
         /// What it answered, as a sentence.
         why: String,
     },
+    /// The process was away, and what it found afterwards does not let the rollout go on.
+    CannotGoOn {
+        /// What it found, as a sentence.
+        why: String,
+    },
     /// The plan has no such step: record and plan do not belong together.
     UnknownStep {
         /// Which step.
@@ -228,6 +233,7 @@ impl fmt::Display for RollBackReason {
             Self::Inconclusive => f.write_str("the step reached its deadline without a verdict"),
             Self::PrepareFailed { why } => write!(f, "the canary could not be made ready: {why}"),
             Self::HookFailed { why } => write!(f, "a hook did not let it go on: {why}"),
+            Self::CannotGoOn { why } => write!(f, "it cannot go on after a restart: {why}"),
             Self::UnknownStep { step } => write!(f, "the plan has no step {}", step.saturating_add(1)),
         }
     }

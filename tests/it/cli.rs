@@ -24,6 +24,13 @@ fn output(arguments: &[&str]) -> (Option<i32>, String, String) {
     (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
 }
 
+/// How a program ends that does not start, and what it says.
+pub fn ends(toml: impl ToString) -> (Option<i32>, String) {
+    let (_folder, path) = file(toml);
+    let (code, _, said) = output(&["run", "--config", &path]);
+    (code, said)
+}
+
 /// A file with this configuration, for as long as the folder is kept.
 fn file(toml: impl ToString) -> (TempDir, String) {
     let folder = tempfile::tempdir().unwrap();

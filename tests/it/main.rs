@@ -37,6 +37,7 @@
 //! | `resending` | what is sent again when a request is tried again |
 //! | `resolve` | names of endpoints, and endpoints that come and go |
 //! | `rest` | connections that have been idle for a while, and what they cost |
+//! | `restart` | what outlives the process |
 //! | `rollout` | whole rollouts with real requests |
 //! | `routing` | which service a request gets to |
 //! | `shielding` | users who are shielded from the canary's failures |
@@ -91,6 +92,7 @@ mod reload;
 mod resending;
 mod resolve;
 mod rest;
+mod restart;
 mod retry;
 mod rollout;
 mod routing;

@@ -80,7 +80,7 @@ fn failing() -> Backend {
 }
 
 /// What happened, in order, as sentences.
-fn events(status: &Value) -> Vec<String> {
+pub fn events(status: &Value) -> Vec<String> {
     let events = status["events"].as_array().unwrap();
     events.iter().map(|event| event["what"].as_str().unwrap().to_owned()).collect()
 }

@@ -19,6 +19,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("routing", &["model", "tls"]),
     ("analysis", &["model"]),
     ("rollout", &["model", "analysis"]),
+    // What outlives the process.
+    ("store", &["model", "analysis", "rollout"]),
     ("config", &["model", "clock", "tls", "routing", "rollout", "analysis"]),
     // The data plane, which knows nothing of control.
     ("telemetry", &["model", "clock"]),
@@ -28,7 +30,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("proxy", &["model", "clock", "tls", "routing", "telemetry", "access_log", "net", "upstream"]),
     ("worker", &["model", "clock", "tls", "routing", "telemetry", "access_log", "net", "upstream", "proxy"]),
     // Control, which knows of the data plane only its counts and the snapshot that it reads.
-    ("controller", &["model", "clock", "tls", "config", "analysis", "rollout", "routing", "telemetry"]),
+    (
+        "controller",
+        &["model", "clock", "tls", "config", "analysis", "rollout", "store", "routing", "telemetry"],
+    ),
     ("admin", &["model", "config", "rollout", "controller"]),
     // The front.
     (
@@ -41,6 +46,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "routing",
             "analysis",
             "rollout",
+            "store",
             "telemetry",
             "access_log",
             "net",

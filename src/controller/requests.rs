@@ -1,0 +1,72 @@
+//! What people and pipelines ask of a service: whether it makes sense now, and who is answered when.
+
+use super::{Answer, Ask, CommandError, QUEUE, Request, save::Advance, service::ServiceTask};
+use crate::{
+    model::weight::Weight,
+    rollout::event::Command,
+    store::record::{Kind, Position},
+};
+
+impl ServiceTask {
+    /// Does what is asked, or sees to it that it is done once it is saved.
+    pub(super) fn obey(&mut self, ask: Ask, answer: Answer) {
+        let request = match ask {
+            Ask::Request(request) => request,
+            Ask::Settle => {
+                if self.running().is_some() {
+                    self.journal.must_save();
+                }
+                return self.journal.answer_when_saved(answer);
+            }
+        };
+        // A way back waits for nothing.
+        if self.journal.is_advancing() && request != Request::Rollout(Command::RollBack) {
+            return self.journal.hold(request, answer, QUEUE);
+        }
+        match self.accept(request) {
+            Ok(()) => self.journal.answer_when_saved(answer),
+            Err(error) => self.journal.answer(answer, Err(error)),
+        }
+    }
+
+    fn accept(&mut self, request: Request) -> Result<(), CommandError> {
+        let name = self.config.name.clone();
+        if self.roles.canary().is_none() {
+            return Err(CommandError::NoCanary(name));
+        }
+        match request {
+            Request::Rollout(Command::Start { force: false }) if let Some(freeze) = self.freeze() => {
+                Err(CommandError::Frozen { service: name, freeze })
+            }
+            Request::Rollout(command) => Ok(self.command(command)?),
+            Request::SetWeight(_) | Request::Flip { .. } if let Some(phase) = self.running() => {
+                Err(CommandError::RolloutRunning { service: name, phase })
+            }
+            Request::SetWeight(weight) => {
+                let position = Position { roles: self.roles.clone(), weight };
+                let is_more = weight > self.weight;
+                self.stand(position, is_more, (Kind::Weight, format!("weight set to {weight}")));
+                Ok(())
+            }
+            Request::Flip { .. } => {
+                let roles = self.roles.clone().swapped();
+                let what = format!("flipped: {} is stable and has all requests", roles.stable());
+                // Back to what was stable before the last rollout is a way back.
+                let is_back = self.record.as_ref().is_some_and(|record| record.roles == roles);
+                self.stand(Position { roles, weight: Weight::ZERO }, !is_back, (Kind::Flip, what));
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives the canary another share, or another backend all of it, while no rollout runs.
+    fn stand(&mut self, position: Position, is_more: bool, (kind, what): (Kind, String)) {
+        if is_more {
+            let entry = self.entry(kind, what, position);
+            self.advance(Advance { phase: None, entry, is_prepared: false, answer: None });
+        } else {
+            self.publish(position.roles, position.weight);
+            self.note(kind, what);
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! What waits for the store, and what does not.
+//!
+//! An advance waits: it is saved first, and made once that would outlive a crash; if it cannot be saved
+//! it is not made. Everything else, a way back above all, takes effect at once and is saved after, again
+//! and again until that succeeds. Whoever asked for either is answered when it is saved, or known not to
+//! be.
+//!
+//! One save of a service is under way at a time, and the next has whatever has come up meanwhile. A way
+//! back that comes while an advance is being saved overtakes it: the disk may then have the advance for a
+//! moment, which is more than the canary gets, and that is the side to be wrong on.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{Answer, CommandError, Request, service::ServiceTask, standing::configured};
+use crate::{
+    analysis::{Analysis, verdict::Verdict},
+    clock,
+    rollout::{note::Note, phase::Phase, trial},
+    store::{
+        Saving, Store, StoreError,
+        record::{Entry, Kind, Position, Record, Rollout},
+    },
+};
+
+/// How often evidence is saved that has led to nothing yet, in ticks.
+const EVIDENCE: u32 = 5;
+/// Entries that may wait for a store that takes nothing; the oldest go first.
+const MOST: usize = 1000;
+
+/// What a service has that the store may not have yet.
+pub(super) struct Journal {
+    pub(super) store: Store,
+    saving: Option<UnderWay>,
+    /// What is to happen once it is saved, and has not been given to the store yet.
+    advance: Option<Box<Advance>>,
+    /// What was before a start that has not been given to the store yet.
+    before: Option<Box<Before>>,
+    /// Whether anything else is to be saved.
+    is_dirty: bool,
+    /// What has happened, and is to be saved with it.
+    entries: VecDeque<Entry>,
+    /// Those who wait for that.
+    answers: Vec<Answer>,
+    /// Those who can be told now, as soon as everybody else can see it.
+    ready: Vec<(Answer, Result<(), CommandError>)>,
+    /// Requests that came while an advance was being saved.
+    held: VecDeque<(Request, Answer)>,
+    /// Why the last save failed, if it did.
+    problem: Option<StoreError>,
+    /// Whether to wait for the next tick, as the last save failed.
+    rests: bool,
+    /// Whether the canary became ready, and the step that this leads to could not be saved.
+    is_prepared: bool,
+    last: Instant,
+}
+
+/// A save under way.
+struct UnderWay {
+    saving: Saving,
+    since: Instant,
+    purpose: Purpose,
+    /// How many of the entries it has.
+    entries: usize,
+    answers: Vec<Answer>,
+}
+
+enum Purpose {
+    /// How the service stands.
+    Current,
+    /// How it will stand.
+    Advance(Box<Advance>),
+    /// How it stands after a start, which is undone if it cannot be saved.
+    Start(Box<Before>),
+}
+
+/// More traffic for the canary, or another one stable, once that is saved.
+pub(super) struct Advance {
+    /// The phase that it leads to; nothing where no rollout moves.
+    pub(super) phase: Option<Phase>,
+    pub(super) entry: Entry,
+    /// Whether it comes of the canary's having become ready, which is told only once.
+    pub(super) is_prepared: bool,
+    pub(super) answer: Option<Answer>,
+}
+
+/// What a start has changed.
+pub(super) struct Before {
+    pub(super) position: Position,
+    pub(super) salt: u64,
+    pub(super) record: Option<Rollout>,
+    pub(super) analysis: Analysis,
+    pub(super) verdict: Option<Verdict>,
+}
+
+impl Journal {
+    pub(super) fn new(store: Store) -> Self {
+        Self {
+            store,
+            saving: None,
+            advance: None,
+            before: None,
+            is_dirty: false,
+            entries: VecDeque::new(),
+            answers: Vec::new(),
+            ready: Vec::new(),
+            held: VecDeque::new(),
+            problem: None,
+            rests: false,
+            is_prepared: false,
+            last: Instant::now(),
+        }
+    }
+
+    /// Whether an advance waits for its save.
+    pub(super) fn is_advancing(&self) -> bool {
+        let under_way = self.saving.as_ref().map(|saving| &saving.purpose);
+        self.advance.is_some() || matches!(under_way, Some(Purpose::Advance(_)))
+    }
+
+    /// Why how it stands is not saved, if it is not.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.problem.as_ref().map(ToString::to_string)
+    }
+
+    /// Whoever asked for what has just taken effect is answered when it is saved.
+    pub(super) fn answer_when_saved(&mut self, answer: Answer) {
+        match &mut self.advance {
+            Some(advance) if advance.answer.is_none() => advance.answer = Some(answer),
+            _ if self.is_dirty => self.answers.push(answer),
+            _ => self.ready.push((answer, Ok(()))),
+        }
+    }
+
+    /// Whoever asked is answered at once.
+    pub(super) fn answer(&mut self, answer: Answer, result: Result<(), CommandError>) {
+        self.ready.push((answer, result));
+    }
+
+    pub(super) fn ready(&mut self) -> Vec<(Answer, Result<(), CommandError>)> {
+        std::mem::take(&mut self.ready)
+    }
+
+    /// Keeps a request for when the advance is through; `most` may wait.
+    pub(super) fn hold(&mut self, request: Request, answer: Answer, most: usize) {
+        if self.held.len() < most {
+            self.held.push_back((request, answer));
+        } else {
+            self.ready.push((answer, Err(CommandError::NotSaved(StoreError::Busy))));
+        }
+    }
+
+    /// The next request that was kept, once nothing is in its way.
+    pub(super) fn next_held(&mut self) -> Option<(Request, Answer)> {
+        if self.is_advancing() { None } else { self.held.pop_front() }
+    }
+
+    /// From now on how the service stands is not how it is saved.
+    pub(super) fn must_save(&mut self) {
+        self.is_dirty = true;
+    }
+
+    fn add(&mut self, entry: Entry) {
+        if self.entries.len() == MOST && self.saving.is_none() {
+            self.entries.pop_front();
+        }
+        self.entries.push_back(entry);
+        self.is_dirty = true;
+    }
+
+    /// What waits to be saved is not wanted any more.
+    pub(super) fn overtake(&mut self) {
+        self.is_prepared = false;
+        // A start that something came after is not undone.
+        self.before = None;
+        let waiting = self.advance.take();
+        let under_way = self.saving.as_mut().map(|saving| &mut saving.purpose);
+        let under_way = match under_way.map(|purpose| std::mem::replace(purpose, Purpose::Current)) {
+            Some(Purpose::Advance(advance)) => Some(advance),
+            _ => None,
+        };
+        for advance in waiting.into_iter().chain(under_way) {
+            self.is_dirty = true;
+            self.ready.extend(advance.answer.map(|answer| (answer, Err(CommandError::Overtaken))));
+        }
+    }
+}
+
+/// Waits for the save that is under way, if there is one.
+pub(super) async fn saved(journal: &mut Journal) -> Result<(), StoreError> {
+    match &mut journal.saving {
+        Some(saving) => (&mut saving.saving).await.unwrap_or(Err(StoreError::Stopped)),
+        None => std::future::pending().await,
+    }
+}
+
+impl ServiceTask {
+    /// What would be saved now, or, with a phase and a position, once these are reached.
+    fn to_be_saved(&self, phase: Option<&Phase>, position: Position) -> Record {
+        let mut rollout = self.record.clone();
+        let mut analysis = self.analysis.clone();
+        if let (Some(rollout), Some(phase)) = (&mut rollout, phase) {
+            let before = std::mem::replace(&mut rollout.phase, phase.clone());
+            trial::follow(&mut analysis, &before, phase, &rollout.plan);
+        }
+        let runs = rollout.as_ref().is_some_and(|rollout| rollout.phase.is_running());
+        Record {
+            saved: clock::now(),
+            configured: configured(&self.config),
+            position,
+            salt: self.salt,
+            rollout,
+            analysis: runs.then_some(analysis),
+        }
+    }
+
+    /// How traffic stands.
+    pub(super) fn position(&self) -> Position {
+        Position { roles: self.roles.clone(), weight: self.weight }
+    }
+
+    /// Something that happens now, as the history has it: how traffic and rollout stand after it.
+    pub(super) fn entry(&self, kind: Kind, what: String, position: Position) -> Entry {
+        let running = self.record.as_ref().filter(|record| record.phase.is_running());
+        Entry {
+            at: clock::now(),
+            kind,
+            what,
+            rollout: running.map(|record| record.id.clone()),
+            note: None,
+            phase: running.map(|record| record.phase.clone()),
+            position,
+            verdict: None,
+        }
+    }
+
+    /// The same for a rollout's going from one phase to another.
+    pub(super) fn transition_entry(&self, phase: &Phase, note: &Note, position: Position) -> Entry {
+        let verdict = self.verdict.clone().filter(|_| note.is_by_verdict()).map(Box::new);
+        Entry {
+            rollout: self.record.as_ref().map(|record| record.id.clone()),
+            note: Some(note.clone()),
+            phase: Some(phase.clone()),
+            verdict,
+            ..self.entry(Kind::Transition, self.sentence(phase, note), position)
+        }
+    }
+
+    /// Records something that has happened, to be seen and to be saved.
+    pub(super) fn record(&mut self, entry: Entry) {
+        self.show(entry.at, entry.what.clone());
+        self.journal.add(entry);
+    }
+
+    /// The same for something that has happened at how things stand now.
+    pub(super) fn note(&mut self, kind: Kind, what: String) {
+        let entry = self.entry(kind, what, self.position());
+        self.record(entry);
+    }
+
+    /// Lets something happen once it is saved.
+    pub(super) fn advance(&mut self, advance: Advance) {
+        debug_assert!(!self.journal.is_advancing(), "one advance at a time");
+        self.journal.advance = Some(Box::new(advance));
+    }
+
+    /// A start has just taken effect, and can be undone.
+    pub(super) fn started(&mut self, before: Before) {
+        self.journal.before = Some(Box::new(before));
+    }
+
+    /// Gives the store what it should have, unless it is at it.
+    pub(super) fn submit(&mut self) {
+        if self.journal.saving.is_some() {
+            return;
+        }
+        let (record, purpose) = if let Some(before) = self.journal.before.take() {
+            // Whatever comes of the start has to wait for it: it may be undone.
+            (self.to_be_saved(None, self.position()), Purpose::Start(before))
+        } else if let Some(advance) = self.journal.advance.take() {
+            let record = self.to_be_saved(advance.phase.as_ref(), advance.entry.position.clone());
+            (record, Purpose::Advance(advance))
+        } else if self.journal.is_dirty && !self.journal.rests {
+            (self.to_be_saved(None, self.position()), Purpose::Current)
+        } else {
+            return;
+        };
+        let mut entries: Vec<_> = self.journal.entries.iter().cloned().collect();
+        if let Purpose::Advance(advance) = &purpose {
+            entries.push(advance.entry.clone());
+        }
+        let saving = self.journal.store.save(&self.config.name, record, entries);
+        let answers = std::mem::take(&mut self.journal.answers);
+        let (since, entries) = (Instant::now(), self.journal.entries.len());
+        self.journal.saving = Some(UnderWay { saving, since, purpose, entries, answers });
+        (self.journal.is_dirty, self.journal.last) = (false, since);
+    }
+
+    /// A tick: a save that failed may be tried again, and evidence is saved now and then.
+    pub(super) fn may_save_again(&mut self, is_observed: bool) {
+        self.journal.rests = false;
+        if is_observed && self.journal.last.elapsed() >= self.tick * EVIDENCE {
+            self.journal.is_dirty = true;
+        }
+    }
+
+    /// Whether the canary is ready, and it has to be told again.
+    pub(super) fn is_prepared_again(&mut self) -> bool {
+        !self.journal.is_advancing() && std::mem::take(&mut self.journal.is_prepared)
+    }
+
+    /// What was to be saved is, or cannot be.
+    pub(super) fn settle(&mut self, saved: Result<(), StoreError>) {
+        let Some(under_way) = self.journal.saving.take() else { return };
+        let UnderWay { saving: _, since, purpose, entries, answers } = under_way;
+        self.metrics.saved(&self.config.name, saved.is_ok(), since.elapsed());
+        match saved {
+            Ok(()) => {
+                self.journal.entries.drain(..entries);
+                if let Purpose::Advance(advance) = purpose {
+                    self.make(*advance);
+                }
+                self.journal.ready.extend(answers.into_iter().map(|answer| (answer, Ok(()))));
+                if self.journal.problem.take().is_some() {
+                    self.note(Kind::Store, "what happens can be saved again".to_owned());
+                }
+            }
+            Err(problem) => self.not_saved(purpose, answers, problem),
+        }
+    }
+
+    /// An advance is saved: now it happens.
+    fn make(&mut self, advance: Advance) {
+        let Advance { phase, entry, is_prepared: _, answer } = advance;
+        if let Some(phase) = phase {
+            self.enter(&phase);
+        }
+        self.publish(entry.position.roles, entry.position.weight);
+        self.show(entry.at, entry.what);
+        self.journal.ready.extend(answer.map(|answer| (answer, Ok(()))));
+    }
+
+    fn not_saved(&mut self, purpose: Purpose, answers: Vec<Answer>, problem: StoreError) {
+        self.journal.rests = true;
+        // However things stand, they are not saved.
+        self.journal.is_dirty = true;
+        let is_news = self.journal.problem.as_ref() != Some(&problem);
+        self.journal.problem = Some(problem.clone());
+        let refused = || Err(CommandError::NotSaved(problem.clone()));
+        match purpose {
+            Purpose::Advance(advance) => {
+                let Advance { phase: _, entry, is_prepared, answer } = *advance;
+                self.journal.is_prepared |= is_prepared;
+                self.journal.ready.extend(answer.map(|answer| (answer, refused())));
+                if is_news {
+                    let what =
+                        format!("this cannot be saved, and so does not happen: {}: {problem}", entry.what);
+                    self.note(Kind::Store, what);
+                }
+            }
+            Purpose::Start(before) => {
+                self.undo(*before);
+                self.journal.ready.extend(answers.into_iter().map(|answer| (answer, refused())));
+                self.note(
+                    Kind::Store,
+                    format!("the rollout cannot be saved, and so is not begun: {problem}"),
+                );
+                return;
+            }
+            Purpose::Current if is_news => {
+                self.note(
+                    Kind::Store,
+                    format!("what happens cannot be saved, and is tried again: {problem}"),
+                );
+            }
+            Purpose::Current => {}
+        }
+        // What they asked for has happened, and how things stand says that it is not saved.
+        self.journal.ready.extend(answers.into_iter().map(|answer| (answer, Ok(()))));
+    }
+
+    /// Takes back a start that nobody can be told of.
+    fn undo(&mut self, before: Before) {
+        let Before { position, salt, record, analysis, verdict } = before;
+        self.journal.advance = None;
+        self.journal.is_prepared = false;
+        let began = self.record.as_ref().map(|record| record.id.clone());
+        self.journal.entries.retain(|entry| entry.rollout != began);
+        (self.record, self.analysis, self.verdict, self.preparation) = (record, analysis, verdict, None);
+        self.salt = salt;
+        self.metrics.running(&self.config.name, false);
+        self.publish(position.roles, position.weight);
+    }
+}
+
+/// How long a process that ends waits for what is to be saved last.
+pub(super) const LAST_SAVE: Duration = Duration::from_secs(2);
