@@ -28,6 +28,7 @@ mod mirror;
 mod outlier_detection;
 mod paths;
 mod pool;
+pub mod probe;
 mod proxy_protocol;
 mod report;
 mod retry;
@@ -63,6 +64,7 @@ use ipnet::IpNet;
 
 use http::{HeaderName, HeaderValue};
 
+use self::probe::Probe;
 use crate::{
     analysis::settings::Settings,
     model::{
@@ -71,7 +73,10 @@ use crate::{
         role::Roles,
         weight::Weight,
     },
-    rollout::{freeze::Freeze, plan::Plan},
+    rollout::{
+        freeze::Freeze,
+        plan::{Draft, Plan},
+    },
     routing::{
         condition::Conditions,
         edge::Edge,
@@ -312,6 +317,23 @@ pub struct Rollout {
     /// For how long an endpoint's requests are counted apart after it has begun to serve; nothing means for
     /// as long as it takes to get its full share.
     pub warmup: Option<Duration>,
+    /// What the canary's endpoints are asked before anybody is sent there.
+    pub probes: Vec<Probe>,
+    /// Longest time that they may take to accept connections and answer well (default 1 min).
+    pub prepare_deadline: Duration,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Self {
+            plan: Plan::new(Draft::default()).expect("a test says that it is a plan"),
+            analysis: Settings::default(),
+            freezes: Vec::new(),
+            warmup: None,
+            probes: Vec::new(),
+            prepare_deadline: Duration::from_secs(60),
+        }
+    }
 }
 
 impl Default for Shutdown {

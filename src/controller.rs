@@ -5,12 +5,15 @@
 //! a tick costs the same however many services watch it. Commands arrive beside them and are
 //! answered when they have taken effect: the next request already sees the new weight.
 
+mod client;
 pub mod discovery;
 mod endpoints;
 mod execute;
 mod gained;
+mod grpc;
 mod metrics;
 mod prepare;
+mod probe;
 pub mod publish;
 mod requests;
 mod save;

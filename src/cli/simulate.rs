@@ -20,7 +20,7 @@ use super::{
 use crate::{
     analysis::settings::Settings,
     config::{Config, Rollout, Service},
-    rollout::plan::{Draft, Plan, Strategy},
+    rollout::plan::Strategy,
     simulate::{self, Setup, plot, recorded::Recorded, report, rivals::Rival, scenario::Scenario},
 };
 
@@ -31,12 +31,7 @@ pub(super) fn simulate(args: &Simulate) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let rollout = match &args.config {
-        None => Ok(Rollout {
-            plan: Plan::new(Draft::default()).expect("a test says that it is a plan"),
-            analysis: Settings::default(),
-            warmup: None,
-            freezes: Vec::new(),
-        }),
+        None => Ok(Rollout::default()),
         Some(file) => {
             let config = check::load(&ConfigFile { config: file.clone() });
             let Some(config) = config else { return ExitCode::from(EXIT_CONFIG) };

@@ -97,20 +97,29 @@ fn lower(raw: WrittenTest, subject: Subject, report: &mut Report<'_>) -> Option<
 
 /// A regular expression; nothing, and a fault, if it is wrong.
 pub(super) fn pattern(written: &Text, report: &mut Report<'_>) -> Option<Pattern> {
+    match Pattern::new(written.get_ref()) {
+        Ok(pattern) => Some(pattern),
+        Err(fault) => {
+            bad_pattern(written, &fault, report);
+            None
+        }
+    }
+}
+
+/// Says what is wrong with a regular expression.
+pub(super) fn bad_pattern(written: &Text, fault: &InvalidPattern, report: &mut Report<'_>) {
     let text = written.get_ref();
-    let (problem, remedy) = match Pattern::new(text) {
-        Ok(pattern) => return Some(pattern),
-        Err(fault @ InvalidPattern::Syntax(_)) => (
+    let (problem, remedy) = match fault {
+        InvalidPattern::Syntax(_) => (
             format!("`{text}` is not a regular expression: {fault}"),
             "see https://docs.rs/regex for how one is written",
         ),
-        Err(fault @ InvalidPattern::TooComplex) => (
+        InvalidPattern::TooComplex => (
             format!("the regular expression `{text}` cannot be used: {fault}"),
             "use shorter counts in `{…}`, or several simpler ones",
         ),
     };
     report.error(written.span(), problem).help(remedy);
-    None
 }
 
 /// The name of a header field; nothing, and a fault, if it is wrong.

@@ -105,23 +105,32 @@ fn fields(
 ) -> Vec<(HeaderName, HeaderValue)> {
     let raw = raw.unwrap_or_default().into_iter();
     raw.filter_map(|raw| {
-        let place = raw.span();
-        let RawField { name, value } = raw.into_inner().0;
-        let (Some(name), Some(value)) = (name, value) else {
-            let example = RawField::HEADER;
-            report.error(place, "this field needs a name and a value").help(format!("write `{example}`"));
-            return None;
-        };
+        let (name, value) = field(raw, report)?;
         let name = changeable(&name, taken, once, report);
-        let parsed = HeaderValue::from_str(value.get_ref());
-        if parsed.is_err() {
-            report
-                .error(value.span(), "this cannot be the value of a header")
-                .help("use visible ASCII characters, spaces and tabs");
-        }
-        Some((name?, parsed.ok()?))
+        Some((name?, value?))
     })
     .collect()
+}
+
+/// The name of a field as it is written, and its value; nothing, and a fault, if one is missing or wrong.
+pub(super) fn field(
+    raw: Spanned<Table<RawField>>,
+    report: &mut Report<'_>,
+) -> Option<(Text, Option<HeaderValue>)> {
+    let place = raw.span();
+    let RawField { name, value } = raw.into_inner().0;
+    let (Some(name), Some(value)) = (name, value) else {
+        let example = RawField::HEADER;
+        report.error(place, "this field needs a name and a value").help(format!("write `{example}`"));
+        return None;
+    };
+    let parsed = HeaderValue::from_str(value.get_ref());
+    if parsed.is_err() {
+        report
+            .error(value.span(), "this cannot be the value of a header")
+            .help("use visible ASCII characters, spaces and tabs");
+    }
+    Some((name, parsed.ok()))
 }
 
 /// The name of a field that may be changed, and that nothing else is said of.

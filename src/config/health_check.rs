@@ -1,6 +1,6 @@
 //! `[services.NAME.health_check]`: how endpoints are asked whether they are well.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use http::{HeaderValue, uri::PathAndQuery};
 use serde::Deserialize;
@@ -67,13 +67,7 @@ fn lower_probe(raw: RawHealthCheck, report: &mut Report<'_>) -> Option<Probe> {
         ("expected_statuses", expected_statuses.as_ref().map(Spanned::span), "http"),
         ("grpc_service", grpc_service.as_ref().map(Spanned::span), "grpc"),
     ];
-    for (key, place, of) in keys {
-        if let Some(place) = place.filter(|_| of != name) {
-            report
-                .error(place, format!("`{key}` means nothing to a check of kind `{name}`"))
-                .help(format!("write `kind = \"{of}\"`, or remove `{key}`"));
-        }
-    }
+    foreign(keys, name, "check", report);
     match name {
         "tcp" => Some(Probe::Tcp),
         "grpc" => Some(Probe::Grpc { service: grpc_service.map(Spanned::into_inner).unwrap_or_default() }),
@@ -89,7 +83,24 @@ fn lower_probe(raw: RawHealthCheck, report: &mut Report<'_>) -> Option<Probe> {
     }
 }
 
-fn lower_path(written: Text, report: &mut Report<'_>) -> Option<String> {
+/// Reports keys that belong to another kind than this one: each with its place, if it is written, and the kind
+/// that it belongs to.
+pub(super) fn foreign<const N: usize>(
+    keys: [(&str, Option<Range<usize>>, &str); N],
+    kind: &str,
+    what: &str,
+    report: &mut Report<'_>,
+) {
+    for (key, place, of) in keys {
+        if let Some(place) = place.filter(|_| of != kind) {
+            report
+                .error(place, format!("`{key}` means nothing to a {what} of kind `{kind}`"))
+                .help(format!("write `kind = \"{of}\"`, or remove `{key}`"));
+        }
+    }
+}
+
+pub(super) fn lower_path(written: Text, report: &mut Report<'_>) -> Option<String> {
     let path = written.get_ref();
     if !path.starts_with('/') || PathAndQuery::try_from(path.as_str()).is_err() {
         report
@@ -100,7 +111,7 @@ fn lower_path(written: Text, report: &mut Report<'_>) -> Option<String> {
     Some(written.into_inner())
 }
 
-fn lower_host(written: Text, report: &mut Report<'_>) -> Option<String> {
+pub(super) fn lower_host(written: Text, report: &mut Report<'_>) -> Option<String> {
     let host = written.get_ref();
     if host.is_empty() || host.contains(['/', ' ', '@']) || HeaderValue::try_from(host).is_err() {
         report
@@ -111,22 +122,36 @@ fn lower_host(written: Text, report: &mut Report<'_>) -> Option<String> {
     Some(written.into_inner())
 }
 
-fn lower_statuses(written: &Spanned<Vec<Text>>, report: &mut Report<'_>) -> Vec<RangeInclusive<u16>> {
+pub(super) fn lower_statuses(
+    written: &Spanned<Vec<Text>>,
+    report: &mut Report<'_>,
+) -> Vec<RangeInclusive<u16>> {
     if written.get_ref().is_empty() {
         report
-            .error(written.span(), "no status passes, so no endpoint could be healthy")
+            .error(written.span(), "no status passes, so nothing could")
             .help("the default is `[\"200-399\"]`");
     }
     let mut ranges = Vec::new();
     for text in written.get_ref() {
-        let (first, last) = text.get_ref().split_once('-').unwrap_or((text.get_ref(), text.get_ref()));
         let status = |text: &str| text.parse::<u16>().ok().filter(|status| (100..=999).contains(status));
-        match (status(first), status(last)) {
+        let class = text.get_ref().strip_suffix("xx").and_then(|class| class.parse::<u16>().ok());
+        let (first, last) = match class.filter(|class| (1..=9).contains(class)) {
+            Some(class) => (Some(class * 100), Some(class * 100 + 99)),
+            None => {
+                let text = text.get_ref();
+                let (first, last) = text.split_once('-').unwrap_or((text, text));
+                (status(first), status(last))
+            }
+        };
+        match (first, last) {
             (Some(first), Some(last)) if first <= last => ranges.push(first..=last),
             _ => {
                 report
-                    .error(text.span(), format!("`{}` is not a status nor a range of them", text.get_ref()))
-                    .help("write `\"204\"` or `\"200-399\"`");
+                    .error(
+                        text.span(),
+                        format!("`{}` is not a status, nor a class or range of them", text.get_ref()),
+                    )
+                    .help("write `\"204\"`, `\"2xx\"` or `\"200-399\"`");
             }
         }
     }

@@ -11,11 +11,12 @@ use toml::Spanned;
 use super::{
     Rollout,
     analysis::{self, RawAnalysis},
+    probe::{self, RawProbe},
     report::Report,
     schedule::{self, RawSchedule},
     steps::{self, RawStep},
     suggest::suggest,
-    written::{Section, Table, Text, Time, WAIT, time, time_or},
+    written::{Section, TIMEOUT, Table, Text, Time, WAIT, time, time_or},
 };
 use crate::rollout::plan::{Draft, Plan, Strategy, WhenInconclusive};
 
@@ -34,6 +35,8 @@ pub(super) struct RawRollout {
     drain: Option<Time>,
     rollback_window: Option<Time>,
     warmup: Option<Time>,
+    prepare_deadline: Option<Time>,
+    probes: Option<Vec<Table<RawProbe>>>,
     analysis: Option<Table<RawAnalysis>>,
 }
 
@@ -49,7 +52,8 @@ pub(super) fn lower(
     service: Range<usize>,
     report: &mut Report<'_>,
 ) -> Option<Rollout> {
-    let RawRollout { strategy, steps, schedule, when_inconclusive, warmup, analysis, .. } = &mut raw;
+    let RawRollout { strategy, steps, schedule, when_inconclusive, warmup, probes, analysis, .. } = &mut raw;
+    let probes = probe::lower(probes.take().unwrap_or_default(), report);
     let (steps, schedule) = (steps.take(), schedule.take());
     let warmup = warmup.take().and_then(|written| time(&written, "warmup", WAIT, report));
     let analysis = analysis::lower(analysis.take().unwrap_or_default().0, report);
@@ -78,6 +82,9 @@ pub(super) fn lower(
         (_, _, Strategy::BlueGreen) if written.is_none_or(|steps| steps == 0) => Vec::new(),
         _ => placed.iter().map(|placed| placed.step).collect(),
     };
+    let written = raw.prepare_deadline.as_ref();
+    let prepare_deadline =
+        time_or(Rollout::default().prepare_deadline, written, "prepare_deadline", TIMEOUT, report);
     let draft = Draft {
         strategy,
         steps,
@@ -89,7 +96,7 @@ pub(super) fn lower(
     match Plan::new(draft) {
         Ok(plan) => {
             steps::warn_if_mute(&plan, &analysis, &placed, place, report);
-            Some(Rollout { plan, analysis, warmup, freezes: Vec::new() })
+            Some(Rollout { plan, analysis, warmup, freezes: Vec::new(), probes, prepare_deadline })
         }
         Err(faults) => {
             faults.iter().for_each(|fault| steps::report_fault(fault, &placed, place.clone(), report));
@@ -152,7 +159,7 @@ mod tests {
         super::testing::{errors, parsed, warnings},
         *,
     };
-    use crate::{analysis::settings::Settings, config::steps::DEFAULT_HOLD};
+    use crate::config::steps::DEFAULT_HOLD;
 
     fn rollout(written: &str) -> String {
         format!("[services.web.rollout]\n{written}")
@@ -164,10 +171,8 @@ mod tests {
 
     #[test]
     fn everything_has_a_default() {
-        let Rollout { plan: default, analysis, warmup, freezes } = parsed("").services.remove(0).rollout;
-        assert_eq!(default, Plan::new(Draft::default()).unwrap());
-        assert_eq!((analysis, warmup, freezes), (Settings::default(), None, Vec::new()));
-        assert_eq!(plan(""), default);
+        assert_eq!(parsed("").services.remove(0).rollout, Rollout::default());
+        assert_eq!(plan(""), Rollout::default().plan);
         assert_eq!(plan("steps = [{ weight = 5 }]").steps()[0].hold, DEFAULT_HOLD);
     }
 

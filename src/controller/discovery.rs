@@ -10,7 +10,6 @@
 //! A lookup that fails changes nothing: yesterday's addresses are better than none.
 
 mod check;
-mod grpc;
 mod probe;
 mod verdict;
 

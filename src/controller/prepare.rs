@@ -1,17 +1,26 @@
-//! Making sure that the canary is there before anybody is sent to it.
+//! Making sure that the canary is there, and does what it should, before anybody is sent to it.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::{net::TcpStream, task::JoinSet, time};
+use tokio::{
+    net::{TcpStream, lookup_host},
+    task::JoinSet,
+    time::{self, Instant},
+};
 
-use crate::{model::name::ServiceName, routing::snapshot::Endpoint};
+use super::probe;
+use crate::{
+    config::probe::Probe, model::name::ServiceName, routing::snapshot::Endpoint, tls::client::Connector,
+};
 
 /// How long one endpoint may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How long to wait before the next try.
+/// How long to wait before the next try to connect.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long all of it may take.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Whether one of these takes a connection now.
 ///
@@ -19,11 +28,11 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// When none does: what the last one said.
 pub(super) async fn any_accepts(endpoints: &[Endpoint]) -> Result<(), String> {
     let mut tries: JoinSet<_> =
-        endpoints.iter().cloned().map(|endpoint| async move { accepts(&endpoint).await }).collect();
+        endpoints.iter().cloned().map(|endpoint| async move { connect(&endpoint).await }).collect();
     let mut last = "it has none".to_owned();
     while let Some(tried) = tries.join_next().await {
         match tried {
-            Ok(Ok(())) => return Ok(()),
+            Ok(Ok(_)) => return Ok(()),
             Ok(Err(why)) => last = why,
             Err(error) => last = error.to_string(),
         }
@@ -31,33 +40,127 @@ pub(super) async fn any_accepts(endpoints: &[Endpoint]) -> Result<(), String> {
     Err(last)
 }
 
-/// Whether it takes a connection now.
-async fn accepts(Endpoint { host, port, protocol: _ }: &Endpoint) -> Result<(), String> {
-    match time::timeout(CONNECT, TcpStream::connect((host.as_str(), *port))).await {
-        Ok(Ok(_)) => Ok(()),
+/// Its addresses, if one of them takes a connection now.
+async fn connect(Endpoint { host, port, protocol: _ }: &Endpoint) -> Result<Vec<SocketAddr>, String> {
+    let attempt = async {
+        let addresses: Vec<_> = lookup_host((host.as_str(), *port)).await?.collect();
+        TcpStream::connect(&addresses[..]).await.map(|_| addresses)
+    };
+    match time::timeout(CONNECT, attempt).await {
+        Ok(Ok(addresses)) => Ok(addresses),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("no answer".to_owned()),
     }
 }
 
-/// Waits until every endpoint has accepted a connection.
+/// A canary to be prepared.
+#[derive(Debug)]
+pub(super) struct Canary {
+    pub(super) service: ServiceName,
+    pub(super) endpoints: Vec<Endpoint>,
+    /// How they speak TLS, if they do.
+    pub(super) tls: Option<Arc<Connector>>,
+    pub(super) probes: Vec<Probe>,
+    /// How long all of it may take.
+    pub(super) deadline: Duration,
+}
+
+/// Waits until every endpoint has accepted a connection and passed every probe, all endpoints at the same
+/// time.
 ///
 /// # Errors
-/// When one of them has not within a minute: which, and what it said last.
-pub(super) async fn endpoints_accept(service: ServiceName, endpoints: Vec<Endpoint>) -> Result<(), String> {
-    let deadline = time::Instant::now() + DEADLINE;
-    for endpoint in &endpoints {
-        let mut told = false;
-        loop {
-            let Err(error) = accepts(endpoint).await else { break };
-            if time::Instant::now() + PAUSE >= deadline {
-                return Err(format!("endpoint {endpoint} takes no connection: {error}"));
-            }
-            if !std::mem::replace(&mut told, true) {
-                tracing::warn!(%service, %endpoint, %error, "the rollout waits for the canary to take connections");
-            }
-            time::sleep(PAUSE).await;
-        }
+/// When one of them has not within the deadline: which, and what came last instead of what.
+pub(super) async fn prepare(canary: Canary) -> Result<(), String> {
+    let Canary { service, endpoints, tls, probes, deadline } = canary;
+    let until = Instant::now() + deadline;
+    let probes: Arc<[Probe]> = probes.into();
+    let mut preparing = JoinSet::new();
+    for endpoint in endpoints {
+        let (service, tls, probes) = (service.clone(), tls.clone(), Arc::clone(&probes));
+        preparing.spawn(Subject { service, endpoint, tls, until }.prepare(probes));
+    }
+    while let Some(prepared) = preparing.join_next().await {
+        prepared.unwrap_or_else(|panicked| Err(format!("preparing ended with a bug: {panicked}")))?;
     }
     Ok(())
+}
+
+/// One endpoint of it.
+struct Subject {
+    service: ServiceName,
+    endpoint: Endpoint,
+    tls: Option<Arc<Connector>>,
+    until: Instant,
+}
+
+impl Subject {
+    async fn prepare(self, probes: Arc<[Probe]>) -> Result<(), String> {
+        let addresses = self.accepts().await?;
+        for address in addresses {
+            for probe in probes.iter() {
+                self.passes(probe, address).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Its addresses, once one of them has accepted a connection.
+    async fn accepts(&self) -> Result<Vec<SocketAddr>, String> {
+        let mut told = false;
+        loop {
+            let error = match connect(&self.endpoint).await {
+                Ok(addresses) => return Ok(addresses),
+                Err(error) => error,
+            };
+            let what = format!("endpoint {} takes no connection: {error}", self.endpoint);
+            self.wait(PAUSE, what, &mut told).await?;
+        }
+    }
+
+    /// One of its addresses has passed a probe as often in a row as it takes.
+    async fn passes(&self, probe: &Probe, address: SocketAddr) -> Result<(), String> {
+        let Probe { question, times, interval, .. } = probe;
+        let place = match self.endpoint.host.parse::<IpAddr>() {
+            Ok(_) => self.endpoint.to_string(),
+            Err(_) => format!("{} ({address})", self.endpoint),
+        };
+        let subject = format!("the probe `{question}` of {place}");
+        let (mut in_a_row, mut told, mut last) = (0, false, None);
+        loop {
+            let asked = probe::ask(probe, &self.endpoint, address, self.tls.as_deref());
+            let Ok(asked) = time::timeout_at(self.until, asked).await else {
+                // What came before says more than that this one was cut short.
+                return Err(last.unwrap_or_else(|| format!("{subject} got no answer before time was up")));
+            };
+            let Err(got) = asked else {
+                in_a_row += 1;
+                if in_a_row >= *times {
+                    return Ok(());
+                }
+                let so_far = format!("{subject} has passed {in_a_row} of {times} times");
+                // Nothing to be told while it goes well.
+                self.wait(*interval, so_far, &mut true).await?;
+                continue;
+            };
+            in_a_row = 0;
+            let what = last.insert(format!("{subject} got {got}")).clone();
+            self.wait(*interval, what, &mut told).await?;
+        }
+    }
+
+    /// Waits before the next try; what came of the last one is logged once.
+    ///
+    /// # Errors
+    /// When there is no time for another one.
+    async fn wait(&self, pause: Duration, what: String, told: &mut bool) -> Result<(), String> {
+        if Instant::now() + pause >= self.until {
+            return Err(what);
+        }
+        if !std::mem::replace(told, true) {
+            let service = &self.service;
+            tracing::warn!(%service, "the rollout waits for the canary: {what}");
+        }
+        time::sleep(pause).await;
+        Ok(())
+    }
 }

@@ -274,9 +274,15 @@ impl ServiceTask {
     /// Makes sure that the canary is there.
     fn prepare(&mut self) {
         let canary = self.roles.canary();
-        let backend = self.config.backends.iter().find(|backend| Some(&backend.name) == canary);
-        let endpoints = backend.map(|backend| backend.endpoints.clone()).unwrap_or_default();
-        self.preparation = Some(Box::pin(prepare::endpoints_accept(self.config.name.clone(), endpoints)));
+        let Service { name, backends, rollout, .. } = &self.config;
+        let Some(backend) = backends.iter().find(|backend| Some(&backend.name) == canary) else { return };
+        self.preparation = Some(Box::pin(prepare::prepare(prepare::Canary {
+            service: name.clone(),
+            endpoints: backend.endpoints.clone(),
+            tls: self.publisher.connector(name, &backend.name),
+            probes: rollout.probes.clone(),
+            deadline: rollout.prepare_deadline,
+        })));
     }
 
     /// Whatever was gathered is about another rollout, or another stable: evidence begins at nothing.

@@ -32,6 +32,7 @@
 //! | `proxy_protocol` | who may say whose connection it is, and who is believed |
 //! | `retry` | requests that have failed and are tried again |
 //! | `readme` | what README.md tells people to copy |
+//! | `probes` | what a canary has to answer before anybody is sent there |
 //! | `pool` | how much a backend is given at a time |
 //! | `reload` | a configuration that changes while requests are on |
 //! | `resending` | what is sent again when a request is tried again |
@@ -86,6 +87,7 @@ mod operate;
 mod outlier;
 mod plan;
 mod pool;
+mod probes;
 mod proxy_protocol;
 mod readme;
 mod reload;

@@ -1,0 +1,148 @@
+//! Asking somebody something over HTTP, on a connection of its own: what health checks, probes and hooks
+//! do. No redirect is followed and no proxy is asked: who is asked is who was named.
+
+use std::{net::SocketAddr, pin::pin};
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use http::{HeaderValue, Request, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::TlsConnector;
+
+use super::grpc;
+use crate::{model::protocol::Protocol, tls::client::Connector};
+
+/// Bytes of an answer about health that are looked at; the right one has seven.
+const MAX_HEALTH: usize = 1024;
+
+/// A connection's bytes, with or without TLS.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// What somebody has answered.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) body: Bytes,
+}
+
+/// Connects to an address of `host`.
+///
+/// # Errors
+/// When there is no connection, or it does not speak what it should.
+pub(super) async fn connect(
+    host: &str,
+    address: SocketAddr,
+    speaks: Protocol,
+    tls: Option<&Connector>,
+) -> anyhow::Result<Box<dyn Stream>> {
+    let stream = TcpStream::connect(address).await.context("no connection")?;
+    let Some(connector) = tls else { return Ok(Box::new(stream)) };
+    let name = connector.server_name(host).context("no name for the certificate")?;
+    let stream = TlsConnector::from(connector.config(speaks)).connect(name, stream).await;
+    let stream = stream.context("no TLS")?;
+    if !Connector::is_agreed(speaks, stream.get_ref().1.alpn_protocol()) {
+        bail!("it speaks another protocol than it is asked in");
+    }
+    Ok(Box::new(stream))
+}
+
+/// Asks, and takes an answer with a body of at most `most` bytes; with 0 the body is not waited for.
+///
+/// # Errors
+/// When there is no answer, or a longer one.
+pub(super) async fn ask(
+    stream: Box<dyn Stream>,
+    speaks: Protocol,
+    request: Request<Full<Bytes>>,
+    most: usize,
+) -> anyhow::Result<Answer> {
+    let stream = TokioIo::new(stream);
+    match speaks {
+        Protocol::Http1 => {
+            let (mut sender, connection) = http1::handshake(stream).await?;
+            driven(async { taken(sender.send_request(request).await?, most).await }, connection).await
+        }
+        Protocol::Http2 => {
+            let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
+            driven(async { taken(sender.send_request(request).await?, most).await }, connection).await
+        }
+    }
+}
+
+async fn taken(response: http::Response<Incoming>, most: usize) -> anyhow::Result<Answer> {
+    let (head, body) = response.into_parts();
+    let body = match most {
+        0 => Bytes::new(),
+        _ => match Limited::new(body, most).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+                bail!("an answer of more than {most} bytes")
+            }
+            Err(error) => return Err(anyhow::anyhow!(error).context("no whole answer")),
+        },
+    };
+    Ok(Answer { status: head.status.as_u16(), body })
+}
+
+/// Asks in gRPC whether `service` is well, or the server as a whole where that is empty.
+///
+/// # Errors
+/// When it does not answer with `SERVING`.
+pub(super) async fn ask_health(
+    stream: Box<dyn Stream>,
+    service: &str,
+    authority: &str,
+    user_agent: HeaderValue,
+) -> anyhow::Result<()> {
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+    let request = Request::post(format!("http://{authority}/grpc.health.v1.Health/Check"))
+        .header(header::CONTENT_TYPE, "application/grpc")
+        .header(header::TE, "trailers")
+        .header(header::USER_AGENT, user_agent)
+        .body(Full::new(Bytes::from(grpc::request(service))))?;
+    let exchange = async {
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        if head.status != http::StatusCode::OK {
+            bail!("status {}", head.status);
+        }
+        let body = Limited::new(body, MAX_HEALTH).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!(error)).context("no whole answer")?;
+        let status = body.trailers().unwrap_or(&head.headers).get("grpc-status");
+        match status.map(HeaderValue::as_bytes) {
+            Some(b"0") => {}
+            Some(other) => bail!("grpc-status {}", String::from_utf8_lossy(other)),
+            None => bail!("no grpc-status"),
+        }
+        match grpc::serving_status(&body.to_bytes()) {
+            Some(grpc::SERVING) => Ok(()),
+            Some(other) => bail!("serving status {other}"),
+            None => bail!("the answer is no HealthCheckResponse"),
+        }
+    };
+    driven(exchange, connection).await
+}
+
+/// Carries an exchange out on a connection that it drives meanwhile.
+async fn driven<T>(
+    exchange: impl Future<Output = anyhow::Result<T>>,
+    connection: impl Future<Output = hyper::Result<()>>,
+) -> anyhow::Result<T> {
+    let mut exchange = pin!(exchange);
+    tokio::select! {
+        biased;
+        done = &mut exchange => done,
+        // What had come before the end is still to be read.
+        _ended = connection => exchange.await,
+    }
+}
