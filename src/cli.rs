@@ -5,6 +5,7 @@ mod check;
 mod replay;
 mod run;
 mod simulate;
+mod token;
 
 use std::process::ExitCode;
 
@@ -24,5 +25,6 @@ pub fn main() -> ExitCode {
         args::Command::Demo(demo) => run::finish(crate::demo::main(demo.keep, demo.plain)),
         args::Command::Replay(replay) => replay::replay(&replay),
         args::Command::Simulate(simulate) => simulate::simulate(&simulate),
+        args::Command::Token(args::Token::New(new)) => run::finish(token::new(&new)),
     }
 }

@@ -92,7 +92,7 @@ fn the_examples_mean_what_they_say() {
 }
 
 /// Keys of the reference that are there to be shown and have no default, or a default of "off".
-const WITHOUT_DEFAULT: [&str; 65] = [
+const WITHOUT_DEFAULT: [&str; 67] = [
     "workers",
     "hostnames",
     "address",
@@ -158,6 +158,8 @@ const WITHOUT_DEFAULT: [&str; 65] = [
     "to",
     "by",
     "services",
+    "credentials",
+    "hosts",
 ];
 
 #[test]
@@ -245,6 +247,8 @@ fn collect(path: &str, value: &Value, found: &mut Vec<String>) {
     let path = if TESTS.iter().any(|test| path.ends_with(test)) { "TEST" } else { path };
     // A route's has the keys of its service's.
     let path = if path == ".routes.failures" { ".services.NAME.failures" } else { path };
+    // The admin side's has those of a listener's.
+    let path = if path == ".admin.tls" { ".listeners.tls" } else { path };
     let is_map = path == ".services" || path.ends_with("backends");
     match value {
         Value::Table(table) if is_map => {

@@ -29,7 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("worker", &["model", "clock", "tls", "routing", "telemetry", "access_log", "net", "upstream", "proxy"]),
     // Control, which knows of the data plane only its counts and the snapshot that it reads.
     ("controller", &["model", "clock", "tls", "config", "analysis", "rollout", "routing", "telemetry"]),
-    ("admin", &["model", "config", "rollout", "controller"]),
+    ("admin", &["model", "clock", "tls", "config", "rollout", "controller"]),
     // The front.
     (
         "app",
