@@ -12,8 +12,8 @@ use self::reload::{Opened, Reloader};
 
 use crate::{
     access_log::{AccessLog, Counts, Reopen, queue::Queue},
-    admin::{self, readiness::Readiness, reload::Reload},
-    config::{Config, Listener, ListenerTls, LogOutput, Shutdown},
+    admin::{self, access::Access, readiness::Readiness, reload::Reload, server::Served},
+    config::{self, Config, Listener, ListenerTls, LogOutput, Shutdown},
     controller::{
         Controller, Inputs,
         discovery::Discovery,
@@ -29,7 +29,7 @@ use crate::{
     },
     tls::{
         reload::Keeper,
-        server::{Published, Server},
+        server::{Published, Server, Settings},
     },
     worker::{
         drain::Stage,
@@ -84,7 +84,7 @@ pub struct Running {
 /// When an address cannot be bound or a thread cannot be started; nothing is left running then.
 pub async fn start(config: &Config, file: Option<&Path>, options: Options) -> anyhow::Result<Running> {
     // Before all that takes time: a change meanwhile is one to be noticed.
-    let began_with = file.and_then(reload::fingerprint);
+    let began_with = file.and_then(|file| reload::fingerprint(&reload::files(file, config)));
     let count = config.workers.map_or_else(available_cpus, |workers| workers.get());
     let hub = Arc::new(Hub::new(count));
     let registry = registry(&hub).context("cannot register the metrics")?;
@@ -105,6 +105,8 @@ pub async fn start(config: &Config, file: Option<&Path>, options: Options) -> an
         None => None,
     };
     let admin = admin_socket.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
+    let admin_side =
+        config.admin.as_ref().map(|admin| admin_side(admin, &mut keeper, &registry)).transpose()?;
 
     let store = open_store(config)?;
     let mut compiled = Compiled::new(config, &mut keeper).context("cannot speak TLS to a backend")?;
@@ -144,6 +146,7 @@ pub async fn start(config: &Config, file: Option<&Path>, options: Options) -> an
             controller: controller.clone(),
             discovery,
             shutdown: shutdown_control,
+            access: admin_side.as_ref().map(|(access, _)| access.clone()),
         };
         let reloader = Reloader { running, file: file.to_owned(), began_with, asked, metrics };
         tokio::spawn(reloader.run(options.configuration));
@@ -155,11 +158,16 @@ pub async fn start(config: &Config, file: Option<&Path>, options: Options) -> an
         });
     }
     let readiness = Readiness::default();
-    if let Some(socket) = admin_socket {
-        let served =
-            admin::server::serve(socket, controller.clone(), reload.clone(), registry, readiness.clone());
+    if let Some((socket, (access, tls))) = admin_socket.zip(admin_side) {
+        let served = Served {
+            access,
+            controller: controller.clone(),
+            reload: reload.clone(),
+            registry,
+            readiness: readiness.clone(),
+        };
         tokio::spawn(async move {
-            if let Err(error) = served.await {
+            if let Err(error) = admin::server::serve(socket, tls, served).await {
                 tracing::error!(%error, "the admin API has stopped");
             }
         });
@@ -231,13 +239,7 @@ fn entrance(
         Some(ListenerTls { settings, handshake_timeout }) => {
             let published = match published {
                 Some(published) => Arc::clone(published),
-                None => {
-                    let server = Server::new(settings.clone())
-                        .with_context(|| format!("cannot speak TLS on {}", listener.address))?;
-                    let published = Arc::clone(server.published());
-                    keeper.add_server(server);
-                    published
-                }
+                None => publish(settings, listener.address, keeper)?,
             };
             Some(Tls { published, timeout: *handshake_timeout })
         }
@@ -245,6 +247,28 @@ fn entrance(
     let proxy_protocol = listener.proxy_protocol.as_ref();
     let proxy_protocol = proxy_protocol.map(|p| ProxyProtocol { from: p.from.clone(), timeout: p.timeout });
     Ok(Entrance { proxy_protocol, tls, redirect_to_https: listener.redirect_to_https })
+}
+
+/// A side of TLS that is kept fresh from now on.
+fn publish(settings: &Settings, address: SocketAddr, keeper: &mut Keeper) -> anyhow::Result<Published> {
+    let server = Server::new(settings.clone()).with_context(|| format!("cannot speak TLS on {address}"))?;
+    let published = Arc::clone(server.published());
+    keeper.add_server(server);
+    Ok(published)
+}
+
+/// Who may use the admin side, and how it speaks TLS, if it does.
+fn admin_side(
+    admin: &config::Admin,
+    keeper: &mut Keeper,
+    registry: &Registry,
+) -> anyhow::Result<(Access, Option<admin::connection::Tls>)> {
+    let access = Access::new(admin.clone(), registry).context("cannot register the metrics")?;
+    let tls = admin.tls.as_ref().map(|tls| {
+        let published = publish(&tls.settings, admin.address, keeper)?;
+        anyhow::Ok(admin::connection::Tls { published, timeout: tls.handshake_timeout })
+    });
+    Ok((access, tls.transpose()?))
 }
 
 /// What is behind a listener that is bound there.

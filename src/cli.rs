@@ -7,6 +7,7 @@ mod plan;
 mod replay;
 mod run;
 mod simulate;
+mod token;
 mod traffic;
 
 use std::process::ExitCode;
@@ -31,5 +32,6 @@ pub fn main() -> ExitCode {
             operate::operate(&verb)
         }
         args::Command::Simulate(simulate) => simulate::simulate(&simulate),
+        args::Command::Token(args::Token::New(new)) => run::finish(token::new(&new)),
     }
 }

@@ -12,6 +12,7 @@ mod backend;
 mod backend_tls;
 mod balance;
 mod condition;
+mod credentials;
 mod document;
 mod edge;
 mod failures;
@@ -51,6 +52,8 @@ mod written;
 mod testing;
 #[cfg(test)]
 mod tests;
+
+pub use self::credentials::{Credential, Credentials, Proof, Scope, TOKEN_PREFIX};
 
 use std::{
     net::SocketAddr,
@@ -158,6 +161,25 @@ pub struct ProxyProtocol {
 pub struct Admin {
     /// Address to listen on.
     pub address: SocketAddr,
+    /// How it speaks TLS, if it does.
+    pub tls: Option<ListenerTls>,
+    /// Who may use it. Where nobody is asked, that is whoever reaches it.
+    pub credentials: Option<Credentials>,
+    /// Names that it is reached by, beside addresses and `localhost`.
+    pub hosts: Vec<String>,
+    /// What is open to those who do not say who they are.
+    pub open: OpenPaths,
+}
+
+/// Which paths of the admin side need no credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OpenPaths {
+    /// `/livez` (default yes).
+    pub livez: bool,
+    /// `/readyz` (default yes).
+    pub readyz: bool,
+    /// `/metrics` (default only on a loopback address).
+    pub metrics: bool,
 }
 
 /// How the process ends.

@@ -27,6 +27,7 @@ use tower::ServiceExt as _;
 const CONFIG: &str = "
 [[listeners]]
 address = '127.0.0.1:1'
+[admin]
 [[routes]]
 service = 'web'
 [services.web]
@@ -70,7 +71,8 @@ fn api() -> Router {
     let (hub, tick) = (Arc::new(Hub::new(1)), Duration::from_secs(60));
     let inputs = Inputs { config: &config, publisher, hub, tick, registry: &registry };
     let controller = Controller::start(inputs).expect("nothing else is registered");
-    router(controller, registry, Readiness::default())
+    let admin = config.admin.as_ref().expect("it has an admin side");
+    router(admin, controller, registry, Readiness::default())
 }
 
 /// What is answered; nothing if it is no request.

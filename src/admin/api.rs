@@ -3,7 +3,7 @@
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{FromRequest, Path, State},
+    extract::{FromRequest, State},
     response::IntoResponse,
     routing::{get, post, put},
 };
@@ -11,8 +11,13 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::{problem::Problem, reload::Reload};
+use super::{
+    actor::{Actor, Named},
+    problem::Problem,
+    reload::Reload,
+};
 use crate::{
+    config::Scope,
     controller::{Controller, Request, status::ServiceStatus},
     model::weight::Weight,
     rollout::event::Command,
@@ -23,7 +28,7 @@ type Answer<T> = Result<Json<T>, Problem>;
 /// The routes under `/api/v1`. `retry`, `abort` and `undo` are what users of Argo Rollouts call them.
 pub(super) fn router() -> Router<Controller> {
     let verb = |request: Request| {
-        post(move |controller: State<Controller>, name: Path<String>| ask(controller, name, request))
+        post(move |controller: State<Controller>, name: Named| ask(controller, name, request))
     };
     Router::new()
         .route("/services", get(services))
@@ -47,11 +52,14 @@ struct Services {
     services: Vec<ServiceStatus>,
 }
 
-async fn services(State(controller): State<Controller>) -> Json<Services> {
-    Json(Services { services: controller.services() })
+/// Those that the actor may have to do with.
+async fn services(State(controller): State<Controller>, actor: Actor) -> Json<Services> {
+    let mut services = controller.services();
+    services.retain(|service| actor.may_touch(service.name.as_str()));
+    Json(Services { services })
 }
 
-async fn service(State(controller): State<Controller>, Path(name): Path<String>) -> Answer<ServiceStatus> {
+async fn service(State(controller): State<Controller>, Named(name): Named) -> Answer<ServiceStatus> {
     Ok(Json(controller.service(&name)?))
 }
 
@@ -64,7 +72,7 @@ struct WeightBody {
 
 async fn weight(
     controller: State<Controller>,
-    name: Path<String>,
+    name: Named,
     Body(body): Body<WeightBody>,
 ) -> Answer<ServiceStatus> {
     let weight = Weight::from_percent(body.canary)
@@ -81,7 +89,7 @@ struct Force {
 
 async fn start(
     controller: State<Controller>,
-    name: Path<String>,
+    name: Named,
     body: Option<Body<Force>>,
 ) -> Answer<ServiceStatus> {
     let Force { force } = body.map(|Body(body)| body).unwrap_or_default();
@@ -106,7 +114,7 @@ struct PromoteBody {
 
 async fn promote(
     controller: State<Controller>,
-    name: Path<String>,
+    name: Named,
     body: Option<Body<PromoteBody>>,
 ) -> Answer<ServiceStatus> {
     let PromoteBody { full } = body.map(|Body(body)| body).unwrap_or_default();
@@ -115,7 +123,7 @@ async fn promote(
 
 async fn ask(
     State(controller): State<Controller>,
-    Path(name): Path<String>,
+    Named(name): Named,
     request: Request,
 ) -> Answer<ServiceStatus> {
     Ok(Json(controller.request(&name, request).await?))
@@ -128,7 +136,9 @@ struct Reloaded {
 }
 
 /// Has the configuration read anew.
-pub(super) async fn reload(State(reload): State<Reload>) -> Result<impl IntoResponse, Problem> {
+pub(super) async fn reload(State(reload): State<Reload>, actor: Actor) -> Result<impl IntoResponse, Problem> {
+    actor.needs(Scope::Admin)?;
+    actor.needs_all_services()?;
     let changes = reload.ask().await?;
     Ok(Json(Reloaded { changes }))
 }

@@ -1,13 +1,21 @@
 //! The door for `fuzz/`, open only to a build with `--cfg fuzzing`.
 
-use axum::Router;
+use axum::{Extension, Router};
 use prometheus::Registry;
 
-use super::{readiness::Readiness, reload::Reload, server};
-use crate::controller::Controller;
+use super::{
+    access::Access,
+    actor::Peer,
+    readiness::Readiness,
+    reload::Reload,
+    server::{self, Served},
+};
+use crate::{config::Admin, controller::Controller};
 
-/// The API as it is served, of a process that does not read its configuration anew.
-pub fn router(controller: Controller, registry: Registry, readiness: Readiness) -> Router {
+/// The API as it is served by `admin`, of a process that does not read its configuration anew.
+pub fn router(admin: &Admin, controller: Controller, registry: Registry, readiness: Readiness) -> Router {
     let (reload, _unheard) = Reload::channel();
-    server::router(controller, reload, registry, readiness)
+    let access = Access::new(admin.clone(), &registry).expect("nobody else registers its metrics");
+    let peer = Peer { address: ([127, 0, 0, 1], 1).into(), certificate: None };
+    server::router(Served { access, controller, reload, registry, readiness }).layer(Extension(peer))
 }

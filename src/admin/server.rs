@@ -15,7 +15,15 @@ use prometheus::{Registry, TextEncoder};
 use tokio::net::TcpListener;
 use tower::{BoxError, ServiceBuilder};
 
-use super::{api, guard, problem::Problem, readiness::Readiness, reload::Reload};
+use super::{
+    access::{self, Access},
+    api,
+    connection::{self, Tls},
+    guard,
+    problem::Problem,
+    readiness::Readiness,
+    reload::Reload,
+};
 use crate::controller::Controller;
 
 /// Longest time that a reply may take.
@@ -25,20 +33,30 @@ const CONCURRENCY: usize = 64;
 /// Largest body, in bytes.
 const MAX_BODY: usize = 64 * 1024;
 
+/// What is served, and to whom.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// Who may come in.
+    pub access: Access,
+    /// What is asked about services, and to move their traffic.
+    pub controller: Controller,
+    /// What is asked to read the configuration anew.
+    pub reload: Reload,
+    /// Where metrics come from.
+    pub registry: Registry,
+    /// Whether the process wants traffic.
+    pub readiness: Readiness,
+}
+
 /// Serves the API on a listening socket until the process ends.
 ///
 /// # Errors
 /// When the socket cannot be used.
-pub async fn serve(
-    listener: std::net::TcpListener,
-    controller: Controller,
-    reload: Reload,
-    registry: Registry,
-    readiness: Readiness,
-) -> io::Result<()> {
+pub async fn serve(listener: std::net::TcpListener, tls: Option<Tls>, served: Served) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
-    axum::serve(listener, router(controller, reload, registry, readiness)).await
+    connection::accept(listener, tls, router(served)).await;
+    Ok(())
 }
 
 /// Binds the admin address.
@@ -49,12 +67,8 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     std::net::TcpListener::bind(address)
 }
 
-pub(super) fn router(
-    controller: Controller,
-    reload: Reload,
-    registry: Registry,
-    readiness: Readiness,
-) -> Router {
+pub(super) fn router(served: Served) -> Router {
+    let Served { access, controller, reload, registry, readiness } = served;
     let limits = ServiceBuilder::new()
         .layer(HandleErrorLayer::new(overloaded))
         .load_shed()
@@ -71,8 +85,11 @@ pub(super) fn router(
         .route("/readyz", get(readyz).with_state(readiness))
         .method_not_allowed_fallback(api::no_such_method)
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is nothing here; try /api/v1/services or /metrics"))
-        .layer(middleware::from_fn(guard::refuse_browsers))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn_with_state(access.clone(), access::authenticate))
+        .layer(middleware::from_fn_with_state(access.clone(), guard::refuse_browsers))
+        .layer(middleware::from_fn_with_state(access, guard::refuse_other_names))
+        .layer(middleware::map_response(guard::harden))
 }
 
 async fn overloaded(error: BoxError) -> Problem {

@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     hash::Hasher,
+    iter,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,9 +21,12 @@ use tokio::sync::{Mutex, mpsc, watch};
 
 use super::{TAKEN, behind, entrance};
 use crate::{
-    admin::reload::{Asked, NotReloaded, Outcome},
+    admin::{
+        access::Access,
+        reload::{Asked, NotReloaded, Outcome},
+    },
     clock,
-    config::{Config, Listener, Shutdown, diagnostic::render, load::load},
+    config::{Admin, Config, Listener, ListenerTls, Shutdown, diagnostic::render, load::load},
     controller::{
         Controller,
         discovery::Discovery,
@@ -60,6 +64,8 @@ pub(super) struct Running {
     pub(super) controller: Controller,
     pub(super) discovery: Discovery,
     pub(super) shutdown: watch::Sender<Shutdown>,
+    /// Who may use the admin side, if there is one.
+    pub(super) access: Option<Access>,
 }
 
 /// Listeners as they shall be, and what makes them so.
@@ -98,6 +104,9 @@ impl Running {
         self.controller.take_up(&config);
         self.discovery.follow(&config, addresses);
         self.shutdown.send_replace(config.shutdown.clone());
+        if let Some((access, admin)) = self.access.as_ref().zip(config.admin.clone()) {
+            access.take_up(admin);
+        }
         self.listeners.change(changes).await;
         self.opened = opened;
         self.config = config;
@@ -119,7 +128,7 @@ impl Running {
         } = config;
         let changed = [
             ("workers", *workers != self.config.workers),
-            ("[admin]", *admin != self.config.admin),
+            ("address` or `tls` of `[admin]", bound(admin) != bound(&self.config.admin)),
             ("[store]", *store != self.config.store),
             ("[access_log]", *access_log != self.config.access_log),
         ];
@@ -146,6 +155,11 @@ impl Running {
             })
             .collect()
     }
+}
+
+/// What the admin side is bound to and how it speaks: the rest is taken up.
+fn bound(admin: &Option<Admin>) -> Option<(SocketAddr, Option<&ListenerTls>)> {
+    admin.as_ref().map(|admin| (admin.address, admin.tls.as_ref()))
 }
 
 /// Services whose roles and weight are written as before, and so stay as they have become.
@@ -230,6 +244,7 @@ fn differences(before: &Config, after: &Config) -> Vec<String> {
         ("routes", before.routes != after.routes),
         ("[paths]", before.paths != after.paths),
         ("[shutdown]", before.shutdown != after.shutdown),
+        ("[admin]", before.admin != after.admin),
     ];
     words.extend(
         others.into_iter().filter(|(_, changed)| *changed).map(|(what, _)| format!("{what} changed")),
@@ -258,13 +273,13 @@ impl Reloader {
         loop {
             tokio::select! {
                 Some(asked) = self.asked.recv() => {
-                    tried = look(&self.file).await;
+                    tried = self.look().await;
                     let outcome = self.reload().await;
                     // Whoever asked may be gone.
                     let _gone = asked.send(outcome);
                 }
                 _ = interval.tick() => {
-                    let seen = look(&self.file).await;
+                    let seen = self.look().await;
                     // A file that cannot be read is not one that has changed: it may be on its way.
                     if seen.is_none() || seen == tried {
                         settling = None;
@@ -275,6 +290,12 @@ impl Reloader {
                 }
             }
         }
+    }
+
+    /// The fingerprint of the files, which may be on a network.
+    async fn look(&self) -> Option<u64> {
+        let files = files(&self.file, &self.running.config);
+        tokio::task::spawn_blocking(move || fingerprint(&files)).await.ok()?
     }
 
     async fn reload(&mut self) -> Outcome {
@@ -306,17 +327,22 @@ impl Reloader {
     }
 }
 
-/// What is in a file, in short; nothing if it cannot be read.
-pub(super) fn fingerprint(file: &Path) -> Option<u64> {
-    let mut hasher = SipHasher13::new();
-    hasher.write(&std::fs::read(file).ok()?);
-    Some(hasher.finish())
+/// The files that a configuration was read from: its own, and that of credentials.
+pub(super) fn files(file: &Path, config: &Config) -> Vec<PathBuf> {
+    let credentials = config.admin.as_ref().and_then(|admin| admin.credentials.as_ref());
+    let credentials = credentials.map(|credentials| credentials.file.clone());
+    iter::once(file.to_owned()).chain(credentials).collect()
 }
 
-/// The same for a file that may be on a network.
-async fn look(file: &Path) -> Option<u64> {
-    let file = file.to_owned();
-    tokio::task::spawn_blocking(move || fingerprint(&file)).await.ok()?
+/// What is in files, in short; nothing if one cannot be read.
+pub(super) fn fingerprint(files: &[PathBuf]) -> Option<u64> {
+    let mut hasher = SipHasher13::new();
+    for file in files {
+        let content = std::fs::read(file).ok()?;
+        hasher.write_usize(content.len());
+        hasher.write(&content);
+    }
+    Some(hasher.finish())
 }
 
 /// What is counted about reloads.

@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use super::operate::options::Verb;
-use crate::model::units::parse_duration;
+use crate::{
+    config::Scope,
+    model::{name::ServiceName, units::parse_duration},
+};
 
 /// A reverse proxy that splits traffic between two versions of a service, measures both, and promotes
 /// or rolls back by itself.
@@ -29,6 +32,9 @@ pub(super) enum Command {
     Simulate(Simulate),
     /// Judge a recording again, tick by tick.
     Replay(Replay),
+    /// Make a token for the admin API.
+    #[command(subcommand)]
+    Token(Token),
     /// The verbs above, as some like to write them: `tidegate rollout start`.
     #[command(hide = true)]
     Rollout(Operate),
@@ -162,6 +168,30 @@ pub(super) struct Replay {
     /// Also say what others would have done, and how many more requests would have failed.
     #[arg(long, value_name = "RULES", value_delimiter = ',')]
     pub(super) against: Vec<String>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Token {
+    /// Print a new token, and what is to be written in the file of credentials (docs/security.md).
+    New(NewToken),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct NewToken {
+    /// Who gets it, as the audit is to call them.
+    #[arg(value_name = "NAME")]
+    pub(super) name: String,
+    /// What they may do: read, operate or admin.
+    #[arg(long, value_name = "SCOPE", default_value = "read", value_parser = scope)]
+    pub(super) scope: Scope,
+    /// A service that they may do it to; write it again for more. All of them if left out.
+    #[arg(long, value_name = "NAME")]
+    pub(super) service: Vec<ServiceName>,
+}
+
+fn scope(text: &str) -> Result<Scope, String> {
+    let found = Scope::ALL.into_iter().find(|scope| scope.name() == text);
+    found.ok_or_else(|| "write read, operate or admin".to_owned())
 }
 
 /// How a result is written.

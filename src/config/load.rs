@@ -6,7 +6,7 @@
 use std::{fs, io::ErrorKind, path::Path};
 
 use super::{
-    Config,
+    Config, credentials,
     diagnostic::{Diagnostic, Severity},
     document, files,
     report::Report,
@@ -16,7 +16,7 @@ use super::{
 /// A configuration and its warnings, or its errors, in the order of the file.
 pub type Loaded = Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>>;
 
-/// Reads a file, and the certificates and keys that it names.
+/// Reads a file, and the certificates, keys and credentials that it names.
 ///
 /// # Errors
 /// When the file cannot be read, or as [`parse`].
@@ -52,7 +52,10 @@ pub fn load(path: &Path) -> Loaded {
         }
     };
     match String::from_utf8(bytes) {
-        Ok(text) => understand(&name, &text, files::check),
+        Ok(text) => {
+            let (config, warnings) = understand(&name, &text, files::check)?;
+            credentials::read(config, warnings)
+        }
         Err(error) => {
             let at = error.utf8_error().valid_up_to();
             let text = String::from_utf8_lossy(error.as_bytes());

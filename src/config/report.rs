@@ -12,18 +12,32 @@ const MAX_QUOTE: usize = 140;
 /// Characters kept before the place where a line is too long.
 const LEAD: usize = 40;
 
+/// What stands for a line that may hold a secret.
+const HIDDEN: &str = "(not shown)";
+
 /// What was found so far in one file.
 pub(super) struct Report<'a> {
     file: &'a str,
     text: &'a str,
     found: Vec<Diagnostic>,
     noted: Vec<Noted>,
+    is_secret: bool,
 }
 
 impl<'a> Report<'a> {
     /// Nothing found yet.
     pub(super) fn new(file: &'a str, text: &'a str) -> Self {
-        Self { file, text, found: Vec::new(), noted: Vec::new() }
+        Self { file, text, found: Vec::new(), noted: Vec::new(), is_secret: false }
+    }
+
+    /// The same about a file that is never quoted, because there may be a secret in it.
+    pub(super) fn secret(file: &'a str, text: &'a str) -> Self {
+        Self { is_secret: true, ..Self::new(file, text) }
+    }
+
+    /// Whether nothing of the text may be said.
+    pub(super) fn is_secret(&self) -> bool {
+        self.is_secret
     }
 
     /// Something that makes the configuration unusable.
@@ -53,8 +67,11 @@ impl<'a> Report<'a> {
         std::mem::take(&mut self.noted)
     }
 
-    /// What stands at `span`.
+    /// What stands at `span`; nothing if that is not to be said.
     pub(super) fn quoted(&self, span: Range<usize>) -> &'a str {
+        if self.is_secret {
+            return "";
+        }
         self.text.get(span).unwrap_or_default()
     }
 
@@ -118,6 +135,10 @@ impl<'a> Report<'a> {
             marked = (column - cut)..(column - cut + width).min(MAX_QUOTE);
         }
         let number = self.line_number(&(start..end));
+        if self.is_secret {
+            let quote = HIDDEN.to_owned();
+            return Line { number, column: column + 1, quote, marked: 0..HIDDEN.len() };
+        }
         Line { number, column: column + 1, quote: quote.into_iter().collect(), marked }
     }
 }

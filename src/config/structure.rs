@@ -6,12 +6,12 @@
 
 use std::ops::Range;
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
-use super::{diagnostic::Diagnostic, document::RawDocument, report::Report, suggest::suggest};
+use super::{diagnostic::Diagnostic, report::Report, suggest::suggest};
 
 /// The document as written; nothing, and one fault, if it has not the right structure.
-pub(super) fn read(text: &str, report: &mut Report<'_>) -> Option<RawDocument> {
+pub(super) fn read<T: DeserializeOwned>(text: &str, report: &mut Report<'_>) -> Option<T> {
     let deserializer = match toml::Deserializer::parse(text) {
         Ok(deserializer) => deserializer,
         Err(error) => {
@@ -19,7 +19,7 @@ pub(super) fn read(text: &str, report: &mut Report<'_>) -> Option<RawDocument> {
             return None;
         }
     };
-    match RawDocument::deserialize(deserializer) {
+    match T::deserialize(deserializer) {
         Ok(document) => Some(document),
         Err(error) => {
             shape(error.message(), error.span().unwrap_or_default(), report);
@@ -83,7 +83,9 @@ fn shape(message: &str, span: Range<usize>, report: &mut Report<'_>) {
         // Names of keys have no backtick, so every second piece is one.
         let allowed: Vec<_> = allowed.split('`').skip(1).step_by(2).collect();
         let remedy = suggest(key, &allowed, "keys here");
-        report.error(span, format!("unknown key `{key}`")).help_if(remedy);
+        let problem =
+            if report.is_secret() { "unknown key".to_owned() } else { format!("unknown key `{key}`") };
+        report.error(span, problem).help_if(remedy);
         return;
     }
     let rest = ["invalid type: ", "invalid value: "].iter().find_map(|prefix| message.strip_prefix(prefix));
@@ -97,7 +99,8 @@ fn shape(message: &str, span: Range<usize>, report: &mut Report<'_>) {
         _ => (found, expected),
     };
     let quoted = report.quoted(span.clone());
-    let fault = report.error(span, format!("expected {}, found {}", of_toml(expected), describe(found)));
+    let described = if report.is_secret() { "something else".to_owned() } else { describe(found) };
+    let fault = report.error(span, format!("expected {}, found {described}", of_toml(expected)));
     wrong_type_remedy(found, expected, quoted, fault);
 }
 

@@ -164,6 +164,8 @@ const WITHOUT_DEFAULT: &[&str] = &[
     "body_contains",
     "body_regex",
     "max_latency",
+    "credentials",
+    "hosts",
 ];
 
 #[test]
@@ -254,6 +256,8 @@ fn collect(path: &str, value: &Value, found: &mut Vec<String>) {
     let path = if TESTS.iter().any(|test| path.ends_with(test)) { "TEST" } else { path };
     // A route's has the keys of its service's.
     let path = if path == ".routes.failures" { ".services.NAME.failures" } else { path };
+    // The admin side's has those of a listener's.
+    let path = if path == ".admin.tls" { ".listeners.tls" } else { path };
     let is_map = path == ".services" || path.ends_with("backends");
     match value {
         Value::Table(table) if is_map => {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Backend, Raw, Tidegate, Web, client::Response};
+use crate::support::{Backend, Tidegate, Web, client::Response};
 
 const WEB: &str = "/api/v1/services/web";
 
@@ -14,7 +14,7 @@ fn two_versions() -> (Backend, Backend, Tidegate) {
 
 /// Checks that it is a problem document, and returns its detail.
 #[track_caller]
-fn problem(response: &Response, status: u16) -> String {
+pub fn problem(response: &Response, status: u16) -> String {
     assert_eq!(response.status, status, "{}", response.text());
     assert_eq!(response.fields("content-type"), ["application/problem+json"], "{}", response.head);
     let problem: Value = serde_json::from_slice(&response.body).unwrap();
@@ -165,14 +165,8 @@ fn a_service_without_canary_has_nothing_to_move() {
 #[test]
 fn a_write_that_a_browser_sends_for_a_page_is_refused() {
     let (_stable, _canary, tidegate) = two_versions();
-    let ask = |method: &str, path: &str, body: &str| {
-        let mut client = Raw::connect(tidegate.admin);
-        client.send(format!(
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nOrigin: null\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        ));
-        client.response()
-    };
+    let ask =
+        |method: &str, path: &str, body: &str| tidegate.ask_with("Origin: null\r\n", method, path, body);
     problem(&ask("PUT", &format!("{WEB}/weight"), r#"{"canary": 100}"#), 403);
     problem(&ask("POST", &format!("{WEB}/flip"), ""), 403);
     assert_eq!(ask("GET", WEB, "").status, 200);

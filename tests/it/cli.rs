@@ -258,3 +258,25 @@ fn the_log_is_json_where_nobody_watches() {
     log.read_to_string(&mut rest).unwrap();
     assert!(rest.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{rest}");
 }
+
+#[test]
+fn a_new_token_is_one_and_its_credential_is_right() {
+    let (code, said, _) =
+        output(&["token", "new", "ci", "--scope", "operate", "--service", "web", "--service", "api"]);
+    assert_eq!(code, Some(0));
+    let token = said.lines().find(|line| line.starts_with("tidegate_")).unwrap();
+    let token = tidegate::admin::token::Token::parse(token).unwrap();
+    let (folder, _) = file("");
+    let credentials = folder.path().join("credentials.toml");
+    std::fs::write(&credentials, said.split_once("\n\n").unwrap().1).unwrap();
+    let backend = Backend::named("v1");
+    let web = Web::new(backend.address).admin(&format!("credentials = '{}'", credentials.display()));
+    let (_folder, path) = file(web);
+    let (config, _) = tidegate::config::load::load(path.as_ref()).unwrap();
+    let list = config.admin.unwrap().credentials.unwrap().list;
+    assert_eq!(list[0].proof, tidegate::config::Proof::Token(token.sha256()));
+    assert_eq!((list[0].name.as_str(), list[0].scope.name()), ("ci", "operate"));
+    assert_eq!(list[0].services.as_ref().unwrap().len(), 2);
+    assert_ne!(output(&["token", "new", "ci"]).1, output(&["token", "new", "ci"]).1);
+    assert_eq!(output(&["token", "new", "ci", "--scope", "write"]).0, Some(2));
+}

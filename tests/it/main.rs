@@ -3,6 +3,7 @@
 //! | module | what is tested |
 //! | --- | --- |
 //! | `access_log` | what is written about each exchange, and that nobody waits for it |
+//! | `admin_access` | who may use the admin API, and for what |
 //! | `admin_api` | the admin API: every route, and every way to be told off by it |
 //! | `balance` | which endpoint of a backend gets a request |
 //! | `assignment` | who decides which version a request gets, before any weight does |
@@ -60,6 +61,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, helpers included")]
 
 mod access_log;
+mod admin_access;
 mod admin_api;
 mod assignment;
 mod balance;

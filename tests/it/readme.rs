@@ -6,8 +6,9 @@ use tidegate::config::{diagnostic::render, load::parse};
 
 const README: &str = include_str!("../../README.md");
 /// Where the names of metrics are written.
-const METRICS: [&str; 8] = [
+const METRICS: [&str; 9] = [
     include_str!("../../src/access_log.rs"),
+    include_str!("../../src/admin/refusals.rs"),
     include_str!("../../src/app.rs"),
     include_str!("../../src/app/reload.rs"),
     include_str!("../../src/controller/metrics.rs"),

@@ -34,7 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "controller",
         &["model", "clock", "tls", "config", "analysis", "rollout", "store", "routing", "telemetry"],
     ),
-    ("admin", &["model", "config", "rollout", "controller"]),
+    ("admin", &["model", "clock", "tls", "config", "rollout", "controller"]),
     // The front.
     (
         "app",

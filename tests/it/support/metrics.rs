@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::client::get;
+use super::client::exchange;
 
 /// One line of a scrape.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,7 +20,7 @@ impl Scrape {
     /// Scrapes an admin address.
     #[track_caller]
     pub fn of(admin: SocketAddr) -> Self {
-        let response = get(admin, "/metrics");
+        let response = exchange(admin, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
         assert_eq!(response.status, 200);
         let text = response.text();
         Self(text.lines().filter(|line| !line.starts_with('#')).map(parse).collect())

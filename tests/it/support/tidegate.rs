@@ -101,8 +101,16 @@ impl Tidegate {
     /// Asks the admin side; the body is sent as it is.
     #[track_caller]
     pub fn ask(&self, method: &str, path: &str, body: &str) -> Response {
+        self.ask_with("", method, path, body)
+    }
+
+    /// The same with more fields, each with its line break.
+    #[track_caller]
+    pub fn ask_with(&self, fields: &str, method: &str, path: &str, body: &str) -> Response {
         let length = body.len();
-        let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n{fields}\r\n"
+        );
         let mut client = Raw::connect(self.admin);
         client.send(head + body);
         client.response_to(method)
@@ -170,6 +178,7 @@ impl Drop for Tidegate {
 pub struct Web {
     workers: usize,
     listener: String,
+    admin: String,
     shutdown: String,
     service: String,
     backends: String,
@@ -223,6 +232,12 @@ impl Web {
         self
     }
 
+    /// More keys of the admin side.
+    pub fn admin(mut self, keys: &str) -> Self {
+        writeln!(self.admin, "{keys}").unwrap();
+        self
+    }
+
     /// How long requests in flight may take after a drain.
     pub fn deadline(self, deadline: &str) -> Self {
         Self { shutdown: format!("deadline = '{deadline}'\n"), ..self }
@@ -255,10 +270,10 @@ impl Web {
 
 impl std::fmt::Display for Web {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { workers, listener, shutdown, service, backends, more } = self;
+        let Self { workers, listener, admin, shutdown, service, backends, more } = self;
         writeln!(f, "workers = {workers}\n[shutdown]\n{shutdown}")?;
         writeln!(f, "[[listeners]]\naddress = '127.0.0.1:0'\n{listener}")?;
-        writeln!(f, "[admin]\naddress = '127.0.0.1:0'\n[[routes]]\nservice = 'web'")?;
+        writeln!(f, "[admin]\naddress = '127.0.0.1:0'\n{admin}[[routes]]\nservice = 'web'")?;
         writeln!(f, "[services.web]\n{service}{backends}{more}")
     }
 }
