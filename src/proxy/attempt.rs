@@ -1,11 +1,11 @@
 //! One attempt at a backend, counted once whatever happens to it.
 
-use std::{cell::Cell, rc::Rc, time::Instant};
+use std::{cell::Cell, error::Error as _, rc::Rc, time::Instant};
 
 use http::StatusCode;
 
 use super::{context::Endpoint, log_entry::LogEntry, pair::Half};
-use crate::{clock, model::outcome::Outcome, telemetry::cells::Writer};
+use crate::{clock, model::outcome::Outcome, telemetry::cells::Writer, upstream::connect::ConnectError};
 
 /// One attempt at a backend.
 ///
@@ -88,9 +88,16 @@ impl Attempt {
         &self.endpoint
     }
 
-    pub(super) fn connect_failed(&self) {
+    /// There was no connection to be had.
+    pub(super) fn connect_failed(&self, error: &ConnectError) {
         self.cells.connect_failed();
-        self.endpoint.refuse();
+        let is_new = self.endpoint.refuse();
+        let (endpoint, why) = (self.endpoint.address(), error.source().map(ToString::to_string));
+        if is_new && error.is_lasting() {
+            tracing::warn!(%endpoint, %error, why, "an endpoint cannot be spoken to");
+        } else {
+            tracing::debug!(%endpoint, %error, why, "no connection");
+        }
     }
 
     /// The response has begun. `fails` says whether its status counts against the backend, where that is

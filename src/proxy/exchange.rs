@@ -299,8 +299,7 @@ async fn open(
     let endpoint = attempt.endpoint();
     let connected = connect(endpoint.member(), endpoint.tls(), timeout).await;
     let stream = connected.map_err(|error| {
-        attempt.connect_failed();
-        tracing::debug!(endpoint = %attempt.endpoint().address(), ?error, "no connection");
+        attempt.connect_failed(&error);
         ProxyError::from(&error)
     })?;
     let connection = Connection::new(stream, slot, clock::monotonic()).await;

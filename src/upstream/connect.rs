@@ -3,11 +3,12 @@
 
 use std::{io, rc::Rc, time::Duration};
 
-use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, PeerMisbehaved, pki_types::ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::{
+    model::protocol::Protocol,
     net::{socket::Socket, tls::Transport},
     routing::{members::Member, snapshot::Endpoint},
     tls::client::Connector,
@@ -25,9 +26,22 @@ pub enum ConnectError {
     /// It speaks no TLS that we do.
     #[error("no TLS")]
     Tls(#[source] io::Error),
+    /// It speaks TLS, and in it another protocol than the one that it is written with.
+    #[error("it does not agree on {0}")]
+    Alpn(Protocol),
     /// Its certificate is not to be believed.
     #[error("the certificate is not valid")]
     Certificate(#[source] io::Error),
+}
+
+impl ConnectError {
+    /// Whether somebody has to change something for it to go away.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Tcp(_) | Self::TimedOut(_) => false,
+            Self::Tls(_) | Self::Alpn(_) | Self::Certificate(_) => true,
+        }
+    }
 }
 
 /// Connects to an address of an endpoint, with TLS if there is a connector for it.
@@ -63,10 +77,19 @@ async fn shake_hands(
         Ok(stream) if Connector::is_agreed(endpoint.protocol, stream.get_ref().1.alpn_protocol()) => {
             Ok(Transport::tls(stream))
         }
-        Ok(_) => Err(ConnectError::Tls(io::Error::other("the endpoint does not speak HTTP/2"))),
-        Err(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(rustls::Error::InvalidCertificate(_)) => Err(ConnectError::Certificate(error)),
-            _ => Err(ConnectError::Tls(error)),
-        },
+        Ok(_) => Err(ConnectError::Alpn(endpoint.protocol)),
+        Err(error) => Err(reason(error, endpoint.protocol)),
+    }
+}
+
+/// Why a handshake failed.
+fn reason(error: io::Error, protocol: Protocol) -> ConnectError {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(_)) => ConnectError::Certificate(error),
+        Some(
+            rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)
+            | rustls::Error::PeerMisbehaved(PeerMisbehaved::SelectedUnofferedApplicationProtocol),
+        ) => ConnectError::Alpn(protocol),
+        _ => ConnectError::Tls(error),
     }
 }

@@ -195,9 +195,9 @@ impl<B: Payload> Endpoint<B> {
         self.refused.get()
     }
 
-    /// It took no connection.
-    pub fn refuse(&self) {
-        self.refused.set(true);
+    /// It took no connection; whether that is new.
+    pub fn refuse(&self) -> bool {
+        !self.refused.replace(true)
     }
 
     /// An exchange begins, which [`super::backend::Backend::choose`] has let in.
