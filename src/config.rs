@@ -67,6 +67,7 @@ use crate::{
     model::{
         failure::Failures,
         name::{BackendName, ServiceName},
+        protocol,
         role::Roles,
         weight::Weight,
     },
@@ -281,6 +282,8 @@ pub struct Backend {
     pub endpoints: Vec<Endpoint>,
     /// How they speak TLS, if they do.
     pub tls: Option<client::Settings>,
+    /// The version of the PROXY protocol in which they are told whose each connection is, if they are.
+    pub send_proxy_protocol: Option<protocol::ProxyProtocol>,
 }
 
 /// How a rollout goes.

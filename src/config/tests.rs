@@ -92,7 +92,7 @@ fn the_examples_mean_what_they_say() {
 }
 
 /// Keys of the reference that are there to be shown and have no default, or a default of "off".
-const WITHOUT_DEFAULT: [&str; 65] = [
+const WITHOUT_DEFAULT: &[&str] = &[
     "workers",
     "hostnames",
     "address",
@@ -139,6 +139,7 @@ const WITHOUT_DEFAULT: [&str; 65] = [
     "redirect_to_https",
     "ca",
     "server_name",
+    "send_proxy_protocol",
     "certificate",
     "key",
     "trusted_proxies",

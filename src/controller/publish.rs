@@ -63,11 +63,13 @@ impl Compiled {
         let mut places = Places::new();
         for (service, id) in config.services.iter().zip(0..) {
             let mut ids = HashMap::new();
-            for config::Backend { name, endpoints, tls } in &service.backends {
+            for config::Backend { name, endpoints, tls, send_proxy_protocol } in &service.backends {
                 ids.insert(name.clone(), BackendId(backends.len() as u32));
                 let endpoints = endpoints.clone();
                 let tls = tls.as_ref().map(|settings| keeper.connector(settings)).transpose()?;
-                backends.push(Backend { service: ServiceId(id), name: name.clone(), endpoints, tls });
+                let (service, name, send_proxy_protocol) =
+                    (ServiceId(id), name.clone(), *send_proxy_protocol);
+                backends.push(Backend { service, name, endpoints, tls, send_proxy_protocol });
             }
             places.insert(service.name.clone(), (ServiceId(id), ids));
         }

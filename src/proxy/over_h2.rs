@@ -71,7 +71,7 @@ async fn lease(attempt: &Attempt, wait: &Wait) -> Result<Lease<RequestBody>, Pro
     if let Some(lease) = endpoint.shared().take() {
         return Ok(lease);
     }
-    let connect = || connect(endpoint.member(), endpoint.tls(), wait.timeouts.connect);
+    let connect = || connect(endpoint.member(), endpoint.tls(), None, wait.timeouts.connect);
     endpoint.shared().lease(connect).await.map_err(|NoStream { error, tried }| {
         if tried {
             attempt.connect_failed(&error);

@@ -4,7 +4,7 @@
 use std::{io, rc::Rc, time::Duration};
 
 use rustls::{AlertDescription, PeerMisbehaved, pki_types::ServerName};
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use tokio_rustls::TlsConnector;
 
 use crate::{
@@ -44,18 +44,23 @@ impl ConnectError {
     }
 }
 
-/// Connects to an address of an endpoint, with TLS if there is a connector for it.
+/// Connects to an address of an endpoint, with TLS if there is a connector for it. `header` is said before
+/// anything else.
 ///
 /// # Errors
 /// When nobody takes the connection, the handshake fails, or all of it takes longer than `timeout`.
 pub async fn connect(
     member: &Member,
     tls: Option<&Connector>,
+    header: Option<Vec<u8>>,
     timeout: Duration,
 ) -> Result<Transport, ConnectError> {
     let connected = tokio::time::timeout(timeout, async {
-        let stream = TcpStream::connect(member.address).await.map_err(ConnectError::Tcp)?;
+        let mut stream = TcpStream::connect(member.address).await.map_err(ConnectError::Tcp)?;
         stream.set_nodelay(true).map_err(ConnectError::Tcp)?;
+        if let Some(header) = header {
+            stream.write_all(&header).await.map_err(ConnectError::Tcp)?;
+        }
         let socket = Socket::new(stream, Rc::default());
         match tls {
             None => Ok(Transport::Plain(socket)),

@@ -40,6 +40,7 @@
 //! | `shielding` | users who are shielded from the canary's failures |
 //! | `splice` | large bodies, which take a short way through the kernel |
 //! | `simulate` | plans in simulated time, and recordings judged again |
+//! | `send_proxy_protocol` | backends that are told whose each connection is |
 //! | `smuggling` | requests that two readers could read in two ways |
 //! | `sticky` | clients that stay where they were put |
 //! | `support` | what the tests are made of |
@@ -90,6 +91,7 @@ mod rest;
 mod retry;
 mod rollout;
 mod routing;
+mod send_proxy_protocol;
 mod shielding;
 mod simulate;
 mod smuggling;

@@ -1,6 +1,6 @@
 //! Asking an address whether it is well.
 
-use std::{net::SocketAddr, pin::pin};
+use std::pin::pin;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -9,12 +9,12 @@ use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
 };
 use tokio_rustls::TlsConnector;
 
-use super::grpc;
+use super::{check::Subject, grpc};
 use crate::{
     model::protocol::Protocol,
     routing::{policy::Probe, snapshot::Endpoint},
@@ -29,18 +29,14 @@ const MAX_ANSWER: usize = 1024;
 ///
 /// # Errors
 /// When the answer is not the right one, or there is none; what it says is for the log.
-pub(super) async fn ask(
-    probe: &Probe,
-    endpoint: &Endpoint,
-    address: SocketAddr,
-    tls: Option<&Connector>,
-) -> anyhow::Result<()> {
+pub(super) async fn ask(probe: &Probe, subject: &Subject) -> anyhow::Result<()> {
+    let endpoint = &subject.endpoint;
     let speaks = match probe {
         Probe::Tcp => endpoint.protocol,
         Probe::Http { .. } => Protocol::Http1,
         Probe::Grpc { .. } => Protocol::Http2,
     };
-    let stream = connect(endpoint, address, speaks, tls).await?;
+    let stream = connect(subject, speaks).await?;
     match probe {
         Probe::Tcp => Ok(()),
         Probe::Http { path, host, expected_statuses } => {
@@ -60,15 +56,13 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-async fn connect(
-    endpoint: &Endpoint,
-    address: SocketAddr,
-    speaks: Protocol,
-    tls: Option<&Connector>,
-) -> anyhow::Result<Box<dyn Stream>> {
-    let stream = TcpStream::connect(address).await.context("no connection")?;
-    let Some(connector) = tls else { return Ok(Box::new(stream)) };
-    let name = connector.server_name(&endpoint.host).context("no name for the certificate")?;
+async fn connect(subject: &Subject, speaks: Protocol) -> anyhow::Result<Box<dyn Stream>> {
+    let mut stream = TcpStream::connect(subject.address).await.context("no connection")?;
+    if let Some(version) = subject.send_proxy_protocol {
+        stream.write_all(version.own()).await.context("no connection")?;
+    }
+    let Some(connector) = &subject.tls else { return Ok(Box::new(stream)) };
+    let name = connector.server_name(&subject.endpoint.host).context("no name for the certificate")?;
     let stream = TlsConnector::from(connector.config(speaks)).connect(name, stream).await;
     let stream = stream.context("no TLS")?;
     if !Connector::is_agreed(speaks, stream.get_ref().1.alpn_protocol()) {
