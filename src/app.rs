@@ -103,7 +103,7 @@ pub async fn start(config: &Config, file: Option<&Path>, options: Options) -> an
     };
     let admin = admin_socket.as_ref().map(std::net::TcpListener::local_addr).transpose()?;
 
-    let compiled = Compiled::new(config, &mut keeper).context("cannot speak TLS to a backend")?;
+    let compiled = Compiled::new(config, &mut keeper)?;
     let publisher = Arc::new(Publisher::new(compiled));
     let (access_log, queues) = start_access_log(config, count, &registry)?;
     // Before anybody asks for an endpoint.

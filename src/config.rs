@@ -85,7 +85,7 @@ use crate::{
         snapshot::{Endpoint, Sticky, Timeouts},
         table::PathMatch,
     },
-    tls::{client, server},
+    tls::{client, server, signing::Secrets},
 };
 
 /// A whole configuration.
@@ -251,6 +251,8 @@ pub struct Service {
     pub backends: Vec<Backend>,
     /// Keeps a user on the side that they were first given.
     pub sticky: Option<Sticky>,
+    /// What signs the cookie by which users are recognised, if they are by one that is signed.
+    pub cookie_secrets: Option<Secrets>,
     /// Gives some requests a role whatever the weight.
     pub overrides: Option<Overrides>,
     /// The response field that names the backend, if one does.

@@ -140,6 +140,7 @@ const WITHOUT_DEFAULT: &[&str] = &[
     "ca",
     "server_name",
     "send_proxy_protocol",
+    "secret_file",
     "certificate",
     "key",
     "trusted_proxies",

@@ -28,7 +28,7 @@ use crate::{
         name::{BackendName, ServiceName},
         protocol::{Protocol, ProxyProtocol},
     },
-    tls::client::Connector,
+    tls::{client::Connector, signing::Signer},
 };
 
 /// A service's place in its topology.
@@ -117,6 +117,8 @@ pub struct Service {
     pub routes: Arc<[Arc<str>]>,
     /// How clients are recognised, if they are.
     pub sticky: Option<Sticky>,
+    /// What signs their cookies, if anything does: a handle that is only passed on here.
+    pub cookie_signer: Option<Arc<Signer>>,
     /// What decides the role of some requests, if anything does.
     pub overrides: Option<Box<Overrides>>,
     /// The response field that names the backend, if one does.
