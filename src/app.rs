@@ -109,7 +109,7 @@ pub async fn start(config: &Config, file: Option<&Path>, options: Options) -> an
         config.admin.as_ref().map(|admin| admin_side(admin, &mut keeper, &registry)).transpose()?;
 
     let store = open_store(config)?;
-    let mut compiled = Compiled::new(config, &mut keeper).context("cannot speak TLS to a backend")?;
+    let mut compiled = Compiled::new(config, &mut keeper)?;
     // Before anybody asks: what has become of the roles is what holds.
     standing::place(&mut compiled, config, |_| true, &store);
     let publisher = Arc::new(Publisher::new(compiled));

@@ -73,6 +73,7 @@ use crate::{
     model::{
         failure::Failures,
         name::{BackendName, ServiceName},
+        protocol,
         role::Roles,
         weight::Weight,
     },
@@ -93,7 +94,7 @@ use crate::{
         snapshot::{Endpoint, Sticky, Timeouts},
         table::PathMatch,
     },
-    tls::{client, server},
+    tls::{client, server, signing::Secrets},
 };
 
 /// A whole configuration.
@@ -294,6 +295,8 @@ pub struct Service {
     pub backends: Vec<Backend>,
     /// Keeps a user on the side that they were first given.
     pub sticky: Option<Sticky>,
+    /// What signs the cookie by which users are recognised, if they are by one that is signed.
+    pub cookie_secrets: Option<Secrets>,
     /// Gives some requests a role whatever the weight.
     pub overrides: Option<Overrides>,
     /// The response field that names the backend, if one does.
@@ -325,6 +328,8 @@ pub struct Backend {
     pub endpoints: Vec<Endpoint>,
     /// How they speak TLS, if they do.
     pub tls: Option<client::Settings>,
+    /// The version of the PROXY protocol in which they are told whose each connection is, if they are.
+    pub send_proxy_protocol: Option<protocol::ProxyProtocol>,
 }
 
 /// How a rollout goes.

@@ -98,7 +98,7 @@ async fn start(
 
 async fn flip(
     controller: State<Controller>,
-    name: Path<String>,
+    name: Named,
     body: Option<Body<Force>>,
 ) -> Answer<ServiceStatus> {
     let Force { force } = body.map(|Body(body)| body).unwrap_or_default();

@@ -87,7 +87,7 @@ impl Running {
         let plan = plan_listeners(&self.opened, &config.listeners, self.workers, &mut keeper);
         let plan = plan.map_err(|error| vec![format!("{error:#}")])?;
         let mut compiled = Compiled::new(&config, &mut keeper)
-            .map_err(|error| vec![format!("cannot speak TLS to a backend: {error}")])?;
+            .map_err(|error| vec![format!("{:#}", anyhow::Error::from(error))])?;
         drop(keeper);
         let addresses = self.discovery.resolve_new(&config).await;
         // Somebody may have started one meanwhile. From here to the tasks' having it, nothing waits.

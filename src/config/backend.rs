@@ -12,7 +12,7 @@ use super::{
     report::Report,
     written::{Section, Table, Text, name},
 };
-use crate::model::protocol::Protocol;
+use crate::model::protocol::{Protocol, ProxyProtocol};
 
 /// `[services.NAME.backends.NAME]` as written.
 #[derive(Debug, Deserialize)]
@@ -20,6 +20,7 @@ use crate::model::protocol::Protocol;
 pub(super) struct RawBackend {
     endpoints: Option<Spanned<Vec<Text>>>,
     tls: Option<Spanned<Table<RawBackendTls>>>,
+    send_proxy_protocol: Option<Text>,
 }
 
 impl Section for RawBackend {
@@ -32,13 +33,39 @@ pub(super) type RawBackends = BTreeMap<Text, Table<RawBackend>>;
 /// The backends of one service.
 pub(super) fn lower(raw: RawBackends, report: &mut Report<'_>) -> Vec<Backend> {
     raw.into_iter()
-        .filter_map(|(written, Table(RawBackend { endpoints, tls }))| {
+        .filter_map(|(written, Table(RawBackend { endpoints, tls, send_proxy_protocol }))| {
             let name = name(&written, "backend", report);
             let (endpoints, https) = lower_endpoints(&written, endpoints, report);
             let tls = backend_tls::lower(tls, https, report);
-            Some(Backend { name: name?, endpoints, tls })
+            let send_proxy_protocol =
+                send_proxy_protocol.and_then(|version| lower_proxy_protocol(&version, &endpoints, report));
+            Some(Backend { name: name?, endpoints, tls, send_proxy_protocol })
         })
         .collect()
+}
+
+/// The version of the PROXY protocol that endpoints are sent.
+fn lower_proxy_protocol(
+    written: &Text,
+    endpoints: &[Endpoint],
+    report: &mut Report<'_>,
+) -> Option<ProxyProtocol> {
+    let version = match written.get_ref().as_str() {
+        "v1" => ProxyProtocol::V1,
+        "v2" => ProxyProtocol::V2,
+        other => {
+            report
+                .error(written.span(), format!("`{other}` is not a version of the PROXY protocol"))
+                .help("write `\"v1\"` or `\"v2\"`");
+            return None;
+        }
+    };
+    if endpoints.iter().any(|endpoint| endpoint.protocol == Protocol::Http2) {
+        report
+            .error(written.span(), "a connection of HTTP/2 has the requests of many clients, and one PROXY header")
+            .help("write the endpoints as `http://HOST:PORT` or `https://HOST:PORT`, or remove `send_proxy_protocol`: `X-Forwarded-For` names each request's client");
+    }
+    Some(version)
 }
 
 /// The endpoints, and where the first one stands that speaks TLS.
@@ -215,6 +242,20 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap_err().remedy, expected, "{text}");
         }
+    }
+
+    #[test]
+    fn the_proxy_protocol_is_for_connections_of_one_client() {
+        let of = |backend: &str| format!("[services.web.backends.v2]\n{backend}");
+        let v2 = |text: &str| parsed(&of(text)).services[0].backends[1].send_proxy_protocol;
+        assert_eq!(v2("endpoints = ['http://a']"), None);
+        let sent = "endpoints = ['http://a']\nsend_proxy_protocol = ";
+        assert_eq!(v2(&format!("{sent}'v1'")), Some(ProxyProtocol::V1));
+        assert_eq!(v2(&format!("{sent}'v2'")), Some(ProxyProtocol::V2));
+        assert_eq!(errors(&of(&format!("{sent}'2'"))), ["`2` is not a version of the PROXY protocol"]);
+        let shared = "endpoints = ['http://a', 'h2c://b']\nsend_proxy_protocol = 'v2'";
+        let many = "a connection of HTTP/2 has the requests of many clients, and one PROXY header";
+        assert_eq!(errors(&of(shared)), [many]);
     }
 
     #[test]

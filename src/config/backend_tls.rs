@@ -1,4 +1,4 @@
-//! `[services.NAME.backends.NAME.tls]`: how a backend with `https://` endpoints is spoken to.
+//! `[services.NAME.backends.NAME.tls]`: how a backend with `https://` or `h2://` endpoints is spoken to.
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -37,8 +37,8 @@ pub(super) fn lower(
     let Some(endpoint) = https else {
         if let Some(place) = header {
             report
-                .error(place, "there is `tls` here, but no endpoint begins with `https://`")
-                .help("write the endpoints as `https://HOST:PORT`, or remove `tls`");
+                .error(place, "there is `tls` here, but no endpoint begins with `https://` or `h2://`")
+                .help("write the endpoints as `https://HOST:PORT` or `h2://HOST:PORT`, or remove `tls`");
         }
         return None;
     };
@@ -124,6 +124,9 @@ mod tests {
             assert_eq!(errors(&backend(keys)), [problem]);
         }
         let plain = backend("").replace("https", "http");
-        assert_eq!(errors(&plain), ["there is `tls` here, but no endpoint begins with `https://`"]);
+        assert_eq!(
+            errors(&plain),
+            ["there is `tls` here, but no endpoint begins with `https://` or `h2://`"]
+        );
     }
 }

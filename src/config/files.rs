@@ -1,4 +1,4 @@
-//! Certificates, keys and authorities that a configuration names: noted while it is lowered, and read
+//! Certificates, keys, authorities and secrets that a configuration names: noted while it is lowered, and read
 //! only when a file of configuration is loaded. Text from anywhere else is only understood, because it
 //! could name any file.
 
@@ -10,6 +10,7 @@ use crate::{
     tls::{
         client::system_authorities,
         files::{Authorities, Fault, Pair, Source as _},
+        signing::Secrets,
     },
 };
 
@@ -22,6 +23,8 @@ pub(super) enum Noted {
     Authorities(Authorities, Range<usize>),
     /// The authorities of this system.
     System(Range<usize>),
+    /// Secrets.
+    Secrets(Secrets, Range<usize>),
 }
 
 /// Reads what was noted, and reports what is wrong with it.
@@ -42,6 +45,11 @@ pub(super) fn check(report: &mut Report<'_>) {
                     fail(&fault, place, report);
                 }
             }
+            Noted::Secrets(secrets, place) => {
+                if let Err(fault) = secrets.load() {
+                    fail(&fault, place, report);
+                }
+            }
             Noted::System(place) => {
                 if let Err(fault) = system_authorities() {
                     report.error(place, fault.to_string()).help(
@@ -59,6 +67,7 @@ fn is_about(fault: &Fault, pair: &Pair) -> bool {
         Fault::Unreadable { path, .. } | Fault::Malformed { path, .. } => *path == pair.key,
         Fault::NoKey(_) | Fault::EncryptedKey(_) | Fault::UnsupportedKey(_) | Fault::Mismatch(_) => true,
         Fault::NoCertificate(_) | Fault::Expired(_) => false,
+        Fault::NoSecret(_) | Fault::ShortSecret { .. } | Fault::ManySecrets(_) => false,
     }
 }
 

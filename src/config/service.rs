@@ -111,7 +111,7 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
     let roles = lower_roles(written_name, stable, canary.as_ref(), &backends, report);
     let weight = lower_weight(service, weight, canary.is_some(), report);
     let backends = backend::lower(backends, report);
-    let sticky = sticky.map(|raw| sticky::lower(raw.0, report));
+    let (sticky, cookie_secrets) = sticky.map(|raw| sticky::lower(raw.0, report)).unzip();
     let overrides = force::lower(force.unwrap_or_default(), preview, report);
     let backend_header = backend_header.and_then(|written| lower_backend_header(&written, report));
     let timeouts: Timeouts = timeouts::lower(timeouts.unwrap_or_default().0, report);
@@ -148,6 +148,7 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
         weight,
         backends,
         sticky,
+        cookie_secrets: cookie_secrets.flatten(),
         overrides,
         backend_header,
         timeouts,

@@ -8,10 +8,11 @@ use toml::Spanned;
 
 use super::{
     Sticky, condition,
+    files::Noted,
     report::Report,
     written::{Section, Text, Time, time_or},
 };
-use crate::routing::snapshot::StickyCookie;
+use crate::{routing::snapshot::StickyCookie, tls::signing::Secrets};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -25,6 +26,7 @@ const MAX_AGE: RangeInclusive<Duration> = Duration::from_secs(1)..=DAY.saturatin
 pub(super) struct RawSticky {
     cookie: Option<Text>,
     max_age: Option<Time>,
+    secret_file: Option<Text>,
     header: Option<Text>,
     client_address: Option<Spanned<bool>>,
 }
@@ -33,11 +35,15 @@ impl Section for RawSticky {
     const HEADER: &'static str = "[services.NAME.sticky]";
 }
 
-/// Stickiness of one service: by cookie, unless something else is written.
-pub(super) fn lower(raw: RawSticky, report: &mut Report<'_>) -> Sticky {
-    let RawSticky { cookie, max_age, header, client_address } = raw;
+/// Stickiness of one service: by cookie, unless something else is written; and what signs the cookie.
+pub(super) fn lower(raw: RawSticky, report: &mut Report<'_>) -> (Sticky, Option<Secrets>) {
+    let RawSticky { cookie, max_age, secret_file, header, client_address } = raw;
     let by_address = client_address.as_ref().filter(|written| *written.get_ref()).map(Spanned::span);
-    let of_cookie = [cookie.as_ref().map(Spanned::span), max_age.as_ref().map(Spanned::span)];
+    let of_cookie = [
+        cookie.as_ref().map(Spanned::span),
+        max_age.as_ref().map(Spanned::span),
+        secret_file.as_ref().map(Spanned::span),
+    ];
     let of_cookie = of_cookie.into_iter().flatten().next();
     let places = [of_cookie, header.as_ref().map(Spanned::span), by_address.clone()];
     let mut places = places.into_iter().flatten();
@@ -47,17 +53,25 @@ pub(super) fn lower(raw: RawSticky, report: &mut Report<'_>) -> Sticky {
                 second,
                 "a user is recognised by a cookie, by a header or by the address, not by two of them",
             )
-            .help("keep the keys of one: `cookie` and `max_age`, `header`, or `client_address`");
+            .help(
+                "keep the keys of one: `cookie`, `max_age` and `secret_file`; `header`; or `client_address`",
+            );
     }
     if let Some(name) = header.and_then(|written| condition::field_name(&written, report)) {
-        return Sticky::Header(name);
+        return (Sticky::Header(name), None);
     }
     if by_address.is_some() {
-        return Sticky::ClientAddress;
+        return (Sticky::ClientAddress, None);
     }
     let name = cookie.and_then(|written| lower_cookie(&written, report));
     let name = name.unwrap_or_else(|| "tidegate".to_owned());
-    Sticky::Cookie(StickyCookie { name, max_age: time_or(DAY, max_age.as_ref(), "max_age", MAX_AGE, report) })
+    let max_age = time_or(DAY, max_age.as_ref(), "max_age", MAX_AGE, report);
+    let secrets = secret_file.map(|written| {
+        let secrets = Secrets(written.get_ref().into());
+        report.note(Noted::Secrets(secrets.clone(), written.span()));
+        secrets
+    });
+    (Sticky::Cookie(StickyCookie { name, max_age }), secrets)
 }
 
 fn lower_cookie(written: &Text, report: &mut Report<'_>) -> Option<String> {
@@ -95,6 +109,10 @@ mod tests {
         assert_eq!(sticky(""), Some(Sticky::Cookie(cookie.clone())));
         assert_eq!(sticky("client_address = false"), Some(Sticky::Cookie(cookie)));
         assert_eq!(sticky("client_address = true"), Some(Sticky::ClientAddress));
+        let secrets =
+            |keys: &str| parsed(&format!("[services.web.sticky]\n{keys}")).services.remove(0).cookie_secrets;
+        assert_eq!(secrets(""), None);
+        assert_eq!(secrets("secret_file = 'a'"), Some(Secrets("a".into())));
         let header = HeaderName::from_static("x-user-id");
         assert_eq!(sticky("header = 'X-User-Id'"), Some(Sticky::Header(header)));
     }
@@ -104,6 +122,7 @@ mod tests {
         for two in [
             "cookie = 'a'\nheader = 'b'",
             "max_age = '1h'\nclient_address = true",
+            "secret_file = 'a'\nclient_address = true",
             "header = 'b'\nclient_address = true",
         ] {
             assert_eq!(errors(&format!("[services.web.sticky]\n{two}")).len(), 1, "{two}");

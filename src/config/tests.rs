@@ -141,6 +141,8 @@ const WITHOUT_DEFAULT: &[&str] = &[
     "redirect_to_https",
     "ca",
     "server_name",
+    "send_proxy_protocol",
+    "secret_file",
     "certificate",
     "key",
     "trusted_proxies",

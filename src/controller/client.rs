@@ -13,13 +13,16 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
 };
 use tokio_rustls::TlsConnector;
 
 use super::grpc;
-use crate::{model::protocol::Protocol, tls::client::Connector};
+use crate::{
+    model::protocol::{Protocol, ProxyProtocol},
+    tls::client::Connector,
+};
 
 /// Bytes of an answer about health that are looked at; the right one has seven.
 const MAX_HEALTH: usize = 1024;
@@ -36,19 +39,28 @@ pub(super) struct Answer {
     pub(super) body: Bytes,
 }
 
-/// Connects to an address of `host`.
+/// Whom to ask, and how they are reached.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reach<'a> {
+    pub(super) host: &'a str,
+    pub(super) address: SocketAddr,
+    /// How they speak TLS, if they do.
+    pub(super) tls: Option<&'a Connector>,
+    /// The version of the PROXY protocol that they expect, if they do.
+    pub(super) send_proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// Connects.
 ///
 /// # Errors
 /// When there is no connection, or it does not speak what it should.
-pub(super) async fn connect(
-    host: &str,
-    address: SocketAddr,
-    speaks: Protocol,
-    tls: Option<&Connector>,
-) -> anyhow::Result<Box<dyn Stream>> {
-    let stream = TcpStream::connect(address).await.context("no connection")?;
-    let Some(connector) = tls else { return Ok(Box::new(stream)) };
-    let name = connector.server_name(host).context("no name for the certificate")?;
+pub(super) async fn connect(reach: &Reach<'_>, speaks: Protocol) -> anyhow::Result<Box<dyn Stream>> {
+    let mut stream = TcpStream::connect(reach.address).await.context("no connection")?;
+    if let Some(version) = reach.send_proxy_protocol {
+        stream.write_all(version.own()).await.context("no connection")?;
+    }
+    let Some(connector) = reach.tls else { return Ok(Box::new(stream)) };
+    let name = connector.server_name(reach.host).context("no name for the certificate")?;
     let stream = TlsConnector::from(connector.config(speaks)).connect(name, stream).await;
     let stream = stream.context("no TLS")?;
     if !Connector::is_agreed(speaks, stream.get_ref().1.alpn_protocol()) {

@@ -30,7 +30,10 @@ use super::publish::{Addresses, Publisher};
 use crate::{
     clock,
     config::Config,
-    model::name::{BackendName, ServiceName},
+    model::{
+        name::{BackendName, ServiceName},
+        protocol::ProxyProtocol,
+    },
     routing::{policy::HealthCheck, snapshot::Endpoint},
     telemetry::{
         health::BackendHealth,
@@ -57,6 +60,7 @@ struct How {
     check: Option<HealthCheck>,
     interval: Duration,
     tls: Option<client::Settings>,
+    send_proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// What watches endpoints, until it is dropped.
@@ -108,6 +112,7 @@ impl Discovery {
                     backend,
                     health: self.hub.health().backend(&key),
                     check: how.check.clone().map(Arc::new),
+                    send_proxy_protocol: how.send_proxy_protocol,
                     publisher: Arc::clone(&self.publisher),
                     hub: Arc::clone(&self.hub),
                     addresses: Vec::new(),
@@ -142,6 +147,7 @@ fn subjects(config: &Config) -> impl Iterator<Item = (Subject, How)> {
                 check: service.policy.health_check.clone(),
                 interval: service.policy.resolve_interval,
                 tls: backend.tls.clone(),
+                send_proxy_protocol: backend.send_proxy_protocol,
             };
             let subject = |e: &Endpoint| (service.name.clone(), backend.name.clone(), e.clone());
             backend.endpoints.iter().map(move |endpoint| (subject(endpoint), how.clone()))
@@ -163,6 +169,7 @@ struct Watched {
     endpoint: Endpoint,
     health: Arc<BackendHealth>,
     check: Option<Arc<HealthCheck>>,
+    send_proxy_protocol: Option<ProxyProtocol>,
     publisher: Arc<Publisher>,
     hub: Arc<Hub>,
     addresses: Vec<SocketAddr>,
@@ -235,6 +242,7 @@ impl Watched {
                     endpoint: self.endpoint.clone(),
                     address: *address,
                     tls: self.publisher.connector(&self.service, &self.backend),
+                    send_proxy_protocol: self.send_proxy_protocol,
                     health,
                     backend: Arc::clone(&self.health),
                 };

@@ -12,9 +12,12 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::probe;
+use super::{client::Reach, probe};
 use crate::{
-    config::probe::Probe, model::name::ServiceName, routing::snapshot::Endpoint, tls::client::Connector,
+    config::probe::Probe,
+    model::{name::ServiceName, protocol::ProxyProtocol},
+    routing::snapshot::Endpoint,
+    tls::client::Connector,
 };
 
 /// How long one endpoint may take to accept a connection.
@@ -60,6 +63,8 @@ pub(super) struct Canary {
     pub(super) endpoints: Vec<Endpoint>,
     /// How they speak TLS, if they do.
     pub(super) tls: Option<Arc<Connector>>,
+    /// The version of the PROXY protocol that they expect, if they do.
+    pub(super) send_proxy_protocol: Option<ProxyProtocol>,
     pub(super) probes: Vec<Probe>,
     /// How long all of it may take.
     pub(super) deadline: Duration,
@@ -71,13 +76,13 @@ pub(super) struct Canary {
 /// # Errors
 /// When one of them has not within the deadline: which, and what came last instead of what.
 pub(super) async fn prepare(canary: Canary) -> Result<(), String> {
-    let Canary { service, endpoints, tls, probes, deadline } = canary;
+    let Canary { service, endpoints, tls, send_proxy_protocol, probes, deadline } = canary;
     let until = Instant::now() + deadline;
     let probes: Arc<[Probe]> = probes.into();
     let mut preparing = JoinSet::new();
     for endpoint in endpoints {
         let (service, tls, probes) = (service.clone(), tls.clone(), Arc::clone(&probes));
-        preparing.spawn(Subject { service, endpoint, tls, until }.prepare(probes));
+        preparing.spawn(Subject { service, endpoint, tls, send_proxy_protocol, until }.prepare(probes));
     }
     while let Some(prepared) = preparing.join_next().await {
         prepared.unwrap_or_else(|panicked| Err(format!("preparing ended with a bug: {panicked}")))?;
@@ -90,6 +95,7 @@ struct Subject {
     service: ServiceName,
     endpoint: Endpoint,
     tls: Option<Arc<Connector>>,
+    send_proxy_protocol: Option<ProxyProtocol>,
     until: Instant,
 }
 
@@ -127,7 +133,13 @@ impl Subject {
         let subject = format!("the probe `{question}` of {place}");
         let (mut in_a_row, mut told, mut last) = (0, false, None);
         loop {
-            let asked = probe::ask(probe, &self.endpoint, address, self.tls.as_deref());
+            let reach = Reach {
+                host: &self.endpoint.host,
+                address,
+                tls: self.tls.as_deref(),
+                send_proxy_protocol: self.send_proxy_protocol,
+            };
+            let asked = probe::ask(probe, &self.endpoint, &reach);
             let Ok(asked) = time::timeout_at(self.until, asked).await else {
                 // What came before says more than that this one was cut short.
                 return Err(last.unwrap_or_else(|| format!("{subject} got no answer before time was up")));

@@ -1,18 +1,15 @@
 //! One try of a probe: an endpoint of a canary is asked, as a request would reach it.
 
-use std::net::SocketAddr;
-
 use http::{HeaderValue, Request, header};
 use http_body_util::Full;
 use tokio::time;
 
-use super::client;
+use super::client::{self, Reach};
 use crate::{
     clock,
     config::probe::{Http, Probe, Question},
     model::{protocol::Protocol, units::format_duration},
     routing::snapshot::Endpoint,
-    tls::client::Connector,
 };
 
 const USER_AGENT: HeaderValue = HeaderValue::from_static("tidegate-probe");
@@ -26,13 +23,12 @@ const MAX_BODY: usize = 1 << 20;
 pub(super) async fn ask(
     probe: &Probe,
     endpoint: &Endpoint,
-    address: SocketAddr,
-    tls: Option<&Connector>,
+    reach: &Reach<'_>,
 ) -> Result<(), String> {
     let asked = async {
         match &probe.question {
-            Question::Http(http) => ask_http(http, endpoint, address, tls).await,
-            Question::Grpc { service } => ask_grpc(service, endpoint, address, tls)
+            Question::Http(http) => ask_http(http, endpoint, reach).await,
+            Question::Grpc { service } => ask_grpc(service, endpoint, reach)
                 .await
                 .map_err(|why| format!("{why:#} instead of SERVING")),
         }
@@ -46,13 +42,12 @@ pub(super) async fn ask(
 async fn ask_http(
     http: &Http,
     endpoint: &Endpoint,
-    address: SocketAddr,
-    tls: Option<&Connector>,
+    reach: &Reach<'_>,
 ) -> Result<(), String> {
     let began = clock::monotonic();
     let answer = async {
-        let stream = client::connect(&endpoint.host, address, endpoint.protocol, tls).await?;
-        client::ask(stream, endpoint.protocol, request(http, endpoint, tls.is_some())?, MAX_BODY).await
+        let stream = client::connect(reach, endpoint.protocol).await?;
+        client::ask(stream, endpoint.protocol, request(http, endpoint, reach.tls.is_some())?, MAX_BODY).await
     };
     let answer = answer.await.map_err(|why| format!("{why:#}"))?;
     http.expected.judge(answer.status, &answer.body, began.elapsed())
@@ -61,10 +56,9 @@ async fn ask_http(
 async fn ask_grpc(
     service: &str,
     endpoint: &Endpoint,
-    address: SocketAddr,
-    tls: Option<&Connector>,
+    reach: &Reach<'_>,
 ) -> anyhow::Result<()> {
-    let stream = client::connect(&endpoint.host, address, Protocol::Http2, tls).await?;
+    let stream = client::connect(reach, Protocol::Http2).await?;
     client::ask_health(stream, service, &endpoint.to_string(), USER_AGENT).await
 }
 

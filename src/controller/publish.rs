@@ -27,6 +27,7 @@ use crate::{
     store::record::Position,
     tls::{
         client::{CannotConnect, Connector},
+        files::Fault,
         reload::Keeper,
     },
 };
@@ -54,26 +55,40 @@ pub struct Compiled {
     splits: Vec<Split>,
 }
 
+/// Why a configuration cannot be put in force.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// There is no way to speak TLS to a backend as it should be.
+    #[error("cannot speak TLS to a backend")]
+    Connector(#[from] CannotConnect),
+    /// There is nothing to sign cookies with.
+    #[error("cannot sign cookies")]
+    Secrets(#[from] Fault),
+}
+
 impl Compiled {
     /// Compiles a configuration.
     ///
     /// # Errors
-    /// When it is not possible to speak TLS to a backend as it should be.
-    pub fn new(config: &Config, keeper: &mut Keeper) -> Result<Self, CannotConnect> {
+    /// When a file that it needs is not what it should be.
+    pub fn new(config: &Config, keeper: &mut Keeper) -> Result<Self, Unusable> {
         let mut backends = Vec::new();
         let mut places = Places::new();
         for (service, id) in config.services.iter().zip(0..) {
             let mut ids = HashMap::new();
-            for config::Backend { name, endpoints, tls } in &service.backends {
+            for config::Backend { name, endpoints, tls, send_proxy_protocol } in &service.backends {
                 ids.insert(name.clone(), BackendId(backends.len() as u32));
                 let endpoints = endpoints.clone();
                 let tls = tls.as_ref().map(|settings| keeper.connector(settings)).transpose()?;
-                backends.push(Backend { service: ServiceId(id), name: name.clone(), endpoints, tls });
+                let (service, name, send_proxy_protocol) =
+                    (ServiceId(id), name.clone(), *send_proxy_protocol);
+                backends.push(Backend { service, name, endpoints, tls, send_proxy_protocol });
             }
             places.insert(service.name.clone(), (ServiceId(id), ids));
         }
         let routes = compile(config, |name| places[name].0);
-        let services = config.services.iter().map(of_service).collect();
+        let services = config.services.iter().map(|service| of_service(service, keeper));
+        let services = services.collect::<Result<_, _>>()?;
         let topology = Arc::new(Topology::new(config.paths, routes, services, backends));
         let splits = config.services.iter().map(|service| {
             let (_, ids) = &places[&service.name];
@@ -247,11 +262,12 @@ fn with_filters(end: End, filters: &Filters) -> filter::Route {
     filter::Route { end, request, response, hostname, path, timeouts, failures, counted: None }
 }
 
-fn of_service(service: &config::Service) -> Service {
+fn of_service(service: &config::Service, keeper: &mut Keeper) -> Result<Service, Fault> {
     let config::Service {
         name,
         routes,
         sticky,
+        cookie_secrets,
         overrides,
         backend_header,
         timeouts,
@@ -266,10 +282,11 @@ fn of_service(service: &config::Service) -> Service {
         backends: _,
         rollout: _,
     } = service;
-    Service {
+    Ok(Service {
         name: name.clone(),
         routes: Arc::clone(routes),
         sticky: sticky.clone(),
+        cookie_signer: cookie_secrets.as_ref().map(|secrets| keeper.signer(secrets)).transpose()?,
         overrides: overrides.clone().map(Box::new),
         backend_header: backend_header.clone(),
         timeouts: *timeouts,
@@ -279,7 +296,7 @@ fn of_service(service: &config::Service) -> Service {
         limits: *limits,
         retry: retry.clone().map(Arc::new),
         mirror: mirror.clone().map(Arc::new),
-    }
+    })
 }
 
 fn split(ids: &HashMap<BackendName, BackendId>, roles: &Roles, weight: Weight, salt: u64) -> Split {

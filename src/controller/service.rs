@@ -280,6 +280,7 @@ impl ServiceTask {
             service: name.clone(),
             endpoints: backend.endpoints.clone(),
             tls: self.publisher.connector(name, &backend.name),
+            send_proxy_protocol: backend.send_proxy_protocol,
             probes: rollout.probes.clone(),
             deadline: rollout.prepare_deadline,
         })));

@@ -1,5 +1,6 @@
 //! The PROXY protocol, versions 1 and 2 (HAProxy's specification of 2020): what a load balancer says
-//! about a connection before it passes it on.
+//! about a connection before it passes it on. It is read from those in front of us, and written to backends
+//! that want it.
 //!
 //! Deliberately absent: what is appended to version 2 (TLVs) is skipped, its checksum included, because
 //! nothing here needs it; and the addresses of datagrams and local sockets are refused, because no
@@ -7,17 +8,29 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// What version 2 begins with.
-const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+use crate::model::protocol::{ProxyProtocol, V2_SIGNATURE as SIGNATURE};
 
 /// Bytes of version 2 before the addresses.
 const FIXED: usize = 16;
+
+/// Addresses of IPv4, or of IPv6, in version 2.
+const TCP4: u8 = 0x11;
+const TCP6: u8 = 0x21;
 
 /// Longest header of version 1, its end of line included.
 const LONGEST_V1: usize = 107;
 
 /// Longest header that is taken: room for the addresses and what load balancers append to them.
 pub const LONGEST: usize = 4096;
+
+/// Whose a connection is, and where they made it to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The client's address.
+    pub source: SocketAddr,
+    /// The address that it connected to.
+    pub destination: SocketAddr,
+}
 
 /// What has been found at the beginning of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +41,7 @@ pub enum Parsed {
     Complete {
         /// Whose connection it is; nothing, if it is that of the sender itself (a health check), or
         /// unknown.
-        source: Option<SocketAddr>,
+        origin: Option<Origin>,
         /// The header's length in bytes; what follows is the connection's own.
         length: usize,
     },
@@ -60,7 +73,7 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Invalid> {
     match bytes.first() {
         None => Ok(Parsed::Incomplete),
         Some(b'P') if begins(b"PROXY ") => version_1(bytes),
-        Some(b'\r') if begins(SIGNATURE) => version_2(bytes),
+        Some(b'\r') if begins(&SIGNATURE) => version_2(bytes),
         Some(_) => Err(Invalid::Missing),
     }
 }
@@ -72,18 +85,18 @@ fn version_1(bytes: &[u8]) -> Result<Parsed, Invalid> {
     };
     let line = str::from_utf8(&bytes[..end]).map_err(|_| Invalid::Malformed)?;
     let mut words = line.split(' ').skip(1);
-    let source = match words.next() {
+    let origin = match words.next() {
         // Whatever follows is not to be looked at.
         Some("UNKNOWN") => None,
-        Some("TCP4") => Some(line_source::<Ipv4Addr>(words)?),
-        Some("TCP6") => Some(line_source::<Ipv6Addr>(words)?),
+        Some("TCP4") => Some(line_origin::<Ipv4Addr>(words)?),
+        Some("TCP6") => Some(line_origin::<Ipv6Addr>(words)?),
         _ => return Err(Invalid::Malformed),
     };
-    Ok(Parsed::Complete { source, length: end + 2 })
+    Ok(Parsed::Complete { origin, length: end + 2 })
 }
 
-/// The source of `SOURCE DESTINATION SOURCE-PORT DESTINATION-PORT`.
-fn line_source<'w, A>(mut words: impl Iterator<Item = &'w str>) -> Result<SocketAddr, Invalid>
+/// What `SOURCE DESTINATION SOURCE-PORT DESTINATION-PORT` says.
+fn line_origin<'w, A>(mut words: impl Iterator<Item = &'w str>) -> Result<Origin, Invalid>
 where
     A: std::str::FromStr + Into<IpAddr>,
 {
@@ -92,7 +105,10 @@ where
     let mut port = || words.next().filter(|word| is_port(word))?.parse::<u16>().ok();
     let (source_port, destination_port) = (port(), port());
     match (source, destination, source_port, destination_port, words.next()) {
-        (Some(source), Some(_), Some(port), Some(_), None) => Ok(SocketAddr::new(source.into(), port)),
+        (Some(source), Some(destination), Some(source_port), Some(destination_port), None) => Ok(Origin {
+            source: SocketAddr::new(source.into(), source_port),
+            destination: SocketAddr::new(destination.into(), destination_port),
+        }),
         _ => Err(Invalid::Malformed),
     }
 }
@@ -114,29 +130,73 @@ fn version_2(bytes: &[u8]) -> Result<Parsed, Invalid> {
         return Err(Invalid::TooLong);
     }
     let Some(rest) = rest.get(..length) else { return Ok(Parsed::Incomplete) };
-    let source = match fixed[13] {
+    let origin = match fixed[13] {
         _ if is_local => None,
         // Unspecified: the sender does not know.
         0x00 => None,
-        0x11 => Some(block_source::<4>(rest)?),
-        0x21 => Some(block_source::<16>(rest)?),
+        TCP4 => Some(block_origin::<4>(rest).ok_or(Invalid::Malformed)?),
+        TCP6 => Some(block_origin::<16>(rest).ok_or(Invalid::Malformed)?),
         _ => return Err(Invalid::Malformed),
     };
-    Ok(Parsed::Complete { source, length: FIXED + length })
+    Ok(Parsed::Complete { origin, length: FIXED + length })
 }
 
-/// The source of two addresses of `N` bytes and two ports.
-fn block_source<const N: usize>(block: &[u8]) -> Result<SocketAddr, Invalid>
+/// What two addresses of `N` bytes and two ports say.
+fn block_origin<const N: usize>(block: &[u8]) -> Option<Origin>
 where
     IpAddr: From<[u8; N]>,
 {
-    let address = block.first_chunk::<N>().copied().map(IpAddr::from);
-    let ports = block.get(2 * N..2 * N + 4);
-    match (address, ports) {
-        (Some(address), Some(ports)) => {
-            Ok(SocketAddr::new(address, u16::from_be_bytes([ports[0], ports[1]])))
+    let (source, block) = block.split_first_chunk::<N>()?;
+    let (destination, block) = block.split_first_chunk::<N>()?;
+    let (source_port, block) = block.split_first_chunk()?;
+    let (destination_port, _appended) = block.split_first_chunk()?;
+    Some(Origin {
+        source: SocketAddr::new((*source).into(), u16::from_be_bytes(*source_port)),
+        destination: SocketAddr::new((*destination).into(), u16::from_be_bytes(*destination_port)),
+    })
+}
+
+/// The header of a connection that is a client's, or our own if it is nobody's.
+pub fn header(version: ProxyProtocol, origin: Option<&Origin>) -> Vec<u8> {
+    let Some(Origin { source, destination }) = origin else { return version.own().to_vec() };
+    let (from, to) = (source.ip().to_canonical(), destination.ip().to_canonical());
+    let (from, to) = match (from, to) {
+        (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)) => (from, to),
+        // A header has one kind of addresses.
+        _ => (mapped(from), mapped(to)),
+    };
+    match version {
+        ProxyProtocol::V1 => {
+            let family = if from.is_ipv4() { "TCP4" } else { "TCP6" };
+            let (source_port, destination_port) = (source.port(), destination.port());
+            format!("PROXY {family} {from} {to} {source_port} {destination_port}\r\n").into_bytes()
         }
-        _ => Err(Invalid::Malformed),
+        ProxyProtocol::V2 => {
+            let mut block = Vec::with_capacity(36);
+            let mut family = TCP4;
+            for address in [from, to] {
+                match address {
+                    IpAddr::V4(address) => block.extend_from_slice(&address.octets()),
+                    IpAddr::V6(address) => {
+                        family = TCP6;
+                        block.extend_from_slice(&address.octets());
+                    }
+                }
+            }
+            for port in [source.port(), destination.port()] {
+                block.extend_from_slice(&port.to_be_bytes());
+            }
+            let length = (block.len() as u16).to_be_bytes();
+            [&SIGNATURE[..], &[0x21, family], &length, &block].concat()
+        }
+    }
+}
+
+/// An address as one of IPv6.
+fn mapped(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().into(),
+        IpAddr::V6(_) => address,
     }
 }
 
@@ -146,8 +206,15 @@ mod tests {
 
     use super::*;
 
-    fn complete(source: Option<&str>, length: usize) -> Result<Parsed, Invalid> {
-        Ok(Parsed::Complete { source: source.map(|source| source.parse().unwrap()), length })
+    const V4: (&str, &str) = ("192.0.2.1:1234", "192.0.2.2:80");
+    const V6: (&str, &str) = ("[::1]:80", "[::2]:90");
+
+    fn complete(origin: Option<(&str, &str)>, length: usize) -> Result<Parsed, Invalid> {
+        Ok(Parsed::Complete { origin: origin.map(origin_of), length })
+    }
+
+    fn origin_of((source, destination): (&str, &str)) -> Origin {
+        Origin { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
     }
 
     fn v2(command: u8, family: u8, block: &[u8]) -> Vec<u8> {
@@ -158,8 +225,11 @@ mod tests {
     #[test]
     fn lines_of_version_1() {
         for (line, expected) in [
-            ("PROXY TCP4 192.0.2.1 192.0.2.2 1234 80\r\nGET", complete(Some("192.0.2.1:1234"), 40)),
-            ("PROXY TCP6 2001:db8::1 ::1 1234 80\r\n", complete(Some("[2001:db8::1]:1234"), 36)),
+            ("PROXY TCP4 192.0.2.1 192.0.2.2 1234 80\r\nGET", complete(Some(V4), 40)),
+            (
+                "PROXY TCP6 2001:db8::1 ::1 1234 80\r\n",
+                complete(Some(("[2001:db8::1]:1234", "[::1]:80")), 36),
+            ),
             ("PROXY UNKNOWN\r\n", complete(None, 15)),
             ("PROXY UNKNOWN ff 1 what ever\r\n", complete(None, 30)),
             ("PROXY TCP4 192.0.2.1", Ok(Parsed::Incomplete)),
@@ -186,14 +256,11 @@ mod tests {
     fn blocks_of_version_2() {
         let tcp4 = [192, 0, 2, 1, 192, 0, 2, 2, 4, 210, 0, 80];
         let mut tcp6 = [0; 36];
-        (tcp6[15], tcp6[33]) = (1, 80);
-        assert_eq!(parse(&v2(0x21, 0x11, &tcp4)), complete(Some("192.0.2.1:1234"), 28));
-        assert_eq!(parse(&v2(0x21, 0x21, &tcp6)), complete(Some("[::1]:80"), 52));
+        (tcp6[15], tcp6[31], tcp6[33], tcp6[35]) = (1, 2, 80, 90);
+        assert_eq!(parse(&v2(0x21, 0x11, &tcp4)), complete(Some(V4), 28));
+        assert_eq!(parse(&v2(0x21, 0x21, &tcp6)), complete(Some(V6), 52));
         // What is appended is skipped.
-        assert_eq!(
-            parse(&v2(0x21, 0x11, &[&tcp4[..], &[3, 0, 1, 9]].concat())),
-            complete(Some("192.0.2.1:1234"), 32)
-        );
+        assert_eq!(parse(&v2(0x21, 0x11, &[&tcp4[..], &[3, 0, 1, 9]].concat())), complete(Some(V4), 32));
         // A health check of the balancer itself, whatever it says.
         assert_eq!(parse(&v2(0x20, 0x11, &tcp4)), complete(None, 28));
         assert_eq!(parse(&v2(0x20, 0x00, &[])), complete(None, 16));
@@ -210,51 +277,63 @@ mod tests {
         assert_eq!(parse(&v2(0x21, 0x11, &[0; LONGEST])), Err(Invalid::TooLong));
     }
 
-    fn header() -> impl Strategy<Value = (Vec<u8>, SocketAddr)> {
-        (any::<SocketAddr>(), any::<SocketAddr>(), any::<bool>(), prop::collection::vec(any::<u8>(), 0..64))
-            .prop_map(|(source, destination, line, appended)| {
-                let (ip, port) = (source.ip(), source.port());
-                let other: IpAddr = match (ip, destination.ip()) {
-                    (IpAddr::V4(_), IpAddr::V6(_)) => Ipv4Addr::LOCALHOST.into(),
-                    (IpAddr::V6(_), IpAddr::V4(_)) => Ipv6Addr::LOCALHOST.into(),
-                    (_, other) => other,
-                };
-                let bytes = match (line, ip, other) {
-                    (true, ip, other) => {
-                        let family = if ip.is_ipv4() { "TCP4" } else { "TCP6" };
-                        format!("PROXY {family} {ip} {other} {port} {}\r\n", destination.port()).into_bytes()
-                    }
-                    (false, IpAddr::V4(a), IpAddr::V4(b)) => {
-                        let ports = [port.to_be_bytes(), destination.port().to_be_bytes()].concat();
-                        v2(0x21, 0x11, &[&a.octets()[..], &b.octets(), &ports, &appended].concat())
-                    }
-                    (false, a, b) => {
-                        let octets = |ip| match ip {
-                            IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-                            IpAddr::V6(ip) => ip.octets(),
-                        };
-                        let ports = [port.to_be_bytes(), destination.port().to_be_bytes()].concat();
-                        v2(0x21, 0x21, &[&octets(a)[..], &octets(b), &ports, &appended].concat())
-                    }
-                };
-                (bytes, SocketAddr::new(ip, port))
-            })
+    #[test]
+    fn headers_are_as_the_specification_has_them() {
+        let tcp4 = [192, 0, 2, 1, 192, 0, 2, 2, 4, 210, 0, 80];
+        let line = b"PROXY TCP4 192.0.2.1 192.0.2.2 1234 80\r\n";
+        assert_eq!(header(ProxyProtocol::V1, Some(&origin_of(V4))), line);
+        assert_eq!(header(ProxyProtocol::V2, Some(&origin_of(V4))), v2(0x21, 0x11, &tcp4));
+        assert_eq!(header(ProxyProtocol::V1, Some(&origin_of(V6))), b"PROXY TCP6 ::1 ::2 80 90\r\n");
+        assert_eq!(header(ProxyProtocol::V1, None), b"PROXY UNKNOWN\r\n");
+        assert_eq!(header(ProxyProtocol::V2, None), v2(0x20, 0x00, &[]));
+        // A client of a dual-stack listener is what it is; one whose balancer speaks another family is written
+        // as the larger of the two.
+        let dual = origin_of(("[::ffff:192.0.2.1]:1234", "[::ffff:192.0.2.2]:80"));
+        assert_eq!(header(ProxyProtocol::V1, Some(&dual)), line);
+        let mixed = origin_of(("[::1]:1", "192.0.2.2:80"));
+        let line = b"PROXY TCP6 ::1 ::ffff:192.0.2.2 1 80\r\n";
+        assert_eq!(header(ProxyProtocol::V1, Some(&mixed)), line);
+    }
+
+    fn origin() -> impl Strategy<Value = Origin> {
+        any::<(SocketAddr, SocketAddr)>().prop_map(|(source, destination)| Origin { source, destination })
+    }
+
+    /// What of two addresses a header says: those of IPv4 are what they are.
+    fn said(Origin { source, destination }: Origin) -> [(IpAddr, u16); 2] {
+        [source, destination].map(|address| (address.ip().to_canonical(), address.port()))
+    }
+
+    /// A header with something appended, where that may be, and what it says.
+    fn header_of() -> impl Strategy<Value = (Vec<u8>, Origin)> {
+        let version = prop::sample::select(vec![ProxyProtocol::V1, ProxyProtocol::V2]);
+        let appended = prop::collection::vec(any::<u8>(), 0..64);
+        (version, origin(), appended).prop_map(|(version, origin, appended)| {
+            let mut bytes = header(version, Some(&origin));
+            if version == ProxyProtocol::V2 {
+                bytes[15] += appended.len() as u8;
+                bytes.extend_from_slice(&appended);
+            }
+            (bytes, origin)
+        })
     }
 
     proptest! {
         #[test]
-        fn what_is_written_is_read((bytes, source) in header(), rest: Vec<u8>) {
+        fn what_is_written_is_read((bytes, origin) in header_of(), rest: Vec<u8>) {
             let whole = [&bytes[..], &rest].concat();
-            prop_assert_eq!(parse(&whole), Ok(Parsed::Complete { source: Some(source), length: bytes.len() }));
+            let parsed = parse(&whole);
+            let Ok(Parsed::Complete { origin: Some(read), length }) = parsed else { panic!("{parsed:?}") };
+            prop_assert_eq!((said(read), length), (said(origin), bytes.len()));
         }
 
         #[test]
-        fn a_part_of_a_header_is_never_taken_for_a_whole((bytes, _) in header(), cut: prop::sample::Index) {
+        fn a_part_of_a_header_is_never_taken_for_a_whole((bytes, _) in header_of(), cut: prop::sample::Index) {
             prop_assert_eq!(parse(&bytes[..cut.index(bytes.len())]), Ok(Parsed::Incomplete));
         }
 
         #[test]
-        fn any_bytes_have_an_answer(start in prop::sample::select(vec![&b""[..], b"PROXY ", SIGNATURE]), rest: Vec<u8>) {
+        fn any_bytes_have_an_answer(start in prop::sample::select(vec![&b""[..], b"PROXY ", &SIGNATURE]), rest: Vec<u8>) {
             let bytes = [start, &rest].concat();
             if let Ok(Parsed::Complete { length, .. }) = parse(&bytes) {
                 prop_assert!(length <= bytes.len().min(LONGEST));

@@ -124,6 +124,7 @@ mod tests {
             name: "web".parse().unwrap(),
             routes: Arc::new([]),
             sticky: None,
+            cookie_signer: None,
             overrides: None,
             backend_header: None,
             timeouts: Timeouts::default(),

@@ -2,10 +2,15 @@
 
 use http::HeaderValue;
 
-use super::{client::Client, context::Context, context::View, error::ProxyError, sticky};
+use super::{
+    client::Client,
+    context::{Context, View},
+    error::ProxyError,
+    sticky::{self, Cookie, Found},
+};
 use crate::routing::{
     condition::Head,
-    snapshot::{ServiceId, Sticky, StickyCookie},
+    snapshot::{ServiceId, Sticky},
     split::{Assignment, Reason, Split},
 };
 
@@ -36,7 +41,10 @@ pub(super) fn assign(
     let by_chance = || split.by_chance(context.random());
     let assignment = match &service.sticky {
         None => by_chance(),
-        Some(Sticky::Cookie(cookie)) => return Ok(by_cookie(context, split, cookie, head)),
+        Some(Sticky::Cookie(cookie)) => {
+            let cookie = Cookie { sticky: cookie, signer: service.cookie_signer.as_deref() };
+            return Ok(by_cookie(context, split, cookie, head));
+        }
         Some(Sticky::Header(name)) => match head.headers.get(name) {
             Some(key) if !key.is_empty() => split.by_key(key.as_bytes()),
             _ => by_chance(),
@@ -49,14 +57,15 @@ pub(super) fn assign(
 fn by_cookie(
     context: &Context,
     split: &Split,
-    cookie: &StickyCookie,
+    cookie: Cookie<'_>,
     head: &Head<'_>,
 ) -> (Assignment, Option<HeaderValue>) {
-    match sticky::find(head.headers, cookie) {
-        Some(key) => (split.by_key(key), None),
+    match cookie.find(head.headers) {
+        Some(Found { key, is_old: false }) => (split.by_key(key), None),
+        Some(Found { key, is_old: true }) => (split.by_key(key), cookie.set(key)),
         None => {
             let key = sticky::key(context.random());
-            (split.by_key(&key), sticky::set_cookie(key, cookie))
+            (split.by_key(&key), cookie.set(&key))
         }
     }
 }

@@ -1,11 +1,14 @@
 //! One attempt at a backend, counted once whatever happens to it.
 
-use std::{cell::Cell, rc::Rc, time::Instant};
+use std::{cell::Cell, error::Error as _, rc::Rc, time::Instant};
 
 use http::StatusCode;
 
-use super::{context::Endpoint, log_entry::LogEntry, pair::Half};
-use crate::{clock, model::outcome::Outcome, telemetry::cells::Writer};
+use super::{client::Client, context::Endpoint, log_entry::LogEntry, pair::Half};
+use crate::{
+    clock, model::outcome::Outcome, net::proxy_protocol::Origin, telemetry::cells::Writer,
+    upstream::connect::ConnectError,
+};
 
 /// One attempt at a backend.
 ///
@@ -23,6 +26,8 @@ pub(super) struct Attempt {
     ended: bool,
     /// Whether the status counts against the backend, where that is written.
     fails: Cell<Option<bool>>,
+    /// Whose it is, where the endpoint is told.
+    origin: Option<Rc<Origin>>,
     /// What hears of it, if the exchange is logged.
     entry: Option<Rc<LogEntry>>,
     /// Its part in a pair, if the request is at both backends.
@@ -30,16 +35,17 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    pub(super) fn begin(cells: Writer, endpoint: Rc<Endpoint>, started: Instant) -> Self {
+    pub(super) fn begin(cells: Writer, endpoint: Rc<Endpoint>, client: &Client, started: Instant) -> Self {
         cells.begin();
         endpoint.enter();
+        let origin = endpoint.knows_clients().then(|| Rc::clone(client.origin()));
         let (kept_from, waits, ended, fails) = (None, false, false, Cell::new(None));
-        Self { cells, endpoint, started, kept_from, waits, ended, fails, entry: None, half: None }
+        Self { cells, endpoint, started, kept_from, waits, ended, fails, origin, entry: None, half: None }
     }
 
     /// One that begins later, and takes its place now. Until [`Self::go`], it says nothing.
-    pub(super) fn reserve(cells: Writer, endpoint: Rc<Endpoint>, begins: Instant) -> Self {
-        let mut reserved = Self::begin(cells, endpoint, begins);
+    pub(super) fn reserve(cells: Writer, endpoint: Rc<Endpoint>, client: &Client, begins: Instant) -> Self {
+        let mut reserved = Self::begin(cells, endpoint, client, begins);
         reserved.waits = true;
         reserved
     }
@@ -47,6 +53,11 @@ impl Attempt {
     /// Its time has come.
     pub(super) fn go(&mut self) {
         self.waits = false;
+    }
+
+    /// Whose it is, where the endpoint is told.
+    pub(super) fn origin(&self) -> Option<&Rc<Origin>> {
+        self.origin.as_ref()
     }
 
     /// Tells the access log of it.
@@ -78,19 +89,28 @@ impl Attempt {
     /// The same attempt in other hands; this one has ended.
     pub(super) fn hand_over(&mut self) -> Self {
         self.ended = true;
-        let Self { cells, endpoint, started, kept_from, waits: _, ended: _, fails, entry, half } = self;
-        let (cells, endpoint, entry) = (cells.clone(), Rc::clone(endpoint), entry.take());
-        let (started, kept_from, half, fails) = (*started, *kept_from, half.take(), fails.clone());
-        Self { cells, endpoint, started, kept_from, waits: false, ended: false, fails, entry, half }
+        let Self { cells, endpoint, started, kept_from, waits: _, ended: _, fails, origin, entry, half } =
+            self;
+        let (cells, endpoint, started) = (cells.clone(), Rc::clone(endpoint), *started);
+        let (kept_from, waits, ended, fails) = (*kept_from, false, false, fails.clone());
+        let (origin, entry, half) = (origin.take(), entry.take(), half.take());
+        Self { cells, endpoint, started, kept_from, waits, ended, fails, origin, entry, half }
     }
 
     pub(super) fn endpoint(&self) -> &Rc<Endpoint> {
         &self.endpoint
     }
 
-    pub(super) fn connect_failed(&self) {
+    /// There was no connection to be had.
+    pub(super) fn connect_failed(&self, error: &ConnectError) {
         self.cells.connect_failed();
-        self.endpoint.refuse();
+        let is_new = self.endpoint.refuse();
+        let (endpoint, why) = (self.endpoint.address(), error.source().map(ToString::to_string));
+        if is_new && error.is_lasting() {
+            tracing::warn!(%endpoint, %error, why, "an endpoint cannot be spoken to");
+        } else {
+            tracing::debug!(%endpoint, %error, why, "no connection");
+        }
     }
 
     /// The response has begun. `fails` says whether its status counts against the backend, where that is

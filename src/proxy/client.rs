@@ -1,8 +1,8 @@
 //! What an exchange knows of the client's connection, and the connection of its exchanges.
 
 use std::{
-    cell::{Cell, RefCell},
-    net::{IpAddr, SocketAddr},
+    cell::{Cell, OnceCell, RefCell},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroU32,
     rc::Rc,
     sync::Arc,
@@ -15,7 +15,7 @@ use http_body::Body;
 
 use super::{admission::Permit, forwarded::X_FORWARDED_FOR, log_entry::LogEntry, upgrade::Switched};
 use crate::{
-    net::{identity, splice::Ends, timers::Deadline},
+    net::{identity, proxy_protocol::Origin, splice::Ends, timers::Deadline},
     routing::edge::Edge,
 };
 
@@ -93,6 +93,8 @@ impl Peer {
 #[derive(Debug)]
 pub struct Client {
     peer: RefCell<Peer>,
+    /// Its addresses, for backends that are told them.
+    origin: OnceCell<Rc<Origin>>,
     secure: Cell<bool>,
     edge: Arc<Edge>,
     requests: Cell<u32>,
@@ -136,6 +138,7 @@ impl Client {
         let most_requests = edge.max_requests_per_connection.map_or(u32::MAX, NonZeroU32::get);
         Self {
             peer: RefCell::new(Peer::new(address.ip(), &edge)),
+            origin: OnceCell::new(),
             secure: Cell::new(false),
             edge,
             requests: Cell::new(0),
@@ -162,6 +165,27 @@ impl Client {
     /// Somebody in front has said what its address is: it is the peer from now on.
     pub fn set_address(&self, address: IpAddr) {
         self.peer.replace(Peer::new(address, &self.edge));
+    }
+
+    /// Notes where it came from and where it came to, which only matters if backends are told.
+    pub fn came(&self, origin: Origin) {
+        // It comes once.
+        let _first = self.origin.set(Rc::new(origin));
+    }
+
+    /// Where it came from and where it came to. What connections to backends are kept by, too, so it lives
+    /// as long as the client does and no longer.
+    pub(super) fn origin(&self) -> &Rc<Origin> {
+        self.origin.get_or_init(|| {
+            // It came when no backend was told, so nobody noted the rest.
+            let address = self.peer.borrow().address;
+            let nowhere = match address {
+                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let [source, destination] = [address, nowhere].map(|ip| SocketAddr::new(ip, 0));
+            Rc::new(Origin { source, destination })
+        })
     }
 
     /// Its address as `X-Forwarded-For` says it.
@@ -460,7 +484,7 @@ impl Busy {
     }
 
     /// The connection.
-    pub(super) fn client(&self) -> &Client {
+    pub(super) fn client(&self) -> &Rc<Client> {
         &self.client
     }
 

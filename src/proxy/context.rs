@@ -123,6 +123,11 @@ impl Context {
         self.rng.borrow_mut().random()
     }
 
+    /// Whether some backend is told whose each connection is.
+    pub fn introduces_clients(&self) -> bool {
+        self.view().snapshot.topology().introduces_clients()
+    }
+
     /// The deadlines of this worker.
     pub fn timers(&self) -> &Rc<Timers> {
         &self.timers
@@ -302,7 +307,7 @@ fn backends(
     let one = |((backend, members), key): ((&crate::routing::snapshot::Backend, &Members), &Key)| {
         let policy = &topology.service(backend.service).policy;
         let before = known.get(key).map(|before| &**before);
-        Rc::new(Backend::new((hub, worker), key, policy, backend.tls.as_ref(), members, before, now))
+        Rc::new(Backend::new((hub, worker), key, policy, backend, members, before, now))
     };
     let backends = topology.backends().iter().zip(snapshot.members().iter()).zip(keys).map(one).collect();
     let members: HashMap<_, _> = keys.iter().zip(snapshot.members().iter()).collect();

@@ -64,6 +64,8 @@ pub enum ProxyError {
     NoUpgrade,
     /// The endpoint speaks no TLS that we do.
     TlsProtocol,
+    /// The endpoint speaks another protocol in TLS than the one that it is written with.
+    TlsAlpn,
     /// The endpoint's certificate is not to be believed.
     TlsCertificate,
 }
@@ -95,7 +97,7 @@ impl ProxyError {
             Self::ResponseTimeout => LocalReason::ResponseTimeout,
             Self::Reset | Self::Unseen => LocalReason::Reset,
             Self::NoUpgrade => LocalReason::NoUpgrade,
-            Self::TlsProtocol => LocalReason::TlsProtocolError,
+            Self::TlsProtocol | Self::TlsAlpn => LocalReason::TlsProtocolError,
             Self::TlsCertificate => LocalReason::TlsCertificateError,
         }
     }
@@ -136,9 +138,11 @@ impl ProxyError {
             | Self::NoHealthyEndpoint
             | Self::Overflow
             | Self::PendingTimeout => None,
-            Self::ConnectFailure | Self::ConnectTimeout | Self::TlsProtocol | Self::TlsCertificate => {
-                Some(Outcome::ConnectFailure)
-            }
+            Self::ConnectFailure
+            | Self::ConnectTimeout
+            | Self::TlsProtocol
+            | Self::TlsAlpn
+            | Self::TlsCertificate => Some(Outcome::ConnectFailure),
             Self::ResponseTimeout => Some(Outcome::Timeout),
             Self::Reset | Self::Unseen | Self::NoUpgrade => Some(Outcome::Reset),
         }
@@ -172,6 +176,7 @@ impl From<&ConnectError> for ProxyError {
             ConnectError::Tcp(_) => Self::ConnectFailure,
             ConnectError::TimedOut(_) => Self::ConnectTimeout,
             ConnectError::Tls(_) => Self::TlsProtocol,
+            ConnectError::Alpn(_) => Self::TlsAlpn,
             ConnectError::Certificate(_) => Self::TlsCertificate,
         }
     }

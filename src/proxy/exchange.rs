@@ -68,7 +68,6 @@ pub fn exchange(
     client.set_unread(!http_body::Body::is_end_stream(request.body()));
     let is_call = grpc::is_call(&request);
     let mut routed = route(&context, client, request, is_call, &mut busy);
-    let client = Rc::clone(client);
     async move {
         let answered = match &mut routed {
             // Seldom, so its size is not carried by every exchange.
@@ -87,6 +86,7 @@ pub fn exchange(
             // It is answered already, so this is not looked at.
             Err(_) => Err(ProxyError::NoRoute),
         };
+        let client = Rc::clone(busy.client());
         let answered = routed.and_then(|routed| Ok(relay(routed, answered)?));
         let (mut response, last) = match answered {
             Ok((head, relay)) => {
@@ -158,7 +158,7 @@ fn route(
     let endpoint = view.backend(assignment.backend).choose(key, started, || context.random());
     let endpoint = endpoint.map_err(ProxyError::from)?;
     let writer = way.writer(assignment, &endpoint, started);
-    let mut attempt = Attempt::begin(writer, endpoint, started);
+    let mut attempt = Attempt::begin(writer, endpoint, client, started);
     if let Some(entry) = entry {
         attempt.log_to(entry);
     }
@@ -188,7 +188,7 @@ fn route(
     let mut routed = Routed { request, attempt, wait, way, offer, retry: None };
     mirror::begin(context, client, key, &mut routed);
     if let Some(retries) = routed.way.retries().cloned().filter(|_| !switches) {
-        routed.retry = Retry::prepare(&retries, &mut routed, key, started);
+        routed.retry = Retry::prepare(&retries, client, &mut routed, key, started);
     }
     Ok(routed)
 }
@@ -247,7 +247,7 @@ pub(super) async fn send(routed: &mut Routed) -> Result<(Held, Response<Incoming
         return Box::pin(over_h2::send(request, attempt, wait)).await;
     }
     let slot = loop {
-        let turn = match attempt.endpoint().turn() {
+        let turn = match attempt.endpoint().turn(attempt.origin()) {
             Some(turn) => turn,
             // Seldom, so its size is not carried by every exchange.
             None => Box::pin(queue(attempt, wait)).await?,
@@ -284,7 +284,7 @@ async fn queue(attempt: &Attempt, wait: &Wait) -> Result<Turn<RequestBody>, Prox
     }
     let (place, patience) = attempt.endpoint().queue().ok_or(ProxyError::Overflow)?;
     wait.deadline.arm(patience);
-    poll_fn(|cx| match place.poll_turn(attempt.endpoint(), cx) {
+    poll_fn(|cx| match place.poll_turn(attempt.endpoint(), attempt.origin(), cx) {
         Some(turn) => Poll::Ready(Ok(turn)),
         None => wait.deadline.poll_expired(cx).map(|()| Err(ProxyError::PendingTimeout)),
     })
@@ -297,13 +297,13 @@ async fn open(
     timeout: Duration,
 ) -> Result<Connected, ProxyError> {
     let endpoint = attempt.endpoint();
-    let connected = connect(endpoint.member(), endpoint.tls(), timeout).await;
+    let (origin, header) = (attempt.origin(), endpoint.header(attempt.origin()));
+    let connected = connect(endpoint.member(), endpoint.tls(), header, timeout).await;
     let stream = connected.map_err(|error| {
-        attempt.connect_failed();
-        tracing::debug!(endpoint = %attempt.endpoint().address(), ?error, "no connection");
+        attempt.connect_failed(&error);
         ProxyError::from(&error)
     })?;
-    let connection = Connection::new(stream, slot, clock::monotonic()).await;
+    let connection = Connection::new(stream, origin, slot, clock::monotonic()).await;
     Ok(Box::new(connection.map_err(|_| ProxyError::Reset)?))
 }
 

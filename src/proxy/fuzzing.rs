@@ -5,13 +5,19 @@ use std::{num::NonZeroU16, time::Duration};
 
 use http::{HeaderMap, HeaderValue, request, response};
 
-use super::{client::Client, error::ProxyError, forwarded, grpc, headers, names, redirect, sticky};
+use super::{
+    client::Client,
+    error::ProxyError,
+    forwarded, grpc, headers, names, redirect,
+    sticky::{self, Cookie},
+};
 use crate::{
     model::outcome::Outcome,
     routing::{
         edge::Edge,
         snapshot::{Endpoint, StickyCookie},
     },
+    tls::signing::Signer,
 };
 
 /// What an exchange asks of a request's head before it is routed: the authority to route by.
@@ -67,12 +73,16 @@ pub fn grpc_outcome(fields: &HeaderMap) -> Outcome {
     grpc::outcome(fields)
 }
 
-/// The number that the client's cookie holds.
-pub fn find_key<'h>(headers: &'h HeaderMap, sticky: &StickyCookie) -> Option<&'h [u8]> {
-    sticky::find(headers, sticky)
+/// The number that the client's cookie holds, signed if there is a signer.
+pub fn find_key<'h>(
+    headers: &'h HeaderMap,
+    sticky: &StickyCookie,
+    signer: Option<&Signer>,
+) -> Option<&'h [u8]> {
+    Cookie { sticky, signer }.find(headers).map(|found| &found.key[..])
 }
 
-/// The `Set-Cookie` for a number.
-pub fn set_cookie(random: u64, sticky: &StickyCookie) -> Option<HeaderValue> {
-    sticky::set_cookie(sticky::key(random), sticky)
+/// The `Set-Cookie` for a number, likewise.
+pub fn set_cookie(random: u64, sticky: &StickyCookie, signer: Option<&Signer>) -> Option<HeaderValue> {
+    Cookie { sticky, signer }.set(&sticky::key(random))
 }

@@ -88,6 +88,7 @@ impl Drop for Place {
 #[derive(Debug)]
 pub(super) struct Copy {
     context: Rc<Context>,
+    client: Rc<Client>,
     /// To the canary.
     way: Way,
     /// What it is hashed on, if it is.
@@ -103,7 +104,7 @@ pub(super) struct Copy {
 }
 
 /// Has a request that is ready to be sent copied, if it is among those that are. `key` is what it is hashed on.
-pub(super) fn begin(context: &Rc<Context>, client: &Client, key: Option<u64>, routed: &mut Routed) {
+pub(super) fn begin(context: &Rc<Context>, client: &Rc<Client>, key: Option<u64>, routed: &mut Routed) {
     let Some(mirror) = routed.way.mirror() else { return };
     // Whom a trusted proxy calls a copy is one, and is not copied again.
     if client.is_trusted() && routed.request.headers().contains_key(&MARK.0) {
@@ -126,6 +127,7 @@ pub(super) fn begin(context: &Rc<Context>, client: &Client, key: Option<u64>, ro
     routed.attempt.pair_with(pair.half(Role::Stable));
     let copy = Box::new(Copy {
         context: Rc::clone(context),
+        client: Rc::clone(client),
         way,
         key,
         request,
@@ -165,12 +167,13 @@ impl Copy {
     }
 
     async fn run(self: Box<Self>) {
-        let Self { context, way, key, mut request, body, trailers, timeouts, is_call, pair, place } = *self;
+        let Self { context, client, way, key, mut request, body, trailers, timeouts, is_call, pair, place } =
+            *self;
         let now = clock::monotonic();
         let assignment = way.assignment();
         let endpoint = way.view().backend(assignment.backend).choose(key, now, || context.random());
         let Ok(endpoint) = endpoint else { return pair.give_up(MirrorResult::DroppedNoEndpoint) };
-        let mut attempt = Attempt::begin(place.0.cells.writer(), endpoint, now);
+        let mut attempt = Attempt::begin(place.0.cells.writer(), endpoint, &client, now);
         attempt.pair_with(pair.half(Role::Canary));
         *request.body_mut() = RequestBody::recorded(body, trailers);
         let deadline = context.timers().deadline();

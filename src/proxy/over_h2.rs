@@ -71,11 +71,10 @@ async fn lease(attempt: &Attempt, wait: &Wait) -> Result<Lease<RequestBody>, Pro
     if let Some(lease) = endpoint.shared().take() {
         return Ok(lease);
     }
-    let connect = || connect(endpoint.member(), endpoint.tls(), wait.timeouts.connect);
+    let connect = || connect(endpoint.member(), endpoint.tls(), None, wait.timeouts.connect);
     endpoint.shared().lease(connect).await.map_err(|NoStream { error, tried }| {
         if tried {
-            attempt.connect_failed();
-            tracing::debug!(endpoint = %endpoint.address(), ?error, "no connection");
+            attempt.connect_failed(&error);
         }
         ProxyError::from(&*error)
     })

@@ -215,6 +215,11 @@ fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
             "tidegate; error=tls_protocol_error",
             "502: the backend speaks no TLS that is understood\n",
         ),
+        ProxyError::TlsAlpn => (
+            StatusCode::BAD_GATEWAY,
+            "tidegate; error=tls_protocol_error; details=\"alpn\"",
+            "502: the backend speaks another protocol with TLS than it should\n",
+        ),
         ProxyError::TlsCertificate => (
             StatusCode::BAD_GATEWAY,
             "tidegate; error=tls_certificate_error",

@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use super::{
     attempt::Attempt,
     budget::Budget,
+    client::Client,
     context::{Context, Endpoint},
     error::ProxyError,
     exchange::{self, Held, Routed, copy_head, outcome_of_head},
@@ -69,6 +70,7 @@ impl Retries {
 #[derive(Debug)]
 pub(super) struct Retry {
     service: Rc<Retries>,
+    client: Rc<Client>,
     /// The request as it was when it was ready to be sent, without its body.
     head: Request<RequestBody>,
     /// Its body, if it has one.
@@ -92,6 +94,7 @@ impl Retry {
     /// Prepares a request that is ready to be sent for being sent again, if it may be.
     pub(super) fn prepare(
         service: &Rc<Retries>,
+        client: &Rc<Client>,
         routed: &mut Routed,
         key: Option<u64>,
         now: Instant,
@@ -124,6 +127,7 @@ impl Retry {
             began: now,
             response,
             service: Rc::clone(service),
+            client: Rc::clone(client),
         }))
     }
 
@@ -178,7 +182,7 @@ impl Retry {
         let endpoint = endpoint.ok_or(RetryResult::NoEndpoint)?;
         self.service.budget.borrow_mut().spend(second);
         let writer = routed.way.writer(assignment, &endpoint, now);
-        let mut attempt = Attempt::reserve(writer, endpoint, begins);
+        let mut attempt = Attempt::reserve(writer, endpoint, &self.client, begins);
         attempt.keep_from(call.map(CallDeadline::kept_from));
         self.left = self.left.saturating_sub(1);
         self.made += 1;

@@ -26,9 +26,9 @@ use crate::{
     model::{
         failure::Failures,
         name::{BackendName, ServiceName},
-        protocol::Protocol,
+        protocol::{Protocol, ProxyProtocol},
     },
-    tls::client::Connector,
+    tls::{client::Connector, signing::Signer},
 };
 
 /// A service's place in its topology.
@@ -117,6 +117,8 @@ pub struct Service {
     pub routes: Arc<[Arc<str>]>,
     /// How clients are recognised, if they are.
     pub sticky: Option<Sticky>,
+    /// What signs their cookies, if anything does: a handle that is only passed on here.
+    pub cookie_signer: Option<Arc<Signer>>,
     /// What decides the role of some requests, if anything does.
     pub overrides: Option<Box<Overrides>>,
     /// The response field that names the backend, if one does.
@@ -148,6 +150,8 @@ pub struct Backend {
     pub endpoints: Vec<Endpoint>,
     /// How it speaks TLS, if it does: a handle that is only passed on here.
     pub tls: Option<Arc<Connector>>,
+    /// The version of the PROXY protocol in which it is told whose each connection is, if it is.
+    pub send_proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// What changes only with the configuration.
@@ -160,6 +164,8 @@ pub struct Topology {
     backends: Box<[Backend]>,
     /// The backends' names as values of a field.
     labels: Box<[HeaderValue]>,
+    /// Some backend is told whose each connection is.
+    introduces_clients: bool,
 }
 
 impl Topology {
@@ -182,8 +188,9 @@ impl Topology {
         debug_assert!(rules.iter().all(leads_somewhere), "a route leads to something that is not there");
         let label = |backend: &Backend| HeaderValue::from_str(backend.name.as_str()).ok();
         let labels = backends.iter().map(|backend| label(backend).expect("a name is ASCII")).collect();
+        let introduces_clients = backends.iter().any(|backend| backend.send_proxy_protocol.is_some());
         let (routes, services, backends) = (routes.into(), services.into(), backends.into());
-        Self { table: Table::new(rules), paths, routes, services, backends, labels }
+        Self { table: Table::new(rules), paths, routes, services, backends, labels, introduces_clients }
     }
 
     /// What is done to a path before a route is looked for.
@@ -219,6 +226,11 @@ impl Topology {
     /// The service with this id.
     pub fn service(&self, id: ServiceId) -> &Service {
         &self.services[id.0 as usize]
+    }
+
+    /// Whether some backend is told whose each connection is.
+    pub fn introduces_clients(&self) -> bool {
+        self.introduces_clients
     }
 
     /// The backend with this id.

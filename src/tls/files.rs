@@ -1,4 +1,4 @@
-//! What stands in the files: certificates with their keys, and authorities. A fault says which file
+//! What stands in the files: certificates with their keys, authorities, and secrets. A fault says which file
 //! it is in and what to do about it, at the start and on a reload alike.
 
 use std::{
@@ -83,6 +83,20 @@ pub enum Fault {
     /// The certificate is not valid any more.
     #[error("the certificate in `{}` has expired", .0.display())]
     Expired(PathBuf),
+    /// There is no secret in it.
+    #[error("there is no secret in `{}`", .0.display())]
+    NoSecret(PathBuf),
+    /// A secret in it can be guessed.
+    #[error("the secret in line {line} of `{}` is shorter than 32 characters", .path.display())]
+    ShortSecret {
+        /// The file.
+        path: PathBuf,
+        /// Where it stands.
+        line: usize,
+    },
+    /// There are more secrets in it than two.
+    #[error("there are more than two secrets in `{}`", .0.display())]
+    ManySecrets(PathBuf),
 }
 
 impl Fault {
@@ -103,6 +117,12 @@ impl Fault {
             }
             Self::Mismatch(_) => "name the key that the certificate was made with",
             Self::Expired(_) => "renew it",
+            Self::NoSecret(_) | Self::ShortSecret { .. } => {
+                "write one that nobody can guess, such as `openssl rand -hex 32` makes, and let only the proxy's user read it"
+            }
+            Self::ManySecrets(_) => {
+                "leave the one that is to sign and, below it, the one that has signed until now"
+            }
         }
     }
 }
@@ -236,7 +256,7 @@ fn malformed(path: &Path, why: impl fmt::Display) -> Fault {
 }
 
 /// A file's bytes. Only regular files: a pipe would be waited for, and a device has no end.
-fn read(path: &Path) -> Result<Vec<u8>, Fault> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Fault> {
     let unreadable = |why: String| Fault::Unreadable { path: path.to_owned(), why };
     let metadata = fs::metadata(path).map_err(|error| unreadable(reason(&error)))?;
     if !metadata.is_file() {

@@ -15,6 +15,7 @@ use super::{
     client::{CannotConnect, Client, Settings},
     files::{Fault, Source},
     server::Server,
+    signing::{KeptSigner, Secrets, Signer},
 };
 use crate::clock;
 
@@ -57,13 +58,13 @@ impl<S: Source + fmt::Display> Kept<S> {
         let loaded = self.source.load();
         match loaded.and_then(|made| self.source.check(&made, clock::now()).map(|()| made)) {
             Ok(made) => {
-                tracing::info!(file = %self.source, "certificates have changed and are taken up");
+                tracing::info!(file = %self.source, "a file has changed and is taken up");
                 reloads.succeeded += 1;
                 self.made = made;
                 true
             }
             Err(fault) => {
-                tracing::error!(%fault, help = fault.remedy(), "certificates have changed for the worse; the last good ones stay in use");
+                tracing::error!(%fault, help = fault.remedy(), "a file has changed for the worse; what it held before stays in use");
                 reloads.failed += 1;
                 false
             }
@@ -82,6 +83,7 @@ pub struct Reloads {
 pub struct Keeper {
     servers: Vec<Server>,
     clients: Vec<Client>,
+    signers: Vec<KeptSigner>,
     metrics: Metrics,
 }
 
@@ -91,7 +93,8 @@ impl Keeper {
     /// # Errors
     /// When a metric of that name is there already.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        Ok(Self { servers: Vec::new(), clients: Vec::new(), metrics: Metrics::register(registry)? })
+        let metrics = Metrics::register(registry)?;
+        Ok(Self { servers: Vec::new(), clients: Vec::new(), signers: Vec::new(), metrics })
     }
 
     /// Keeps a listener's side fresh.
@@ -116,6 +119,20 @@ impl Keeper {
         Ok(connector)
     }
 
+    /// What signs with these secrets; the same one for the same file.
+    ///
+    /// # Errors
+    /// When there is none yet and the file is not what it should be.
+    pub fn signer(&mut self, secrets: &Secrets) -> Result<Arc<Signer>, Fault> {
+        if let Some(known) = self.signers.iter().find(|kept| kept.signer().source() == secrets) {
+            return Ok(Arc::clone(known.signer()));
+        }
+        let kept = KeptSigner::new(secrets.clone())?;
+        let signer = Arc::clone(kept.signer());
+        self.signers.push(kept);
+        Ok(signer)
+    }
+
     /// Looks at the files every so often, for as long as it is polled.
     pub async fn run(keeper: Arc<Mutex<Self>>, every: Duration) {
         let mut interval = tokio::time::interval(every);
@@ -137,6 +154,7 @@ impl Keeper {
         let mut reloads = Reloads::default();
         self.servers.iter_mut().for_each(|server| server.refresh(&mut reloads));
         self.clients.iter_mut().for_each(|client| client.refresh(&mut reloads));
+        self.signers.iter_mut().for_each(|kept| kept.refresh(&mut reloads));
         self.metrics.count(&reloads);
         if reloads.succeeded > 0 {
             self.show();
@@ -148,6 +166,7 @@ impl Keeper {
         let before = (self.servers.len(), self.clients.len());
         self.servers.retain(|server| Arc::strong_count(server.published()) > 1);
         self.clients.retain(|client| Arc::strong_count(client.connector()) > 1);
+        self.signers.retain(|kept| Arc::strong_count(kept.signer()) > 1);
         if before != (self.servers.len(), self.clients.len()) {
             self.metrics.expiry.reset();
             self.show();
@@ -181,7 +200,7 @@ impl Metrics {
             reloads: IntCounterVec::new(
                 Opts::new(
                     "tidegate_tls_reloads_total",
-                    "Files of certificates, keys and authorities that changed, by whether they were taken up.",
+                    "Files of certificates, keys, authorities and secrets that changed, by whether they were taken up.",
                 ),
                 &["result"],
             )?,

@@ -20,6 +20,7 @@ use std::{
 
 use super::{Payload, connection::Connection, endpoint::Endpoint};
 use crate::{
+    net::proxy_protocol::Origin,
     routing::policy::Pool,
     telemetry::{
         health::{BackendHealth, EndpointHealth, Millis},
@@ -198,11 +199,16 @@ pub struct Place<B: Payload> {
 
 impl<B: Payload> Place<B> {
     /// The way to `endpoint`, if it is this one's turn and there is one; else the task is woken when
-    /// that may have changed.
-    pub fn poll_turn(&self, endpoint: &Endpoint<B>, cx: &Context<'_>) -> Option<Turn<B>> {
+    /// that may have changed. `origin` is as in [`Endpoint::turn`].
+    pub fn poll_turn(
+        &self,
+        endpoint: &Endpoint<B>,
+        origin: Option<&Rc<Origin>>,
+        cx: &Context<'_>,
+    ) -> Option<Turn<B>> {
         let is_first = self.allowance.queue.borrow().front().is_some_and(|f| Rc::ptr_eq(f, &self.ticket));
         if is_first {
-            if let Some(idle) = endpoint.take_newest_idle() {
+            if let Some(idle) = endpoint.take_newest_idle(origin) {
                 return Some(Turn::Idle(idle));
             }
             if let Some(slot) = self.allowance.reserve() {

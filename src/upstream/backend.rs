@@ -18,9 +18,11 @@ use super::{
     endpoint::Endpoint,
 };
 use crate::{
+    model::protocol::ProxyProtocol,
     routing::{
         members::Member,
         policy::{Algorithm, Policy},
+        snapshot,
     },
     telemetry::{
         health::{BackendHealth, Board, EndpointHealth, Millis},
@@ -46,6 +48,7 @@ pub struct Backend<B: Payload> {
     hub: Arc<Hub>,
     policy: Policy,
     tls: Option<Arc<Connector>>,
+    proxy_protocol: Option<ProxyProtocol>,
     health: Arc<BackendHealth>,
     allowance: Rc<Allowance<B>>,
     endpoints: Box<[Rc<Endpoint<B>>]>,
@@ -60,21 +63,22 @@ pub struct Backend<B: Payload> {
 }
 
 impl<B: Payload> Backend<B> {
-    /// The view of these members, spoken to with TLS if there is a connector. Those that `before` has keep
-    /// their connections, as long as policy and TLS are the same.
+    /// The view of these members. Those that `before` has keep their connections, as long as policy, TLS and
+    /// what is said before it are the same.
     pub fn new(
         (hub, worker): (&Arc<Hub>, usize),
         key: &Key,
         policy: &Policy,
-        tls: Option<&Arc<Connector>>,
+        backend: &snapshot::Backend,
         members: &[Member],
         before: Option<&Self>,
         now: Instant,
     ) -> Self {
-        let settings = |tls: Option<&Arc<Connector>>| tls.map(|connector| connector.settings().clone());
         // Whose certificate is verified in another way is another endpoint.
-        let before = before
-            .filter(|before| before.policy == *policy && settings(before.tls.as_ref()) == settings(tls));
+        let before = before.filter(|before| {
+            let spoken_to = (&before.tls, before.proxy_protocol);
+            before.policy == *policy && spoken_to == (&backend.tls, backend.send_proxy_protocol)
+        });
         let health = hub.health().backend(key);
         let allowance = match before {
             Some(before) => Rc::clone(&before.allowance),
@@ -90,7 +94,7 @@ impl<B: Payload> Backend<B> {
                 let health = health.endpoint(&member.endpoint.to_string(), member.address, since);
                 Rc::new(Endpoint::new(
                     member.clone(),
-                    tls.cloned(),
+                    backend,
                     policy,
                     Rc::clone(&allowance),
                     (health, hub.endpoints(worker).of(key, member.address)),
@@ -103,7 +107,8 @@ impl<B: Payload> Backend<B> {
         let backend = Self {
             hub: Arc::clone(hub),
             policy: policy.clone(),
-            tls: tls.cloned(),
+            tls: backend.tls.clone(),
+            proxy_protocol: backend.send_proxy_protocol,
             // Not yet worked out.
             seen: Cell::new(health.changes().wrapping_sub(1)),
             health,

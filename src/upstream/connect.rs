@@ -3,11 +3,12 @@
 
 use std::{io, rc::Rc, time::Duration};
 
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
+use rustls::{AlertDescription, PeerMisbehaved, pki_types::ServerName};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use tokio_rustls::TlsConnector;
 
 use crate::{
+    model::protocol::Protocol,
     net::{socket::Socket, tls::Transport},
     routing::{members::Member, snapshot::Endpoint},
     tls::client::Connector,
@@ -25,23 +26,41 @@ pub enum ConnectError {
     /// It speaks no TLS that we do.
     #[error("no TLS")]
     Tls(#[source] io::Error),
+    /// It speaks TLS, and in it another protocol than the one that it is written with.
+    #[error("it does not agree on {0}")]
+    Alpn(Protocol),
     /// Its certificate is not to be believed.
     #[error("the certificate is not valid")]
     Certificate(#[source] io::Error),
 }
 
-/// Connects to an address of an endpoint, with TLS if there is a connector for it.
+impl ConnectError {
+    /// Whether somebody has to change something for it to go away.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Tcp(_) | Self::TimedOut(_) => false,
+            Self::Tls(_) | Self::Alpn(_) | Self::Certificate(_) => true,
+        }
+    }
+}
+
+/// Connects to an address of an endpoint, with TLS if there is a connector for it. `header` is said before
+/// anything else.
 ///
 /// # Errors
 /// When nobody takes the connection, the handshake fails, or all of it takes longer than `timeout`.
 pub async fn connect(
     member: &Member,
     tls: Option<&Connector>,
+    header: Option<Vec<u8>>,
     timeout: Duration,
 ) -> Result<Transport, ConnectError> {
     let connected = tokio::time::timeout(timeout, async {
-        let stream = TcpStream::connect(member.address).await.map_err(ConnectError::Tcp)?;
+        let mut stream = TcpStream::connect(member.address).await.map_err(ConnectError::Tcp)?;
         stream.set_nodelay(true).map_err(ConnectError::Tcp)?;
+        if let Some(header) = header {
+            stream.write_all(&header).await.map_err(ConnectError::Tcp)?;
+        }
         let socket = Socket::new(stream, Rc::default());
         match tls {
             None => Ok(Transport::Plain(socket)),
@@ -63,10 +82,19 @@ async fn shake_hands(
         Ok(stream) if Connector::is_agreed(endpoint.protocol, stream.get_ref().1.alpn_protocol()) => {
             Ok(Transport::tls(stream))
         }
-        Ok(_) => Err(ConnectError::Tls(io::Error::other("the endpoint does not speak HTTP/2"))),
-        Err(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(rustls::Error::InvalidCertificate(_)) => Err(ConnectError::Certificate(error)),
-            _ => Err(ConnectError::Tls(error)),
-        },
+        Ok(_) => Err(ConnectError::Alpn(endpoint.protocol)),
+        Err(error) => Err(reason(error, endpoint.protocol)),
+    }
+}
+
+/// Why a handshake failed.
+fn reason(error: io::Error, protocol: Protocol) -> ConnectError {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(_)) => ConnectError::Certificate(error),
+        Some(
+            rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)
+            | rustls::Error::PeerMisbehaved(PeerMisbehaved::SelectedUnofferedApplicationProtocol),
+        ) => ConnectError::Alpn(protocol),
+        _ => ConnectError::Tls(error),
     }
 }

@@ -16,7 +16,7 @@
 use std::{
     future::poll_fn,
     pin::Pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
     time::{Duration, Instant},
@@ -31,7 +31,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 
 use super::{Payload, allowance::Slot};
-use crate::net::{splice::Ends, tls::Transport};
+use crate::net::{proxy_protocol::Origin, splice::Ends, tls::Transport};
 
 /// Bytes that one connection may hold of a response (its head included), and as many of a request.
 /// More would not make large responses cheaper: from 32 to 400 KiB, a megabyte costs the same within
@@ -69,6 +69,8 @@ pub struct Connection<B: Payload> {
     watcher: Arc<Watcher>,
     /// Wakes the watcher.
     waker: Waker,
+    /// Whose it is, if it is one client's alone.
+    origin: Option<Weak<Origin>>,
     /// Counts among its backend's connections for as long as it is there.
     _slot: Slot<B>,
     opened: Instant,
@@ -78,11 +80,17 @@ pub struct Connection<B: Payload> {
 }
 
 impl<B: Payload> Connection<B> {
-    /// Prepares a fresh connection for HTTP/1.1; nothing is sent yet.
+    /// Prepares a fresh connection for HTTP/1.1, which has been said to be of `origin` if that was said;
+    /// nothing else is sent yet.
     ///
     /// # Errors
     /// Never on a fresh connection; the signature is hyper's.
-    pub async fn new(transport: Transport, slot: Slot<B>, now: Instant) -> hyper::Result<Self> {
+    pub async fn new(
+        transport: Transport,
+        origin: Option<&Rc<Origin>>,
+        slot: Slot<B>,
+        now: Instant,
+    ) -> hyper::Result<Self> {
         let ends = transport.ends().cloned();
         let (sender, driver) =
             http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(TokioIo::new(transport)).await?;
@@ -97,6 +105,7 @@ impl<B: Payload> Connection<B> {
             kept: None,
             watcher,
             waker,
+            origin: origin.map(Rc::downgrade),
             _slot: slot,
             opened: now,
             requests: 0,
@@ -163,6 +172,20 @@ impl<B: Payload> Connection<B> {
     pub fn has_life(&self, requests: Option<u32>, age: Option<Duration>, now: Instant) -> bool {
         requests.is_none_or(|most| self.requests < most)
             && age.is_none_or(|most| now.saturating_duration_since(self.opened) < most)
+    }
+
+    /// Whether it may have a request of this client, where connections are one client's alone.
+    pub fn is_of(&self, origin: Option<&Rc<Origin>>) -> bool {
+        match (&self.origin, origin) {
+            (Some(ours), Some(origin)) => std::ptr::eq(ours.as_ptr(), Rc::as_ptr(origin)),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the client whose it is has gone, so that nobody may use it any more.
+    pub fn is_orphaned(&self) -> bool {
+        self.origin.as_ref().is_some_and(|origin| origin.strong_count() == 0)
     }
 
     /// Whether it could take a request now.

@@ -17,11 +17,12 @@ use super::{
     pool::h2,
 };
 use crate::{
-    model::outcome::Outcome,
+    model::{outcome::Outcome, protocol::ProxyProtocol},
+    net::proxy_protocol::{self, Origin},
     routing::{
         members::Member,
         policy::{Algorithm, OutlierDetection, Policy},
-        snapshot::Endpoint as Address,
+        snapshot::{self, Endpoint as Address},
     },
     telemetry::{
         endpoints::EndpointCells,
@@ -36,6 +37,8 @@ pub struct Endpoint<B: Payload> {
     member: Member,
     /// How it speaks TLS, if it does.
     tls: Option<Arc<Connector>>,
+    /// In which version it is told whose each connection is, if it is. A connection is one client's then.
+    proxy_protocol: Option<ProxyProtocol>,
     /// What it draws with for a key.
     number: u64,
     /// The last one put back is the first one taken: the rest grow old and are closed.
@@ -55,9 +58,14 @@ pub struct Endpoint<B: Payload> {
 }
 
 impl<B: Payload> Endpoint<B> {
-    /// Takes the idle connection that was put back last.
-    pub(super) fn take_newest_idle(&self) -> Option<Box<Connection<B>>> {
-        self.idle.borrow_mut().pop()
+    /// Takes the idle connection that was put back last, where each is one client's, by this client.
+    pub(super) fn take_newest_idle(&self, origin: Option<&Rc<Origin>>) -> Option<Box<Connection<B>>> {
+        let mut idle = self.idle.borrow_mut();
+        if self.proxy_protocol.is_none() {
+            return idle.pop();
+        }
+        let at = idle.iter().rposition(|connection| connection.is_of(origin))?;
+        Some(idle.remove(at))
     }
 
     /// What is known of its health, by all workers.
@@ -76,7 +84,7 @@ impl<B: Payload> Endpoint<B> {
     /// An endpoint without connections.
     pub(super) fn new(
         member: Member,
-        tls: Option<Arc<Connector>>,
+        backend: &snapshot::Backend,
         policy: &Policy,
         allowance: Rc<Allowance<B>>,
         (health, counts): (Arc<EndpointHealth>, Arc<EndpointCells>),
@@ -86,7 +94,8 @@ impl<B: Payload> Endpoint<B> {
         Self {
             number: hash::number(member.address.to_string().as_bytes()),
             member,
-            tls,
+            tls: backend.tls.clone(),
+            proxy_protocol: backend.send_proxy_protocol,
             idle: RefCell::default(),
             shared: h2::Pool::default(),
             in_flight: Cell::new(0),
@@ -128,13 +137,23 @@ impl<B: Payload> Endpoint<B> {
         self.number
     }
 
+    /// Whether it is told whose each connection is.
+    pub fn knows_clients(&self) -> bool {
+        self.proxy_protocol.is_some()
+    }
+
+    /// What a connection to it begins with, if anything does; `origin` is whose it is.
+    pub fn header(&self, origin: Option<&Rc<Origin>>) -> Option<Vec<u8>> {
+        self.proxy_protocol.map(|version| proxy_protocol::header(version, origin.map(|origin| &**origin)))
+    }
+
     /// The way to it: an idle connection if there is one, else the right to open another. Nothing if
-    /// one has to wait for either.
-    pub fn turn(&self) -> Option<Turn<B>> {
+    /// one has to wait for either. `origin` is whose connection that is to be, where it is told.
+    pub fn turn(&self, origin: Option<&Rc<Origin>>) -> Option<Turn<B>> {
         if self.allowance.has_queue() {
             return None;
         }
-        match self.take_newest_idle() {
+        match self.take_newest_idle(origin) {
             Some(idle) => Some(Turn::Idle(idle)),
             None => self.allowance.reserve().map(Turn::Open),
         }
@@ -147,15 +166,19 @@ impl<B: Payload> Endpoint<B> {
     }
 
     /// Puts a connection back, unless it cannot take another request, has taken enough, or there are
-    /// enough.
+    /// enough. Where each is one client's, the oldest one makes room: its client has not come for longest.
     pub fn put_idle(&self, mut connection: Box<Connection<B>>, now: Instant) {
         let pool = &self.allowance.pool;
+        let most = pool.max_idle as usize;
         let mut idle = self.idle.borrow_mut();
         // The end of a message may have been read without the connection noticing yet that it is free.
-        if idle.len() < pool.max_idle as usize
+        if (idle.len() < most || self.knows_clients() && most > 0)
             && connection.has_life(pool.max_requests_per_connection, pool.max_connection_age, now)
             && (connection.is_ready() || connection.is_alive())
         {
+            if idle.len() >= most {
+                idle.remove(0);
+            }
             connection.unwatch();
             connection.idle_since = Some(now);
             idle.push(connection);
@@ -164,15 +187,15 @@ impl<B: Payload> Endpoint<B> {
         }
     }
 
-    /// Closes idle connections that are too old, or that the other side has closed, and gives an
-    /// endpoint that refused one another chance.
+    /// Closes idle connections that are too old, that the other side has closed, or whose client has gone,
+    /// and gives an endpoint that refused one another chance.
     pub(super) fn sweep(&self, now: Instant) {
         self.refused.set(false);
         self.shared.sweep(now);
         let most = self.allowance.pool.idle_timeout;
         self.idle
             .borrow_mut()
-            .retain_mut(|connection| connection.idle_for(now) < most && connection.is_alive());
+            .retain_mut(|idle| idle.idle_for(now) < most && !idle.is_orphaned() && idle.is_alive());
     }
 
     /// How little one would want to send it another request: the exchanges that this worker has with
@@ -195,9 +218,9 @@ impl<B: Payload> Endpoint<B> {
         self.refused.get()
     }
 
-    /// It took no connection.
-    pub fn refuse(&self) {
-        self.refused.set(true);
+    /// It took no connection; whether that is new.
+    pub fn refuse(&self) -> bool {
+        !self.refused.replace(true)
     }
 
     /// An exchange begins, which [`super::backend::Backend::choose`] has let in.

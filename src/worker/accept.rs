@@ -8,7 +8,7 @@ use super::{
     connection::serve,
     drain::{ListenerId, Registry},
     flush::Flusher,
-    handshake::{self, Accepted, Door},
+    handshake::{self, Accepted, Door, introduce, observe},
     spread::{Moved, Spread},
     stream::Stream,
 };
@@ -53,6 +53,7 @@ pub(super) async fn accept(
         let (context, flusher) = (Rc::clone(&context), Rc::clone(&flusher));
         // Boxed, because tokio moves a task about when it begins and when it ends, and these are large.
         if door.entrance.is_open() {
+            introduce(&context, &client, || observe(address, &socket));
             let stream = Stream::new(socket, Rc::clone(&client), flusher);
             tokio::task::spawn_local(Box::pin(async move {
                 let _until_it_ends = (place, counted, visit);

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     net::{
         identity,
-        proxy_protocol::{self, Invalid, Parsed},
+        proxy_protocol::{self, Invalid, Origin, Parsed},
         socket::Socket,
         tls::Transport,
     },
@@ -106,22 +106,25 @@ pub(super) struct Accepted {
 /// Does what the listener wants before the first request, then serves the connection.
 pub(super) async fn serve(door: Rc<Door>, context: Rc<Context>, flusher: Rc<Flusher>, accepted: Accepted) {
     let Accepted { mut socket, address, client, registered, visit } = accepted;
+    let mut named = None;
     let mut _until_it_ends = visit;
     let entrance = &door.entrance;
     if let Some(settings) = entrance.balancer(address) {
-        match introduce(settings, &mut socket, address, &client).await {
+        match learn(settings, &mut socket, address, &client).await {
             Err(failure) => return context.cells().handshake_failed(failure),
             // The balancer's own, or one that it knows nothing of: a balancer may have any number.
             Ok(None) => {}
-            Ok(Some(source)) => match door.room.visit(source) {
+            Ok(Some(origin)) => match door.room.visit(origin.source) {
                 Some(visit) => {
-                    client.set_address(source.ip());
+                    client.set_address(origin.source.ip());
+                    named = Some(origin);
                     _until_it_ends = visit;
                 }
                 None => return context.cells().connections_refused.add(1),
             },
         }
     }
+    introduce(&context, &client, || named.map_or_else(|| observe(address, &socket), Ok));
     let Some(tls) = &entrance.tls else {
         let stream = Stream::new(socket, Rc::clone(&client), flusher);
         return match entrance.redirect_to_https {
@@ -146,19 +149,33 @@ pub(super) async fn serve(door: Rc<Door>, context: Rc<Context>, flusher: Rc<Flus
     }
 }
 
+/// Notes a client's addresses where backends are told them.
+pub(super) fn introduce(context: &Context, client: &Client, origin: impl FnOnce() -> io::Result<Origin>) {
+    if context.introduces_clients()
+        && let Ok(origin) = origin()
+    {
+        client.came(origin);
+    }
+}
+
+/// The addresses of a connection that nobody has passed on.
+pub(super) fn observe(source: SocketAddr, socket: &TcpStream) -> io::Result<Origin> {
+    Ok(Origin { source, destination: socket.local_addr()? })
+}
+
 /// Learns from a load balancer whose connection it is, if it says. Who is not one is a client of its
 /// own and is not asked, and a header from it is a bad request: its word about addresses is worth nothing.
-async fn introduce(
+async fn learn(
     settings: &ProxyProtocol,
     socket: &mut TcpStream,
     peer: SocketAddr,
     client: &Client,
-) -> Result<Option<SocketAddr>, HandshakeFailure> {
+) -> Result<Option<Origin>, HandshakeFailure> {
     let read = in_time(client, settings.timeout, read_header(socket)).await;
     match read.unwrap_or(Err(HandshakeFailure::ProxyTimeout)) {
-        Ok(source) => {
+        Ok(origin) => {
             client.expect_head();
-            Ok(source)
+            Ok(origin)
         }
         Err(failure) => {
             tracing::debug!(%peer, reason = failure.label(), "connection refused");
@@ -168,7 +185,7 @@ async fn introduce(
 }
 
 /// Reads a PROXY header and not a byte more.
-async fn read_header(socket: &mut TcpStream) -> Result<Option<SocketAddr>, HandshakeFailure> {
+async fn read_header(socket: &mut TcpStream) -> Result<Option<Origin>, HandshakeFailure> {
     let mut header = Vec::new();
     loop {
         let known = header.len();
@@ -188,8 +205,8 @@ async fn read_header(socket: &mut TcpStream) -> Result<Option<SocketAddr>, Hands
         };
         let taken = socket.read_exact(&mut header[known..end]).await;
         taken.map_err(|_| HandshakeFailure::Closed)?;
-        if let Ok(Parsed::Complete { source, .. }) = parsed {
-            return Ok(source);
+        if let Ok(Parsed::Complete { origin, .. }) = parsed {
+            return Ok(origin);
         }
     }
 }

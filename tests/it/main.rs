@@ -45,6 +45,7 @@
 //! | `shielding` | users who are shielded from the canary's failures |
 //! | `splice` | large bodies, which take a short way through the kernel |
 //! | `simulate` | plans in simulated time, and recordings judged again |
+//! | `send_proxy_protocol` | backends that are told whose each connection is |
 //! | `smuggling` | requests that two readers could read in two ways |
 //! | `sticky` | clients that stay where they were put |
 //! | `support` | what the tests are made of |
@@ -100,6 +101,7 @@ mod restart;
 mod retry;
 mod rollout;
 mod routing;
+mod send_proxy_protocol;
 mod shielding;
 mod simulate;
 mod smuggling;

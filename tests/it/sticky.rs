@@ -1,6 +1,9 @@
 //! Clients that stay where they were put.
 
-use crate::support::{Backend, Raw, Tidegate, Web, client::Response};
+use crate::support::{Backend, Raw, Tidegate, Web, certificates::Files, client::Response, eventually_is};
+
+const OLD: &str = "a secret that nobody but this test knows";
+const NEW: &str = "another one that comes in the place of it";
 
 fn sticky(stable: &Backend, canary: &Backend) -> Tidegate {
     let toml = Web::new(stable.address).canary(canary.address).weight(50.0).workers(2);
@@ -114,5 +117,83 @@ fn users_may_be_recognised_by_their_address() {
     let first = tidegate.client().get("/").text();
     for _ in 0..40 {
         assert_eq!(tidegate.client().get("/").text(), first);
+    }
+}
+
+/// A proxy that signs with what stands in the file `secret`.
+fn signing(stable: &Backend, canary: &Backend, files: &Files) -> Tidegate {
+    let toml = Web::new(stable.address).canary(canary.address).weight(50.0).workers(2);
+    let keys = format!("cookie = 'side'\nmax_age = '1h'\nsecret_file = '{}'", files.path("secret").display());
+    Tidegate::start(toml.table("sticky", &keys))
+}
+
+/// Writes the file anew, and waits until it has been taken up or refused.
+fn replace(tidegate: &Tidegate, files: &Files, text: &str, result: &str) {
+    let count = || tidegate.scrape().sum("tidegate_tls_reloads_total", &[("result", result)]);
+    let before = count();
+    files.write("secret", text);
+    eventually_is(before + 1.0, count);
+}
+
+/// The number in a cookie that is signed.
+fn number(cookie: &str) -> &str {
+    cookie.strip_prefix("side=").unwrap().split_once('.').unwrap().0
+}
+
+#[test]
+fn a_client_brings_back_what_it_was_given_and_nothing_of_its_own() {
+    let (stable, canary, files) = (Backend::named("v1"), Backend::named("v2"), Files::new());
+    files.write("secret", OLD);
+    let tidegate = signing(&stable, &canary, &files);
+    let mut client = tidegate.client();
+    let given: Vec<_> = (0..20).map(|_| cookie(&mut client)).collect();
+    let sides: Vec<_> = given.iter().map(|cookie| with_cookie(&mut client, cookie).text()).collect();
+    assert!(sides.iter().any(|side| side == "v1") && sides.iter().any(|side| side == "v2"), "{sides:?}");
+    for (cookie, side) in given.iter().zip(&sides) {
+        let again = with_cookie(&mut tidegate.client(), cookie);
+        assert_eq!((&again.text(), again.fields("set-cookie").len()), (side, 0));
+        let (one, signature) = cookie.split_once('.').unwrap();
+        let other = given.iter().find(|other| *other != cookie).unwrap();
+        let last = if cookie.ends_with('0') { "1" } else { "0" };
+        for forged in [
+            // Not signed; another's signature; a signature that is almost right.
+            one.to_owned(),
+            format!("side={}.{signature}", number(other)),
+            format!("{}{last}", &cookie[..cookie.len() - 1]),
+        ] {
+            let replaced = with_cookie(&mut client, &forged);
+            let set = replaced.fields("set-cookie");
+            assert_eq!(set.len(), 1, "{forged}");
+            assert_ne!(number(set[0]), number(cookie), "{forged}");
+        }
+    }
+}
+
+#[test]
+fn a_secret_is_replaced_and_nobody_moves() {
+    let (stable, canary, files) = (Backend::named("v1"), Backend::named("v2"), Files::new());
+    files.write("secret", OLD);
+    let tidegate = signing(&stable, &canary, &files);
+    let mut client = tidegate.client();
+    let old: Vec<_> = (0..10).map(|_| cookie(&mut client)).collect();
+    let sides: Vec<_> = old.iter().map(|cookie| with_cookie(&mut client, cookie).text()).collect();
+    replace(&tidegate, &files, &format!("{NEW}\n{OLD}\n"), "success");
+    let mut new = Vec::new();
+    for (cookie, side) in old.iter().zip(&sides) {
+        let renewed = with_cookie(&mut client, cookie);
+        let set = renewed.fields("set-cookie")[0].split(';').next().unwrap().to_owned();
+        assert_eq!((&renewed.text(), number(&set)), (side, number(cookie)));
+        assert_ne!(set, *cookie);
+        new.push(set);
+    }
+    // What is no good is not taken up, and says so.
+    replace(&tidegate, &files, "too short", "failure");
+    assert_eq!(with_cookie(&mut client, &new[0]).fields("set-cookie").len(), 0);
+    replace(&tidegate, &files, NEW, "success");
+    for ((new, old), side) in new.iter().zip(&old).zip(&sides) {
+        let kept = with_cookie(&mut client, new);
+        assert_eq!((&kept.text(), kept.fields("set-cookie").len()), (side, 0));
+        let gone = with_cookie(&mut client, old);
+        assert_ne!(number(gone.fields("set-cookie")[0]), number(old), "it has served its time");
     }
 }

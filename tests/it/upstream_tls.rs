@@ -1,13 +1,19 @@
 //! TLS between the proxy and its backends: whom it believes, what it shows, and who is blamed.
 
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response};
+use http_body_util::BodyExt as _;
+
 use crate::{
     nginx::Nginx,
     support::{
-        Backend, Tidegate, Web,
+        Backend, H2, HyperBackend, Limits, Tidegate, Web,
         certificates::{Authority, Files},
+        client::{full, h2_request},
         eventually, eventually_is,
         external::program,
         python::{Server, python, run_client},
+        runtime,
     },
 };
 
@@ -96,7 +102,64 @@ fn http_2_is_agreed_on_and_its_connection_is_shared() {
 #[test]
 fn one_that_does_not_agree_on_http_2_is_blamed() {
     let Some(setup) = Setup::new(&["127.0.0.1"], |_| String::new()) else { return };
-    expect_failure(&setup.start_h2(), 502, "tls_protocol_error", "tls_protocol_error");
+    expect_failure(&setup.start_h2(), 502, "tls_protocol_error; details=\"alpn\"", "tls_protocol_error");
+}
+
+/// A backend that speaks HTTP/2 with TLS, agrees on these protocols, and is well as gRPC has it; and the
+/// configuration of a proxy before it.
+fn h2_backend(files: &Files, protocols: &[&[u8]]) -> (HyperBackend, Web) {
+    let authority = Authority::new("backends");
+    let tls = authority.issue(&["127.0.0.1"]).server(protocols);
+    let backend = HyperBackend::serving_tls(tls, Limits::default(), |request| async move {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        let body = match request.uri().path() {
+            "/grpc.health.v1.Health/Check" => Bytes::from_static(b"\0\0\0\0\x02\x08\x01"),
+            _ => request.into_body().collect().await.unwrap().to_bytes(),
+        };
+        Response::new(full(body).with_trailers(async { Some(Ok(trailers)) }).boxed())
+    });
+    let ca = format!("ca = '{}'", files.write("ca.pem", &authority.pem).display());
+    let web = Web::at(&[&format!("h2://{}", backend.address)]).table("backends.v1.tls", &ca);
+    (backend, web)
+}
+
+#[test]
+fn bodies_and_trailers_pass_over_http_2_with_tls() {
+    let files = Files::new();
+    let (backend, web) = h2_backend(&files, &[b"h2", b"http/1.1"]);
+    let tidegate = Tidegate::start(web);
+    let client = H2::connect(tidegate.address());
+    let body = Bytes::from(vec![b'x'; 1024 * 1024]);
+    runtime().block_on(async {
+        for _ in 0..3 {
+            let request = h2_request("POST", "/").body(full(body.clone())).unwrap();
+            let echoed = client.send(request).await.unwrap().into_body().collect().await.unwrap();
+            assert_eq!(echoed.trailers().unwrap()["grpc-status"], "0");
+            assert!(echoed.to_bytes() == body);
+        }
+    });
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
+fn http_2_has_to_be_agreed_on() {
+    let files = Files::new();
+    let (_backend, web) = h2_backend(&files, &[]);
+    let error = "tls_protocol_error; details=\"alpn\"";
+    expect_failure(&Tidegate::start(web), 502, error, "tls_protocol_error");
+}
+
+#[test]
+fn a_grpc_check_speaks_tls_too() {
+    let files = Files::new();
+    for (protocols, healthy) in [(&[&b"h2"[..]][..], 1.0), (&[b"http/1.1"], 0.0)] {
+        let (backend, web) = h2_backend(&files, protocols);
+        let check = "kind = 'grpc'\ninterval = '20ms'\nunhealthy_threshold = 1\nhealthy_threshold = 1\n";
+        let tidegate = Tidegate::start(web.table("health_check", check));
+        eventually_is(true, || backend.connections() > 3);
+        eventually_is(healthy, || tidegate.scrape().sum("tidegate_endpoint_healthy", &[]));
+    }
 }
 
 #[test]

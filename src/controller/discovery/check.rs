@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     clock,
+    model::protocol::ProxyProtocol,
     routing::{policy::HealthCheck, snapshot::Endpoint},
     telemetry::{
         health::{BackendHealth, EndpointHealth},
@@ -24,16 +25,18 @@ pub(super) struct Subject {
     pub(super) address: SocketAddr,
     /// How it speaks TLS, if it does.
     pub(super) tls: Option<Arc<Connector>>,
+    /// The version of the PROXY protocol that it expects, if it does.
+    pub(super) send_proxy_protocol: Option<ProxyProtocol>,
     pub(super) health: Arc<EndpointHealth>,
     pub(super) backend: Arc<BackendHealth>,
 }
 
 /// Checks until it is aborted.
 pub(super) async fn run(subject: Subject, check: Arc<HealthCheck>, hub: Arc<Hub>) {
-    let Subject { endpoint, address, tls, health, backend } = subject;
+    let Subject { endpoint, address, health, backend, .. } = &subject;
     let mut verdict = Verdict::new();
     for round in 0.. {
-        let asked = probe::ask(&check.probe, &endpoint, address, tls.as_deref());
+        let asked = probe::ask(&check.probe, &subject);
         let asked = time::timeout(check.timeout, asked).await;
         let failure = match asked {
             Ok(Ok(())) => None,
@@ -48,6 +51,6 @@ pub(super) async fn run(subject: Subject, check: Arc<HealthCheck>, hub: Arc<Hub>
                 None => tracing::info!(%endpoint, %address, "an endpoint is healthy again"),
             }
         }
-        time::sleep(pause(check.interval, address, round)).await;
+        time::sleep(pause(check.interval, *address, round)).await;
     }
 }

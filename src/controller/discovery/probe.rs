@@ -1,12 +1,11 @@
 //! Asking an address whether it is well.
 
-use std::net::SocketAddr;
 
 use anyhow::bail;
 use http::{HeaderValue, Request, header};
 use http_body_util::Full;
 
-use super::super::client;
+use super::{super::client, check::Subject};
 use crate::{
     model::protocol::Protocol,
     routing::{policy::Probe, snapshot::Endpoint},
@@ -19,18 +18,20 @@ const USER_AGENT: HeaderValue = HeaderValue::from_static("tidegate-health-check"
 ///
 /// # Errors
 /// When the answer is not the right one, or there is none; what it says is for the log.
-pub(super) async fn ask(
-    probe: &Probe,
-    endpoint: &Endpoint,
-    address: SocketAddr,
-    tls: Option<&Connector>,
-) -> anyhow::Result<()> {
+pub(super) async fn ask(probe: &Probe, subject: &Subject) -> anyhow::Result<()> {
+    let endpoint = &subject.endpoint;
     let speaks = match probe {
         Probe::Tcp => endpoint.protocol,
         Probe::Http { .. } => Protocol::Http1,
         Probe::Grpc { .. } => Protocol::Http2,
     };
-    let stream = client::connect(&endpoint.host, address, speaks, tls).await?;
+    let reach = client::Reach {
+        host: &endpoint.host,
+        address: subject.address,
+        tls: subject.tls.as_deref(),
+        send_proxy_protocol: subject.send_proxy_protocol,
+    };
+    let stream = client::connect(&reach, speaks).await?;
     match probe {
         Probe::Tcp => Ok(()),
         Probe::Http { path, host, expected_statuses } => {

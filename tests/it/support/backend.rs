@@ -176,6 +176,11 @@ impl Backend {
         self.shared.connections.load(SeqCst)
     }
 
+    /// How many connections are open.
+    pub fn open(&self) -> usize {
+        self.shared.sockets.lock().unwrap().len()
+    }
+
     /// Closes every connection that is open now.
     pub fn close_connections(&self) {
         for (_, socket) in self.shared.sockets.lock().unwrap().drain() {

@@ -13,7 +13,7 @@ use rcgen::{
     KeyUsagePurpose, date_time_ymd,
 };
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion,
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned, SupportedProtocolVersion,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
 };
 use tempfile::TempDir;
@@ -34,6 +34,17 @@ pub struct Issued {
 }
 
 impl Issued {
+    /// What a server needs that shows it and speaks these protocols.
+    pub fn server(&self, protocols: &[&[u8]]) -> ServerConfig {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap();
+        let config = builder.unwrap().with_no_client_auth().with_single_cert(vec![self.der()], key);
+        let mut config = config.unwrap();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        config
+    }
+
     pub fn der(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_slice(self.certificate.as_bytes()).unwrap()
     }

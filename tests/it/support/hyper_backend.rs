@@ -19,7 +19,12 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::sync::watch;
+use rustls::ServerConfig;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+};
+use tokio_rustls::TlsAcceptor;
 
 use super::client::{AnyBody, full, runtime};
 
@@ -78,6 +83,31 @@ impl HyperBackend {
     where
         F: Future<Output = Response<AnyBody>> + Send + 'static,
     {
+        Self::run(listener, None, limits, answer)
+    }
+
+    /// The same with TLS.
+    pub fn serving_tls<F>(
+        tls: ServerConfig,
+        limits: Limits,
+        answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Response<AnyBody>> + Send + 'static,
+    {
+        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        Self::run(std::net::TcpListener::bind("127.0.0.1:0").unwrap(), Some(acceptor), limits, answer)
+    }
+
+    fn run<F>(
+        listener: std::net::TcpListener,
+        tls: Option<TlsAcceptor>,
+        limits: Limits,
+        answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Response<AnyBody>> + Send + 'static,
+    {
         let address = listener.local_addr().unwrap();
         listener.set_nonblocking(true).unwrap();
         let (stop, mut stopped) = watch::channel(false);
@@ -92,7 +122,18 @@ impl HyperBackend {
                         _ = stopped.wait_for(|stopped| *stopped) => return,
                     };
                     count.fetch_add(1, SeqCst);
-                    tokio::spawn(connection(limits, socket, Arc::clone(&answer)));
+                    let (answer, tls) = (Arc::clone(&answer), tls.clone());
+                    tokio::spawn(async move {
+                        match tls {
+                            None => connection(limits, socket, answer).await,
+                            // One that fails, the other side sees.
+                            Some(tls) => {
+                                if let Ok(stream) = tls.accept(socket).await {
+                                    connection(limits, stream, answer).await;
+                                }
+                            }
+                        }
+                    });
                 }
             });
         });
@@ -134,7 +175,7 @@ impl HyperBackend {
 
 async fn connection<F>(
     limits: Limits,
-    socket: tokio::net::TcpStream,
+    socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     answer: Arc<impl Fn(Request<Incoming>) -> F + Send + Sync + 'static>,
 ) where
     F: Future<Output = Response<AnyBody>> + Send + 'static,

@@ -188,9 +188,7 @@ pub struct Web {
 impl Web {
     /// With `v1` as its stable backend.
     pub fn new(stable: SocketAddr) -> Self {
-        // So that a test that fails with a request in flight does not take long to say so.
-        let shutdown = "deadline = '3s'\n".to_owned();
-        Self { workers: 1, shutdown, ..Self::default() }.keys("stable = 'v1'").backend("v1", "http", stable)
+        Self::bare().backend("v1", "http", stable)
     }
 
     /// The same with a backend that speaks HTTP/2.
@@ -198,6 +196,13 @@ impl Web {
         let web = Self::new(stable);
         let backends = web.backends.replace("http://", "h2c://");
         Self { backends, ..web }
+    }
+
+    /// With `v1` as its stable backend, which is yet to be said.
+    pub fn bare() -> Self {
+        // So that a test that fails with a request in flight does not take long to say so.
+        let shutdown = "deadline = '3s'\n".to_owned();
+        Self { workers: 1, shutdown, ..Self::default() }.keys("stable = 'v1'")
     }
 
     /// With `v1` as its stable backend, at these endpoints.
@@ -208,9 +213,7 @@ impl Web {
 
     /// The same as they are written.
     pub fn at(urls: &[&str]) -> Self {
-        let shutdown = "deadline = '3s'\n".to_owned();
-        let web = Self { workers: 1, shutdown, ..Self::default() }.keys("stable = 'v1'");
-        web.table("backends.v1", &format!("endpoints = {urls:?}"))
+        Self::bare().table("backends.v1", &format!("endpoints = {urls:?}"))
     }
 
     /// With `v2` as its canary.

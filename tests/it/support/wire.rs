@@ -64,7 +64,8 @@ impl Wire {
         }
     }
 
-    fn read_line(&mut self) -> Option<String> {
+    /// A line without its end; nothing if the connection ends before.
+    pub fn read_line(&mut self) -> Option<String> {
         loop {
             if let Some(end) = find(&self.unused, b"\r\n") {
                 let line: Vec<u8> = self.unused.drain(..end + 2).collect();
