@@ -2,7 +2,8 @@
 //!
 //! It goes to the backend as it comes, at the backend's pace. What has passed is copied, up to a bound,
 //! so that memory does not depend on how the client cuts it into pieces. Sent again, the copy goes first and
-//! the rest follows as it comes. Beyond the bound nothing is kept, and it cannot be sent again.
+//! the rest follows as it comes. Beyond the bound nothing is kept, and it cannot be sent again; what is still
+//! to come then may go through a pipe.
 
 use std::{
     cell::{Cell, RefCell},
@@ -17,6 +18,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::upload::{Progress, UploadError, poll_client};
+use crate::net::splice::Chunk;
 
 /// What has passed of a body, and where the rest comes from.
 #[derive(Debug)]
@@ -96,28 +98,47 @@ pub(super) struct Sending {
     trailers: Option<HeaderMap>,
 }
 
+impl Sending {
+    /// Whether it has not been given up.
+    fn is_current(&self) -> bool {
+        self.turn == self.kept.turn.get()
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if self.is_current() {
+            self.kept.progress.end();
+        }
+    }
+}
+
 impl Body for Sending {
-    type Data = Bytes;
+    type Data = Chunk;
     type Error = UploadError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
-        if self.turn != self.kept.turn.get() {
+    ) -> Poll<Option<Result<Frame<Chunk>, UploadError>>> {
+        if !self.is_current() {
             return Poll::Ready(Some(Err(UploadError::SentElsewhere)));
         }
         if !self.first.is_empty() {
-            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.first)))));
+            return Poll::Ready(Some(Ok(Frame::data(Chunk::Bytes(std::mem::take(&mut self.first))))));
         }
         if self.kept.progress.done.get() {
             return Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
         }
-        let polled = poll_client(&mut self.kept.incoming.borrow_mut(), &self.kept.progress, cx);
+        let Kept { incoming, progress, .. } = &*self.kept;
+        let mut incoming = incoming.borrow_mut();
+        let polled = poll_client(&mut incoming, progress, cx);
         if let Poll::Ready(Some(Ok(frame))) = &polled {
             self.kept.keep(frame);
         }
-        polled
+        // Only what will not be sent again may go through a pipe, where nobody can copy it.
+        let left = incoming.size_hint().exact().filter(|_| !self.kept.is_whole());
+        polled.map(|frame| frame.map(|frame| progress.frame(frame?, left)))
     }
 
     fn is_end_stream(&self) -> bool {

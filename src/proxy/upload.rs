@@ -94,14 +94,18 @@ impl Progress {
         self.to.replace(ends.cloned());
     }
 
-    /// What a piece of it from hyper stands for, with as much left. What is copied has to be seen, so it
+    /// What a frame of it from hyper stands for, with as much left. What is copied has to be seen, so it
     /// does not go through a pipe.
-    fn chunk(&self, bytes: Bytes, left: Option<u64>) -> Result<Chunk, UploadError> {
-        let Some(from) = &self.from else { return Ok(Chunk::Bytes(bytes)) };
+    pub(super) fn frame(&self, frame: Frame<Bytes>, left: Option<u64>) -> Result<Frame<Chunk>, UploadError> {
+        let (bytes, from) = match (frame.into_data(), &self.from) {
+            (Ok(bytes), Some(from)) => (bytes, from),
+            (Ok(bytes), None) => return Ok(Frame::data(Chunk::Bytes(bytes))),
+            (Err(frame), _) => return Ok(frame.map_data(Chunk::Bytes)),
+        };
         let to = self.to.borrow();
         let to = to.as_deref().filter(|_| self.copy.borrow().is_none());
         let chunk = from.chunk(bytes, left, to);
-        chunk.ok_or(UploadError::OutOfStep).inspect_err(|_| self.broken.set(true))
+        chunk.map(Frame::data).ok_or(UploadError::OutOfStep).inspect_err(|_| self.broken.set(true))
     }
 
     /// Whether the backend has taken all that has come.
@@ -110,7 +114,7 @@ impl Progress {
     }
 
     /// Nothing more of it goes through a pipe.
-    fn end(&self) {
+    pub(super) fn end(&self) {
         if let (Some(from), Some(to)) = (&self.from, self.to.take()) {
             from.end(&to);
         }
@@ -305,16 +309,12 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Chunk>, UploadError>>> {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
-            Self::Passing(incoming, Piping(progress)) => poll_client(incoming, progress, cx).map(|frame| {
-                frame.map(|frame| match frame?.into_data() {
-                    Ok(bytes) => progress.chunk(bytes, incoming.size_hint().exact()).map(Frame::data),
-                    Err(frame) => Ok(frame.map_data(Chunk::Bytes)),
-                })
-            }),
-            // What is kept has to be seen, so none of it goes through a pipe.
-            Self::Kept(sending) => Pin::new(&mut **sending)
-                .poll_frame(cx)
-                .map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(Chunk::Bytes)))),
+            Self::Passing(incoming, Piping(progress)) => {
+                let polled = poll_client(incoming, progress, cx);
+                let left = incoming.size_hint().exact();
+                polled.map(|frame| frame.map(|frame| progress.frame(frame?, left)))
+            }
+            Self::Kept(sending) => Pin::new(&mut **sending).poll_frame(cx),
             Self::Recorded(recorded) => {
                 Poll::Ready(recorded.take().map(|frame| Ok(frame.map_data(Chunk::Bytes))))
             }

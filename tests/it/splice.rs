@@ -155,6 +155,23 @@ fn uploads_of_every_size_arrive_as_they_were_sent_and_so_do_the_answers() {
 }
 
 #[test]
+fn uploads_that_may_be_sent_again_arrive_as_they_were_sent() {
+    let backend = collector();
+    let web = Web::new(backend.address).table("retry", "attempts = 1\nmax_body = \"64KiB\"");
+    let tidegate = Tidegate::start(web);
+    let mut client = tidegate.client();
+    for size in [1, 65_535, 65_536, 65_537, 131_072, 200_003, 5_000_011] {
+        let target = format!("/again-{size}");
+        // One that may be, and one that may not.
+        for method in ["PUT", "POST"] {
+            client.send([method.as_bytes(), &upload(&target)["POST".len()..]].concat());
+            check(&mut client, &target);
+        }
+    }
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
 fn uploads_follow_each_other_in_order_whatever_stands_between_them() {
     let backend = collector();
     let tidegate = Tidegate::start(Web::new(backend.address));
