@@ -20,17 +20,13 @@ const MAX_BODY: usize = 1 << 20;
 ///
 /// # Errors
 /// What came instead of the right answer, in words that follow "got".
-pub(super) async fn ask(
-    probe: &Probe,
-    endpoint: &Endpoint,
-    reach: &Reach<'_>,
-) -> Result<(), String> {
+pub(super) async fn ask(probe: &Probe, endpoint: &Endpoint, reach: &Reach<'_>) -> Result<(), String> {
     let asked = async {
         match &probe.question {
             Question::Http(http) => ask_http(http, endpoint, reach).await,
-            Question::Grpc { service } => ask_grpc(service, endpoint, reach)
-                .await
-                .map_err(|why| format!("{why:#} instead of SERVING")),
+            Question::Grpc { service } => {
+                ask_grpc(service, endpoint, reach).await.map_err(|why| format!("{why:#} instead of SERVING"))
+            }
         }
     };
     match time::timeout(probe.timeout, asked).await {
@@ -39,11 +35,7 @@ pub(super) async fn ask(
     }
 }
 
-async fn ask_http(
-    http: &Http,
-    endpoint: &Endpoint,
-    reach: &Reach<'_>,
-) -> Result<(), String> {
+async fn ask_http(http: &Http, endpoint: &Endpoint, reach: &Reach<'_>) -> Result<(), String> {
     let began = clock::monotonic();
     let answer = async {
         let stream = client::connect(reach, endpoint.protocol).await?;
@@ -53,11 +45,7 @@ async fn ask_http(
     http.expected.judge(answer.status, &answer.body, began.elapsed())
 }
 
-async fn ask_grpc(
-    service: &str,
-    endpoint: &Endpoint,
-    reach: &Reach<'_>,
-) -> anyhow::Result<()> {
+async fn ask_grpc(service: &str, endpoint: &Endpoint, reach: &Reach<'_>) -> anyhow::Result<()> {
     let stream = client::connect(reach, Protocol::Http2).await?;
     client::ask_health(stream, service, &endpoint.to_string(), USER_AGENT).await
 }

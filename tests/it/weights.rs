@@ -79,7 +79,7 @@ fn changing_the_weight_a_thousand_times_fails_no_request() {
                 let path = "/api/v1/services/web/weight";
                 let length = body.len();
                 admin.send(format!(
-                    "PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}"
+                    "PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
                 ));
                 assert_eq!(admin.response().status, 200);
             }

@@ -1,16 +1,11 @@
 //! Asking an address whether it is well.
 
-
 use anyhow::bail;
 use http::{HeaderValue, Request, header};
 use http_body_util::Full;
 
 use super::{super::client, check::Subject};
-use crate::{
-    model::protocol::Protocol,
-    routing::{policy::Probe, snapshot::Endpoint},
-    tls::client::Connector,
-};
+use crate::{model::protocol::Protocol, routing::policy::Probe};
 
 const USER_AGENT: HeaderValue = HeaderValue::from_static("tidegate-health-check");
 
