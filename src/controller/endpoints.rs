@@ -27,6 +27,13 @@ impl ServiceTask {
         }
     }
 
+    /// Ends the tunnels to the canary of the rollout.
+    pub(super) fn end_tunnels(&self) {
+        if let Some(key) = self.canary_key() {
+            self.hub.health().backend(&key).cut();
+        }
+    }
+
     /// What each of the canary's endpoints has done since the rollout began.
     pub(super) fn endpoints(&self) -> Vec<EndpointStatus> {
         let counted = self.counted().into_iter();

@@ -122,6 +122,10 @@ impl ServiceTask {
         let before = std::mem::replace(&mut record.phase, phase.clone());
         self.metrics.entered(&self.config.name, phase);
         trial::follow(&mut self.analysis, &before, phase, &record.plan);
+        if matches!((&before, phase), (Phase::RollingBack { .. }, Phase::RolledBack { .. })) {
+            // They have had their time.
+            self.end_tunnels();
+        }
         if !phase.is_running() {
             self.preparation = None;
             self.forget_evidence();

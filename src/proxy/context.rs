@@ -9,11 +9,13 @@ use std::{
 
 use arc_swap::{ArcSwap, Cache};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use slab::Slab;
 
 use super::{
     admission::{Gate, Gates},
     mirror::Mirror,
     retry::Retries,
+    tunnel::End,
     upload::RequestBody,
 };
 use crate::{
@@ -58,6 +60,7 @@ pub struct Context {
     draining: Cell<bool>,
     access_log: Option<Rc<Queue>>,
     pulse: Rc<Cell<u64>>,
+    tunnels: RefCell<Slab<Rc<End>>>,
 }
 
 impl Context {
@@ -83,6 +86,7 @@ impl Context {
             draining: Cell::new(false),
             access_log: None,
             pulse: Rc::default(),
+            tunnels: RefCell::default(),
         }
     }
 
@@ -133,6 +137,11 @@ impl Context {
         &self.timers
     }
 
+    /// The tunnels that are open on this worker.
+    pub(super) fn tunnels(&self) -> &RefCell<Slab<Rc<End>>> {
+        &self.tunnels
+    }
+
     /// Counts up whenever this worker gets something done.
     pub fn pulse(&self) -> &Rc<Cell<u64>> {
         &self.pulse
@@ -153,10 +162,11 @@ impl Context {
     }
 
     /// Closes upstream connections that have been idle for too long or are closed already, and takes
-    /// up a new topology even where no request asks for it.
+    /// up a new topology even where no request asks for it. Ends tunnels that are to end.
     pub fn sweep(&self) {
         let now = clock::monotonic();
         self.view().backends.iter().for_each(|backend| backend.sweep(now));
+        self.tunnels.borrow().iter().for_each(|(_, end)| end.look());
     }
 }
 

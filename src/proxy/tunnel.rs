@@ -2,13 +2,13 @@
 //! HTTP. Each direction has one small buffer, so the slower side sets the pace.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     future::poll_fn,
     io,
     ops::DerefMut,
     pin::{Pin, pin},
     rc::Rc,
-    task::{Context as Task, Poll, ready},
+    task::{Context as Task, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -17,7 +17,12 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 
-use super::{attempt::Attempt, context::Context, log_entry::LogEntry, upload::RequestBody};
+use super::{
+    attempt::Attempt,
+    context::{Context, Endpoint},
+    log_entry::LogEntry,
+    upload::RequestBody,
+};
 use crate::{model::outcome::Outcome, net::tls::Transport, upstream::pool::h2::Lease};
 
 /// Bytes that each direction may hold.
@@ -48,12 +53,12 @@ impl Tunnel {
         context: Rc<Context>,
         idle_timeout: Duration,
     ) -> Self {
-        context.cells().tunnels_open.add(1);
-        Self { upstream, attempt, open: Open(context), idle_timeout }
+        let open = Open::new(context, Rc::clone(attempt.endpoint()));
+        Self { upstream, attempt, open, idle_timeout }
     }
 
-    /// Moves bytes until both sides have ended, one has broken, or neither has said anything for too
-    /// long. `early` is what has been read from the client already.
+    /// Moves bytes until both sides have ended, one has broken, neither has said anything for too long, or
+    /// it is told to end. `early` is what has been read from the client already.
     pub(super) async fn run(self, client: impl AsyncRead + AsyncWrite, early: Bytes) {
         let Self { upstream, mut attempt, open, idle_timeout } = self;
         let moved = Rc::new(Cell::new(true));
@@ -65,12 +70,12 @@ impl Tunnel {
             Upstream::Http1(socket, early) => {
                 let io = Box::pin(socket);
                 let backend = Side { io, early, moved: Rc::clone(&moved), counted: down };
-                copy(client, backend, &moved, &open.0, idle_timeout).await
+                copy(client, backend, &moved, &open, idle_timeout).await
             }
             Upstream::Http2(io, lease) => {
                 let (io, early) = (Pin::new(io), Bytes::new());
                 let backend = Side { io, early, moved: Rc::clone(&moved), counted: down };
-                let copied = copy(client, backend, &moved, &open.0, idle_timeout).await;
+                let copied = copy(client, backend, &moved, &open, idle_timeout).await;
                 drop(lease);
                 copied
             }
@@ -85,11 +90,58 @@ impl Tunnel {
 
 /// A tunnel is open while this lives.
 #[derive(Debug)]
-struct Open(Rc<Context>);
+struct Open {
+    context: Rc<Context>,
+    end: Rc<End>,
+    key: usize,
+}
+
+impl Open {
+    fn new(context: Rc<Context>, endpoint: Rc<Endpoint>) -> Self {
+        context.cells().tunnels_open.add(1);
+        let end = Rc::new(End { cuts: endpoint.cuts(), endpoint, waker: RefCell::default() });
+        let key = context.tunnels().borrow_mut().insert(Rc::clone(&end));
+        Self { context, end, key }
+    }
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.cells().tunnels_open.sub_one();
+        self.context.tunnels().borrow_mut().remove(self.key);
+        self.context.cells().tunnels_open.sub_one();
+    }
+}
+
+/// How a tunnel learns that it is to end, though both sides would go on: its backend has lost a rollout, and
+/// the time that it had left is over.
+#[derive(Debug)]
+pub(super) struct End {
+    endpoint: Rc<Endpoint>,
+    /// How often that had happened when it began.
+    cuts: u64,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl End {
+    /// Wakes the tunnel if it is to end. Somebody has to look: nothing else wakes a tunnel that is silent.
+    pub(super) fn look(&self) {
+        if self.has_come()
+            && let Some(waker) = self.waker.borrow_mut().take()
+        {
+            waker.wake();
+        }
+    }
+
+    fn has_come(&self) -> bool {
+        self.endpoint.cuts() != self.cuts
+    }
+
+    fn poll(&self, task: &Task<'_>) -> Poll<()> {
+        if self.has_come() {
+            return Poll::Ready(());
+        }
+        self.waker.borrow_mut().get_or_insert_with(|| task.waker().clone()).clone_from(task.waker());
+        Poll::Pending
     }
 }
 
@@ -97,15 +149,18 @@ async fn copy(
     mut client: impl AsyncRead + AsyncWrite + Unpin,
     mut backend: impl AsyncRead + AsyncWrite + Unpin,
     moved: &Cell<bool>,
-    context: &Context,
+    open: &Open,
     idle_timeout: Duration,
 ) -> io::Result<()> {
-    let deadline = context.timers().deadline();
+    let deadline = open.context.timers().deadline();
     let mut copying = pin!(copy_bidirectional_with_sizes(&mut client, &mut backend, BUFFER, BUFFER));
     poll_fn(|task| {
         let polled = copying.as_mut().poll(task);
         if polled.is_ready() {
             return polled.map_ok(|_| ());
+        }
+        if open.end.poll(task).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         if moved.replace(false) {
             deadline.arm(idle_timeout);

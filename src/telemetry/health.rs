@@ -135,6 +135,14 @@ impl BackendHealth {
         self.changes.fetch_add(1, Relaxed);
     }
 
+    /// Tunnels to any of its endpoints that are open now are to end.
+    pub fn cut(&self) {
+        let known = locked(&self.endpoints);
+        known.addresses.values().for_each(|endpoint| {
+            endpoint.cuts.fetch_add(1, Relaxed);
+        });
+    }
+
     /// What its endpoints have served is long ago: they are to warm up anew.
     pub fn cool(&self) {
         let known = locked(&self.endpoints);
@@ -186,6 +194,8 @@ pub struct EndpointHealth {
     since: AtomicU64,
     /// Since when it has served requests; 0 if it has not.
     serving: AtomicU64,
+    /// How often all that was under way at it was told to end.
+    cuts: AtomicU64,
     ejections: Arc<AtomicU64>,
 }
 
@@ -198,8 +208,14 @@ impl EndpointHealth {
             failing: AtomicBool::new(false),
             since: AtomicU64::new(since),
             serving: AtomicU64::new(0),
+            cuts: AtomicU64::new(0),
             ejections,
         }
+    }
+
+    /// How often tunnels to it were told to end.
+    pub fn cuts(&self) -> u64 {
+        self.cuts.load(Relaxed)
     }
 
     /// A request failed; returns how many have in a row.

@@ -133,6 +133,11 @@ impl<B: Payload> Endpoint<B> {
         &self.health
     }
 
+    /// How often tunnels to it were told to end, by whoever is in control.
+    pub fn cuts(&self) -> u64 {
+        self.health.cuts()
+    }
+
     pub(super) fn number(&self) -> u64 {
         self.number
     }

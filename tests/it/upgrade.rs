@@ -192,6 +192,35 @@ fn a_drain_leaves_tunnels_alone_until_its_deadline() {
 }
 
 #[test]
+fn a_rollback_ends_the_canarys_tunnels_when_their_time_is_over_and_no_others() {
+    let (stable, canary) = (Backend::scripted(echo), Backend::scripted(echo));
+    let web = Web::new(stable.address).canary(canary.address);
+    let rollout = "steps = [{ weight = 100, hold = '1h' }]\ndrain = '300ms'";
+    let tidegate = Tidegate::start(web.table("rollout", rollout));
+    let mut to_stable = accepted(&tidegate);
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let mut to_canary = accepted(&tidegate);
+    let still_there = |client: &mut Raw| {
+        client.send("ping");
+        assert_eq!(client.wire.read_length(4), b"ping");
+    };
+    for client in [&mut to_stable, &mut to_canary] {
+        assert_eq!(client.wire.read_length(5), b"hello");
+    }
+    tidegate.api("POST", "web/rollback", "");
+    still_there(&mut to_canary);
+    tidegate.wait_for_phase("rolled_back");
+    assert_eq!(to_canary.wire.read_to_end(), b"");
+    still_there(&mut to_stable);
+    // Another one to the canary, by whoever looks at what went wrong, is left alone.
+    tidegate.set_weight(100.0);
+    let mut later = accepted(&tidegate);
+    assert_eq!(later.wire.read_length(5), b"hello");
+    still_there(&mut later);
+}
+
+#[test]
 fn a_side_that_does_not_read_stops_the_other() {
     const LARGE: usize = 64 * 1024 * 1024;
     let backend = Backend::scripted(|mut peer| {
