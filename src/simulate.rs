@@ -127,7 +127,8 @@ pub struct Row {
     pub promoted_seconds: Option<f64>,
     /// Requests, on average, that would have fared better on stable, by the horizon.
     pub harmed: f64,
-    /// Of the rollbacks, the share in which one endpoint was found to be sick; where there are several.
+    /// The share of rollouts in which one endpoint was found to be sick and passed over; where there are
+    /// several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint_blamed: Option<f64>,
     /// When each was rolled back, in order.
@@ -222,8 +223,8 @@ fn sum_up(scenario: &Scenario, (rate, rule): (f64, Rule), outcomes: &[Outcome]) 
         delay_seconds: quantile(&delays, 0.5).zip(quantile(&delays, 0.95)).map(|(p50, p95)| [p50, p95]),
         promoted_seconds: quantile(&promotions, 0.5),
         harmed: outcomes.iter().map(|outcome| outcome.harmed).sum::<f64>() / runs.max(1) as f64,
-        endpoint_blamed: (scenario.endpoints > 1 && rule == Rule::Tidegate && !rollbacks.is_empty())
-            .then(|| blamed as f64 / rollbacks.len() as f64),
+        endpoint_blamed: (scenario.endpoints > 1 && rule == Rule::Tidegate)
+            .then(|| blamed as f64 / runs.max(1) as f64),
         rollbacks,
     }
 }

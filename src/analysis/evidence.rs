@@ -191,12 +191,9 @@ struct Latencies(#[serde(with = "sparse")] Histogram);
 
 impl Latencies {
     fn add(&mut self, tick: &Histogram) {
-        if tick.total() == 0 {
-            return;
-        }
         // Bucket by bucket: the sum of latencies is of no use here and would not survive `sparse`.
-        for (index, count) in tick.counts().iter().enumerate().filter(|(_, count)| **count > 0) {
-            self.0.add(index, *count);
+        for (index, count) in tick.occupied() {
+            self.0.add(index, count);
         }
     }
 

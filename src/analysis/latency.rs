@@ -210,8 +210,8 @@ impl Latency {
         if stable.total() == 0 {
             return;
         }
-        for (index, count) in stable.counts().iter().enumerate().filter(|(_, count)| **count > 0) {
-            self.weights[index] += *count as f64;
+        for (index, count) in stable.occupied() {
+            self.weights[index] += count as f64;
             self.used = (self.used.0.min(index), self.used.1.max(index + 1));
         }
     }

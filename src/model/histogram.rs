@@ -6,7 +6,7 @@
 //! ratios are equal numbers of buckets anywhere, which is what lets the analysis ask "20 % slower"
 //! by shifting an index.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{ops::Range, sync::LazyLock, time::Duration};
 
 /// Buckets to a doubling of latency.
 pub const PER_DOUBLING: usize = 32;
@@ -60,18 +60,26 @@ pub fn upper_edge(index: usize) -> Duration {
 }
 
 /// Counts by bucket, and their sum.
+///
+/// Of a thousand buckets a service uses a hundred that lie together, so nothing goes over the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Histogram {
     counts: Box<[u64]>,
+    /// The first bucket that is not empty, and the one after the last; the largest and the smallest there
+    /// are where all are.
+    used: (usize, usize),
     total: u64,
     sum_nanos: u64,
 }
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { counts: vec![0; BUCKETS].into_boxed_slice(), total: 0, sum_nanos: 0 }
+        Self { counts: vec![0; BUCKETS].into_boxed_slice(), used: UNUSED, total: 0, sum_nanos: 0 }
     }
 }
+
+/// [`Histogram::used`] where every bucket is empty.
+const UNUSED: (usize, usize) = (BUCKETS, 0);
 
 impl Histogram {
     /// Counts one latency.
@@ -85,8 +93,11 @@ impl Histogram {
     /// # Panics
     /// When there is no such bucket.
     pub fn add(&mut self, index: usize, count: u64) {
-        self.counts[index] += count;
-        self.total += count;
+        if count > 0 {
+            self.counts[index] += count;
+            self.total += count;
+            self.used = (self.used.0.min(index), self.used.1.max(index + 1));
+        }
     }
 
     /// Adds to the sum of all latencies, in nanoseconds.
@@ -96,15 +107,18 @@ impl Histogram {
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.counts.fill(0);
-        (self.total, self.sum_nanos) = (0, 0);
+        let used = self.range();
+        self.counts[used].fill(0);
+        (self.used, self.total, self.sum_nanos) = (UNUSED, 0, 0);
     }
 
     /// Adds every count of `other`.
     pub fn merge(&mut self, other: &Self) {
-        for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
+        let used = other.range();
+        for (mine, theirs) in self.counts[used.clone()].iter_mut().zip(&other.counts[used]) {
             *mine += theirs;
         }
+        self.used = (self.used.0.min(other.used.0), self.used.1.max(other.used.1));
         self.total += other.total;
         self.sum_nanos = self.sum_nanos.saturating_add(other.sum_nanos);
     }
@@ -114,10 +128,24 @@ impl Histogram {
     /// A count that went down (its counter was made anew) reads as zero.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
-        let counts: Box<[u64]> =
-            self.counts.iter().zip(&earlier.counts).map(|(now, then)| now.saturating_sub(*then)).collect();
-        let total = counts.iter().sum();
-        Self { counts, total, sum_nanos: self.sum_nanos.saturating_sub(earlier.sum_nanos) }
+        let mut since = Self::default();
+        for (index, now) in self.occupied() {
+            since.add(index, now.saturating_sub(earlier.counts[index]));
+        }
+        since.sum_nanos = self.sum_nanos.saturating_sub(earlier.sum_nanos);
+        since
+    }
+
+    /// The buckets between the first and the last that are not empty.
+    fn range(&self) -> Range<usize> {
+        self.used.0.min(self.used.1)..self.used.1
+    }
+
+    /// The buckets that are not empty and their counts, in order.
+    pub fn occupied(&self) -> impl Iterator<Item = (usize, u64)> {
+        let used = self.range();
+        let counts = self.counts[used.clone()].iter().copied();
+        used.zip(counts).filter(|(_, count)| *count > 0)
     }
 
     /// Counts by bucket; [`BUCKETS`] of them.
@@ -142,7 +170,8 @@ impl Histogram {
 
     /// How many latencies lie in buckets after `index`.
     pub fn above(&self, index: usize) -> u64 {
-        self.counts.iter().skip(index + 1).sum()
+        let Range { start, end } = self.range();
+        self.counts[start.max(index + 1).min(end)..end].iter().sum()
     }
 
     /// The upper edge of the bucket that holds the `level` quantile (0 to 1), or nothing where
@@ -154,11 +183,11 @@ impl Histogram {
         // Whole requests, so that nothing is converted bucket by bucket. The cast saturates.
         let rank = ((level.clamp(0.0, 1.0) * self.total as f64).ceil() as u64).clamp(1, self.total);
         let mut seen = 0;
-        let index = self.counts.iter().position(|&count| {
+        let index = self.occupied().find(|(_, count)| {
             seen += count;
             seen >= rank
         });
-        Some(upper_edge(index.unwrap_or(BUCKETS - 1)))
+        Some(upper_edge(index.map_or(BUCKETS - 1, |(index, _)| index)))
     }
 }
 
@@ -173,7 +202,7 @@ pub mod sparse {
     /// # Errors
     /// Those of what it is written to.
     pub fn serialize<S: Serializer>(histogram: &Histogram, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(histogram.counts().iter().enumerate().filter(|(_, count)| **count > 0))
+        to.collect_seq(histogram.occupied())
     }
 
     /// Reads it; the sum of its latencies is lost.
@@ -242,6 +271,31 @@ mod tests {
                 // Within rounding of an edge either neighbour is right.
                 ((nanos as f64 / 1_000.0).log2() * 32.0).fract().min(1.0 - ((nanos as f64 / 1_000.0).log2() * 32.0).fract()) < 1e-9
             ));
+        }
+
+        #[test]
+        fn nothing_is_missed_beyond_what_is_used(
+            mine in prop::collection::vec((0..BUCKETS, 0u64..5), 0..20),
+            theirs in prop::collection::vec((0..BUCKETS, 0u64..5), 0..20),
+        ) {
+            let of = |counts: &[(usize, u64)]| {
+                let mut histogram = Histogram::default();
+                counts.iter().for_each(|(index, count)| histogram.add(*index, *count));
+                histogram
+            };
+            let (first, second) = (of(&mine), of(&theirs));
+            let mut both = first.clone();
+            both.merge(&second);
+            prop_assert_eq!(&both, &of(&[mine, theirs].concat()));
+            prop_assert_eq!(both.total(), both.counts().iter().sum::<u64>());
+            let all: Vec<_> = both.counts().iter().copied().enumerate().filter(|(_, count)| *count > 0).collect();
+            prop_assert_eq!(both.occupied().collect::<Vec<_>>(), all);
+            for index in 0..BUCKETS {
+                prop_assert_eq!(both.above(index), both.counts()[index + 1..].iter().sum::<u64>());
+            }
+            prop_assert_eq!(&both.since(&second), &first);
+            both.clear();
+            prop_assert_eq!(both, Histogram::default());
         }
 
         #[test]

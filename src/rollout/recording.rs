@@ -46,6 +46,9 @@ pub struct Line {
     /// The same by route, each with the same routes in the same order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
+    /// What each of the canary's endpoints has done since the rollout began, where that is counted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<Endpoint>,
     /// In the first line of a rollout, what was known of stable before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learned: Option<Box<Learned>>,
@@ -109,6 +112,24 @@ pub struct Route {
     pub canary: Sample,
 }
 
+/// What one of the canary's endpoints did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoint {
+    /// What it is called.
+    pub endpoint: Arc<str>,
+    /// Requests that ended.
+    pub requests: u64,
+    /// Those of them that failed.
+    pub failures: u64,
+}
+
+impl Endpoint {
+    fn sample(&self) -> Sample {
+        Sample { requests: self.requests, failures: self.failures }
+    }
+}
+
 impl Arm {
     fn of(tick: &ArmTick<'_>) -> Self {
         let ArmTick { requests, failures, latency, warming } = *tick;
@@ -123,7 +144,8 @@ impl Arm {
 
 impl Line {
     /// What came in with a tick that ended at a moment, in a phase and at a weight; nothing where there is
-    /// no evidence. `routes` are those that the analysis was told of.
+    /// no evidence. `routes` are those that the analysis was told of. Whoever knows of endpoints, or begins
+    /// a rollout, adds that.
     pub fn of(
         at: Timestamp,
         (phase, weight): (&Phase, Weight),
@@ -143,6 +165,7 @@ impl Line {
             stable: Arm::of(&tick.stable),
             canary: Arm::of(&tick.canary),
             routes: routes.iter().zip(tick.routes).map(route).collect(),
+            endpoints: Vec::new(),
             learned: None,
         })
     }
@@ -198,14 +221,20 @@ impl Replay {
         let tick = Tick { stable: line.stable.tick(), canary: line.canary.tick(), routes: &routes };
         let decision = trial::observe(analysis, &phase, &tick);
         *before = phase;
-        decision.map(|_| analysis.verdict())
+        let mut verdict = decision.map(|_| analysis.verdict())?;
+        let endpoints: Vec<_> = line.endpoints.iter().map(Endpoint::sample).collect();
+        verdict.attribute(&endpoints, |index| Arc::clone(&line.endpoints[index].endpoint));
+        Some(verdict)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{analysis::verdict::Decision, rollout::plan::Draft};
+    use crate::{
+        analysis::verdict::{Decision, Reason},
+        rollout::plan::Draft,
+    };
 
     fn line(text: &str) -> Line {
         serde_json::from_str(text).unwrap()
@@ -283,6 +312,21 @@ mod tests {
         assert_eq!(whole.take_in(&step).unwrap(), verdict);
         assert!(verdict.dispersion > 1.0, "{verdict:?}");
         assert_ne!(replay().take_in(&step).unwrap(), verdict);
+    }
+
+    #[test]
+    fn an_endpoint_is_told_from_its_version() {
+        let endpoints = r#""endpoints":[{"endpoint":"10.0.0.1:80","requests":500,"failures":1},{"endpoint":"10.0.0.2:80","requests":500,"failures":200}]"#;
+        let arms = r#""stable":{"requests":9000,"failures":9},"canary":{"requests":1000,"failures":201}"#;
+        let decided = |more: &str| {
+            let text = format!(r#"{{"at":1,"phase":"stepping","step":0,{arms}{more}}}"#);
+            assert_eq!(serde_json::to_string(&line(&text)).unwrap().contains("endpoints"), !more.is_empty());
+            replay().take_in(&line(&text)).unwrap()
+        };
+        assert_eq!(decided("").decision, Decision::RollBack);
+        let held = decided(&format!(",{endpoints}"));
+        assert_eq!(held.decision, Decision::Hold);
+        assert!(matches!(&held.reason, Reason::OneEndpoint { endpoint, .. } if &**endpoint == "10.0.0.2:80"));
     }
 
     #[test]

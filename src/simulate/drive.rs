@@ -9,18 +9,14 @@ use super::{
     world::{Did, Latencies, World},
 };
 use crate::{
-    analysis::{
-        Analysis, ArmTick, Tick,
-        attribution::{Attribution, attribute},
-        error_rate::Sample,
-    },
+    analysis::{Analysis, ArmTick, Tick, attribution::Attribution, error_rate::Sample, verdict::Decision},
     model::{time::Timestamp, weight::Weight},
     rollout::{
         event::{Command, Event},
         machine,
-        phase::{PauseReason, Phase},
+        phase::{Exposure, PauseReason, Phase},
         plan::Plan,
-        recording::Line,
+        recording::{Endpoint, Line},
         trial,
     },
 };
@@ -90,27 +86,36 @@ impl Course<'_> {
         // Stable is known when a rollout begins.
         for tick in 0..(BEFORE / seconds) as u64 {
             let now = tick as f64 * seconds - BEFORE;
-            let [stable, canary] = world.pass((now, seconds), [1.0, 0.0]);
-            look(&Seen { phase: &Phase::Idle, weight: Weight::ZERO, until: now + seconds, stable, canary });
-            analysis.observe_before(&arm(stable));
+            world.pass((now, seconds), [1.0, 0.0]);
+            let (phase, exposure) = (&Phase::Idle, Exposure::NONE);
+            let seen = Seen { phase, exposure, until: now + seconds, world: &world };
+            look(&seen);
+            analysis.observe_before(&seen.tick().stable);
         }
         let mut phase = begin(plan, &mut analysis);
         let mut weight = Weight::ZERO;
-        let (mut harmed, mut promoted) = (0.0, None);
+        let (mut harmed, mut promoted, mut held) = (0.0, None, false);
         let ticks = (horizon.as_secs_f64() / seconds) as u64;
         for tick in 0..ticks {
             let exposure = phase.exposure(plan);
             weight = trial::weight(exposure.weight, weight, analysis.harm().as_ref());
             let share = if exposure.swapped { 1.0 } else { weight.percent() / 100.0 };
             let (now, then) = (tick as f64 * seconds, (tick + 1) as f64 * seconds);
-            let [stable, canary] = world.pass((now, seconds), [1.0 - share, share]);
-            harmed += share * self.rate * self.cost.between(now, then);
-            // A promoted canary is the stable one.
-            let (stable, canary) = if exposure.swapped { (canary, stable) } else { (stable, canary) };
-            let weight = exposure.weight.min(weight);
-            let seen = Seen { phase: &phase, weight, until: then, stable, canary };
+            world.pass((now, seconds), [1.0 - share, share]);
+            if !world.is_cured() {
+                harmed += share * self.rate * self.cost.between(now, then);
+            }
+            let exposure = Exposure { weight: exposure.weight.min(weight), ..exposure };
+            let seen = Seen { phase: &phase, exposure, until: then, world: &world };
             look(&seen);
-            let Some(decision) = trial::observe(&mut analysis, &phase, &seen.tick()) else { break };
+            let Some(mut decision) = trial::observe(&mut analysis, &phase, &seen.tick()) else { break };
+            if decision == Decision::RollBack
+                && let Some(endpoint) = sick_endpoint(&analysis, &world)
+            {
+                decision = Decision::Hold;
+                world.pass_over(endpoint, then + EJECTION);
+                held = true;
+            }
             let at = Timestamp::from_millis((then * 1e3) as u64);
             let before = phase.clone();
             phase = happen(phase, plan, Event::Tick(decision), at);
@@ -124,20 +129,21 @@ impl Course<'_> {
                 Phase::Succeeded { .. } => break,
                 Phase::RollingBack { .. } | Phase::RolledBack { .. } => {
                     let end = if promoted.is_some() { End::RolledBackBaking } else { End::RolledBack };
-                    return Outcome { end, after: then, harmed, endpoint: finds_endpoint(&analysis, &world) };
+                    return Outcome { end, after: then, harmed, endpoint: held };
                 }
                 _ => {}
             }
         }
         let horizon = horizon.as_secs_f64();
-        match (promoted, &phase) {
+        let (end, after) = match (promoted, &phase) {
             (Some(after), Phase::Succeeded { at }) => {
                 harmed += self.rate * self.cost.between(at.as_millis() as f64 / 1e3, horizon);
-                Outcome { end: End::Promoted, after, harmed, endpoint: false }
+                (End::Promoted, after)
             }
-            (Some(after), _) => Outcome { end: End::Promoted, after, harmed, endpoint: false },
-            (None, _) => Outcome { end: End::Open, after: horizon, harmed, endpoint: false },
-        }
+            (Some(after), _) => (End::Promoted, after),
+            (None, _) => (End::Open, horizon),
+        };
+        Outcome { end, after, harmed, endpoint: held }
     }
 
     fn by(&self, rival: Rival, mut world: World<'_>) -> Outcome {
@@ -146,7 +152,8 @@ impl Course<'_> {
         while now < horizon {
             let share = run.share();
             // A baseline of the canary's size, as Spinnaker advises.
-            let [baseline, canary] = world.pass((now, MINUTE), [share, share]);
+            world.pass((now, MINUTE), [share, share]);
+            let [baseline, canary] = world.did();
             harmed += share * self.rate * self.cost.between(now, now + MINUTE);
             now += MINUTE;
             match run.pass(minute(canary), minute(baseline)) {
@@ -167,11 +174,10 @@ impl Course<'_> {
 /// What is seen in a tick.
 struct Seen<'a> {
     phase: &'a Phase,
-    weight: Weight,
+    exposure: Exposure,
     /// When it ends, in seconds from the first step.
     until: f64,
-    stable: &'a Did,
-    canary: &'a Did,
+    world: &'a World<'a>,
 }
 
 impl Seen<'_> {
@@ -179,11 +185,20 @@ impl Seen<'_> {
     fn line(&self) -> Option<Line> {
         // The first step begins when what was before has passed.
         let at = Timestamp::from_millis(((self.until + BEFORE) * 1e3).round() as u64);
-        Line::of(at, (self.phase, self.weight), &self.tick(), &[])
+        let endpoint = |(index, counted): (usize, &Sample)| Endpoint {
+            endpoint: index.to_string().into(),
+            requests: counted.requests,
+            failures: counted.failures,
+        };
+        let endpoints = self.world.endpoints().iter().enumerate().map(endpoint).collect();
+        Some(Line { endpoints, ..Line::of(at, (self.phase, self.exposure.weight), &self.tick(), &[])? })
     }
 
     fn tick(&self) -> Tick<'_> {
-        Tick { stable: arm(self.stable), canary: arm(self.canary), routes: &[] }
+        // A promoted canary is the stable one.
+        let [stable, canary] = self.world.did();
+        let (stable, canary) = if self.exposure.swapped { (canary, stable) } else { (stable, canary) };
+        Tick { stable: arm(stable), canary: arm(canary), routes: &[] }
     }
 }
 
@@ -211,17 +226,19 @@ fn minute(did: &Did) -> Minute {
     Minute { requests: did.sample.requests as f64, failures: did.sample.failures as f64, latency }
 }
 
-/// Whether a canary that was rolled back turns out to have one sick endpoint.
-fn finds_endpoint(analysis: &Analysis, world: &World<'_>) -> bool {
-    let endpoints = world.endpoints();
-    if endpoints.is_empty() {
-        return false;
+/// The endpoint that is to blame for what would roll the canary back, if one alone is.
+fn sick_endpoint(analysis: &Analysis, world: &World<'_>) -> Option<usize> {
+    if world.endpoints().is_empty() {
+        return None;
     }
-    let stable = analysis.verdict().rollout.stable;
-    let stable = Sample { requests: stable.requests, failures: stable.failures };
-    matches!(attribute(endpoints, stable), Attribution::Endpoint { .. })
+    match analysis.verdict().attribute(world.endpoints(), |index| index.to_string().into()) {
+        Attribution::Endpoint { index } => Some(index),
+        Attribution::Version | Attribution::Nobody => None,
+    }
 }
 
 const MINUTE: f64 = 60.0;
+/// Seconds for which an endpoint is passed over, as in the controller.
+const EJECTION: f64 = 30.0;
 /// Seconds of stable alone before a rollout.
 const BEFORE: f64 = 120.0;

@@ -240,6 +240,7 @@ mod tests {
             stable: arm(90, 0),
             canary: arm(10, canary_fails),
             routes: vec![],
+            endpoints: vec![],
             learned: None,
         };
         (0..seconds).map(line).collect()

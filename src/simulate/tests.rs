@@ -100,8 +100,9 @@ fn a_promoted_canary_goes_on_harming() {
 fn a_sick_endpoint_is_told_from_a_sick_version() {
     let rows = simulate(&setup(&["endpoint"], 20), |_| ());
     let ours = row(&rows, "endpoint", Rule::Tidegate);
-    assert_eq!(ours.rolled_back, 20);
-    assert!(ours.endpoint_blamed.is_some(), "{ours:?}");
+    // Or else it is rolled back within so few failures that nothing tells them apart.
+    assert!(ours.endpoint_blamed > Some(0.4), "{ours:?}");
+    assert!(ours.promoted == 0 && ours.harmed < 50.0, "{ours:?}");
 }
 
 /// A share of at most α of harmless rollouts is rolled back by the evidence, whatever else goes on. Of

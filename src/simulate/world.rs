@@ -36,6 +36,8 @@ pub struct World<'a> {
     did: [Did; 2],
     /// Counts of each of the canary's endpoints, where there are several.
     endpoints: Vec<Sample>,
+    /// Which of them is passed over, and until when.
+    passed_over: Option<(usize, f64)>,
 }
 
 impl<'a> World<'a> {
@@ -50,15 +52,18 @@ impl<'a> World<'a> {
             draws: [[Draw::default(); 2]; 2],
             did: [Did::default(), Did::default()],
             endpoints: vec![Sample::default(); several],
+            passed_over: None,
         }
     }
 
-    /// What stable and the canary do from `time` on, for `seconds`, each with its share of all requests.
+    /// Lets `seconds` pass from `time` on, in which stable and the canary each have a share of all requests.
     /// Rates are those of the middle.
-    pub fn pass(&mut self, (time, seconds): (f64, f64), shares: [f64; 2]) -> &[Did; 2] {
+    pub fn pass(&mut self, (time, seconds): (f64, f64), shares: [f64; 2]) {
         let middle = time + seconds / 2.0;
         let requests = self.rate * self.scenario.load.at(middle) * seconds;
-        let failing = [self.scenario.stable.at(middle), self.scenario.canary.at(middle)];
+        let stable = self.scenario.stable.at(middle);
+        self.passed_over = self.passed_over.filter(|(_, until)| time < *until);
+        let failing = [stable, if self.is_cured() { stable } else { self.scenario.canary.at(middle) }];
         for arm in 0..2 {
             self.fail(arm, requests * shares[arm], failing[arm]);
             if let Some(latencies) = self.latencies {
@@ -71,6 +76,10 @@ impl<'a> World<'a> {
         if !self.endpoints.is_empty() {
             self.spread(failing);
         }
+    }
+
+    /// What stable and the canary did in what passed last.
+    pub fn did(&self) -> &[Did; 2] {
         &self.did
     }
 
@@ -90,9 +99,30 @@ impl<'a> World<'a> {
         for request in 0..sample.requests {
             let failed = request < sample.failures;
             let first = failed && self.rng.random::<f64>() < excess;
-            let index = if first { 0 } else { self.rng.random_range(0..self.endpoints.len()) };
+            let index = if first { 0 } else { self.any_endpoint() };
             self.endpoints[index].add(Sample { requests: 1, failures: u64::from(failed) });
         }
+    }
+
+    /// One of those that are not passed over.
+    fn any_endpoint(&mut self) -> usize {
+        match self.passed_over {
+            None => self.rng.random_range(0..self.endpoints.len()),
+            Some((out, _)) => {
+                let index = self.rng.random_range(0..self.endpoints.len() - 1);
+                index + usize::from(index >= out)
+            }
+        }
+    }
+
+    /// Has one of the canary's endpoints passed over until a moment.
+    pub fn pass_over(&mut self, endpoint: usize, until: f64) {
+        self.passed_over = Some((endpoint, until));
+    }
+
+    /// Whether the endpoint that fails more than stable is passed over now, and so the canary is like it.
+    pub fn is_cured(&self) -> bool {
+        matches!(self.passed_over, Some((0, _)))
     }
 
     /// What each of the canary's endpoints has done; empty unless there are several.
@@ -162,8 +192,8 @@ mod tests {
         let mut world = World::new(scenario, None, 100.0, 3);
         let mut sums = [Sample::default(); 2];
         for second in 0..1_000 {
-            let did = world.pass((f64::from(second), 1.0), shares);
-            sums.iter_mut().zip(did).for_each(|(sum, did)| sum.add(did.sample));
+            world.pass((f64::from(second), 1.0), shares);
+            sums.iter_mut().zip(world.did()).for_each(|(sum, did)| sum.add(did.sample));
         }
         sums
     }
@@ -209,7 +239,8 @@ mod tests {
         let latencies = Latencies::new(slowness);
         let scenario = Scenario { latency: Some(slowness), ..Scenario::constant("x", "", (0.0, 0.0), true) };
         let mut world = World::new(&scenario, Some(&latencies), 100_000.0, 3);
-        let [stable, canary] = world.pass((0.0, 1.0), [0.5, 0.5]);
+        world.pass((0.0, 1.0), [0.5, 0.5]);
+        let [stable, canary] = world.did();
         let median = |did: &Did| did.latency.quantile(0.5).unwrap().as_secs_f64();
         // A bucket is 2.2 % wide, and the median of 50,000 is known to 0.3 %.
         assert!((0.048..0.053).contains(&median(stable)) && (0.096..0.106).contains(&median(canary)));
