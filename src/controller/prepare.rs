@@ -149,7 +149,7 @@ impl Subject {
                 if in_a_row >= *times {
                     return Ok(());
                 }
-                let so_far = format!("{subject} has passed {in_a_row} of {times} times");
+                let so_far = last.insert(format!("{subject} has passed {in_a_row} of {times} times")).clone();
                 // Nothing to be told while it goes well.
                 self.wait(*interval, so_far, &mut true).await?;
                 continue;
