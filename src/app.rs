@@ -24,8 +24,8 @@ use crate::{
     proxy::client::Patience,
     store::Store,
     telemetry::{
-        exposition::CellsCollector, health_exposition::HealthCollector, ledger::Hub,
-        mirror_exposition::MirrorCollector,
+        exposition::CellsCollector, health_exposition::HealthCollector,
+        in_flight_exposition::InFlightCollector, ledger::Hub, mirror_exposition::MirrorCollector,
     },
     tls::{
         reload::Keeper,
@@ -321,6 +321,7 @@ fn registry(hub: &Arc<Hub>) -> prometheus::Result<Registry> {
     let registry = Registry::new();
     registry.register(Box::new(CellsCollector::new(Arc::clone(hub))))?;
     registry.register(Box::new(HealthCollector::new(Arc::clone(hub))?))?;
+    registry.register(Box::new(InFlightCollector::new(Arc::clone(hub))?))?;
     registry.register(Box::new(MirrorCollector::new(Arc::clone(hub))?))?;
     #[cfg(target_os = "linux")]
     registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;

@@ -11,6 +11,7 @@ mod endpoints;
 mod execute;
 mod gained;
 mod grpc;
+mod in_flight;
 mod metrics;
 mod prepare;
 mod probe;
@@ -198,6 +199,7 @@ impl Controller {
         let metrics = Metrics::register(registry)?;
         let (readings, reading) = watch::channel(Reading::default());
         tokio::spawn(read(Arc::clone(&hub), tick, readings));
+        tokio::spawn(in_flight::run(Arc::clone(&hub), reading.clone()));
         let common = Common { publisher, hub, metrics, tick, reading, store };
         let services = config.services.iter().map(|s| (s.name.clone(), common.start(s.clone())));
         Ok(Self { services: Arc::new(RwLock::new(services.collect())), common })

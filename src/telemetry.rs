@@ -11,6 +11,8 @@ pub mod endpoints;
 pub mod exposition;
 pub mod health;
 pub mod health_exposition;
+pub mod in_flight;
+pub mod in_flight_exposition;
 pub mod ledger;
 pub mod mirror;
 pub mod mirror_exposition;

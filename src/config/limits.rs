@@ -1,6 +1,6 @@
 //! `[services.NAME.limits]`: how much of a service's backends may be asked for.
 
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -9,7 +9,7 @@ use super::{
     report::Report,
     written::{Section, Size, TIMEOUT, Table, Time, positive, size, time},
 };
-use crate::routing::limits::{Limits, Rate};
+use crate::routing::limits::{Adaptive, InFlight, Limits, Rate};
 
 /// `[services.NAME.limits]` as written.
 #[derive(Debug, Default, Deserialize)]
@@ -19,12 +19,25 @@ pub(super) struct RawLimits {
     min_body_rate: Option<Size>,
     body_timeout: Option<Time>,
     max_in_flight: Option<Spanned<i64>>,
+    adaptive_in_flight: Option<Spanned<Table<RawAdaptive>>>,
     rate: Option<Spanned<Table<RawRate>>>,
     client_rate: Option<Spanned<Table<RawRate>>>,
 }
 
 impl Section for RawLimits {
     const HEADER: &'static str = "[services.NAME.limits]";
+}
+
+/// `adaptive_in_flight` as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAdaptive {
+    min: Option<Spanned<i64>>,
+    max: Option<Spanned<i64>>,
+}
+
+impl Section for RawAdaptive {
+    const HEADER: &'static str = "adaptive_in_flight = { min = 20, max = 1000 }";
 }
 
 /// `rate` and `client_rate` as written.
@@ -44,18 +57,65 @@ const MAX_RATE: u32 = 10_000_000;
 
 /// How much may be asked for.
 pub(super) fn lower(raw: RawLimits, report: &mut Report<'_>) -> Limits {
-    let RawLimits { max_body_size, min_body_rate, body_timeout, max_in_flight, rate, client_rate } = raw;
+    let RawLimits {
+        max_body_size,
+        min_body_rate,
+        body_timeout,
+        max_in_flight,
+        adaptive_in_flight,
+        rate,
+        client_rate,
+    } = raw;
     let min_rate = min_body_rate.and_then(|written| size(&written, "min_body_rate", 1..=1 << 30, report));
     Limits {
         max_body_size: max_body_size
             .and_then(|written| size(&written, "max_body_size", 0..=i64::MAX as u64, report)),
         min_body_rate: min_rate.and_then(NonZeroU64::new),
         body_timeout: body_timeout.and_then(|written| time(&written, "body_timeout", TIMEOUT, report)),
-        max_in_flight: max_in_flight
-            .and_then(|written| positive(&written, "max_in_flight", MAX_RATE, report)),
+        in_flight: lower_in_flight(max_in_flight, adaptive_in_flight, report),
         rate: rate.and_then(|written| lower_rate(written, report)),
         client_rate: client_rate.and_then(|written| lower_rate(written, report)),
     }
+}
+
+fn lower_in_flight(
+    fixed: Option<Spanned<i64>>,
+    adaptive: Option<Spanned<Table<RawAdaptive>>>,
+    report: &mut Report<'_>,
+) -> Option<InFlight> {
+    if let (Some(fixed), Some(_)) = (&fixed, &adaptive) {
+        report
+            .error(fixed.span(), "there are two limits of requests at a time, one fixed and one adaptive")
+            .help("remove one; the most that the adaptive one may come to is its `max`");
+    }
+    let fixed = fixed.and_then(|written| positive(&written, "max_in_flight", MAX_RATE, report));
+    match adaptive {
+        None => fixed.map(InFlight::Fixed),
+        Some(written) => lower_adaptive(written, report).map(InFlight::Adaptive),
+    }
+}
+
+fn lower_adaptive(written: Spanned<Table<RawAdaptive>>, report: &mut Report<'_>) -> Option<Adaptive> {
+    let place = written.span();
+    let RawAdaptive { min, max } = written.into_inner().0;
+    let default = Adaptive::default();
+    let given = [(min, "min"), (max, "max")]
+        .map(|(written, key)| written.map(|written| positive(&written, key, MAX_RATE, report)));
+    let (min, max) = match given {
+        [None, None] => (default.min, default.max),
+        [None, Some(max)] => {
+            (Some(default.min).filter(|min| Some(*min) < max).unwrap_or(NonZeroU32::MIN), max?)
+        }
+        [Some(min), None] => (min?, default.max.max(min?)),
+        [Some(min), Some(max)] => (min?, max?),
+    };
+    if min >= max {
+        report
+            .error(place, format!("a limit from {min} to {max} does not adapt"))
+            .help("write a `max` above `min`, or `max_in_flight` for a limit that stays");
+        return None;
+    }
+    Some(Adaptive { min, max })
 }
 
 fn lower_rate(written: Spanned<Table<RawRate>>, report: &mut Report<'_>) -> Option<Rate> {
@@ -99,6 +159,25 @@ mod tests {
         assert_eq!((numbers(rate.rate), numbers(rate.client_rate)), (Some((7, 7)), Some((3, 9))));
         let body = limits("max_body_size = '1MiB'\nmin_body_rate = '1KiB'\nbody_timeout = '1m'");
         assert_eq!((body.max_body_size, body.min_body_rate), (Some(1 << 20), NonZeroU64::new(1024)));
+    }
+
+    #[test]
+    fn requests_at_a_time_are_limited_to_a_number_or_within_bounds() {
+        let of = |keys: &str| limits(keys).in_flight.map(InFlight::bounds);
+        assert_eq!(of(""), None);
+        assert_eq!(of("max_in_flight = 7"), Some((7, 7)));
+        assert_eq!(of("adaptive_in_flight = {}"), Some((20, 1000)));
+        assert_eq!(of("adaptive_in_flight = { max = 10 }"), Some((1, 10)));
+        assert_eq!(of("adaptive_in_flight = { min = 3, max = 10 }"), Some((3, 10)));
+        let wrong =
+            errors("[services.web.limits]\nmax_in_flight = 7\nadaptive_in_flight = { min = 10, max = 3 }");
+        assert_eq!(
+            wrong,
+            [
+                "there are two limits of requests at a time, one fixed and one adaptive",
+                "a limit from 10 to 3 does not adapt"
+            ]
+        );
     }
 
     #[test]

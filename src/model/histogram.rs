@@ -189,6 +189,24 @@ impl Histogram {
         });
         Some(upper_edge(index.map_or(BUCKETS - 1, |(index, _)| index)))
     }
+
+    /// The mean of the `count` shortest latencies, by the upper edges of their buckets; nothing if there
+    /// are not so many.
+    pub fn mean_of_quickest(&self, count: u64) -> Option<Duration> {
+        if count == 0 || count > self.total {
+            return None;
+        }
+        let (mut left, mut sum) = (count, Duration::ZERO);
+        for (index, &here) in self.counts.iter().enumerate().filter(|(_, here)| **here > 0) {
+            let taken = here.min(left);
+            sum += upper_edge(index).mul_f64(taken as f64 / count as f64);
+            left -= taken;
+            if left == 0 {
+                break;
+            }
+        }
+        Some(sum)
+    }
 }
 
 /// A histogram as the pairs of bucket and count that are not empty: a few dozen of a thousand.

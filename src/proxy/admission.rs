@@ -23,6 +23,7 @@ use crate::{
     clock,
     model::name::ServiceName,
     routing::{limits::Limits, snapshot::Service},
+    telemetry::in_flight::{self, InFlight},
 };
 
 /// The gates of all services, where every worker finds the same ones.
@@ -35,6 +36,8 @@ pub(super) struct Gate {
     limits: Limits,
     /// Times are counted from here.
     start: Instant,
+    /// How many there may be at a time, and how many there are.
+    most: Option<Arc<InFlight>>,
     in_flight: AtomicU32,
     rate: Option<(Pace, AtomicU64)>,
     clients: Option<(Pace, Clients)>,
@@ -48,15 +51,20 @@ impl Gates {
     /// The gate of a service, if its requests are limited. The same one as before if its limits are.
     ///
     /// Locked when a worker takes up a topology, never for a request.
-    pub(super) fn of(&self, service: &Service) -> Option<Arc<Gate>> {
-        let Limits { max_in_flight, rate, client_rate, max_body_size: _, min_body_rate: _, body_timeout: _ } =
+    pub(super) fn of(&self, service: &Service, limits: &in_flight::Limits) -> Option<Arc<Gate>> {
+        let Limits { in_flight, rate, client_rate, max_body_size: _, min_body_rate: _, body_timeout: _ } =
             service.limits;
-        if max_in_flight.is_none() && rate.is_none() && client_rate.is_none() {
+        let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if in_flight.is_none() && rate.is_none() && client_rate.is_none() {
+            gates.remove(&service.name);
             return None;
         }
-        let mut gates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = gates.get(&service.name).filter(|gate| gate.limits == service.limits);
-        let gate = known.cloned().unwrap_or_else(|| Arc::new(Gate::new(service.limits)));
+        let new = || {
+            let most = in_flight.map(|in_flight| limits.open(&service.name, in_flight.bounds()));
+            Arc::new(Gate::new(service.limits, most))
+        };
+        let gate = known.cloned().unwrap_or_else(new);
         // Those of services that are not there any more go with their last request.
         gates.retain(|_, gate| Arc::strong_count(gate) > 1);
         gates.insert(service.name.clone(), Arc::clone(&gate));
@@ -65,9 +73,10 @@ impl Gates {
 }
 
 impl Gate {
-    fn new(limits: Limits) -> Self {
+    fn new(limits: Limits, most: Option<Arc<InFlight>>) -> Self {
         Self {
             limits,
+            most,
             start: clock::monotonic(),
             in_flight: AtomicU32::new(0),
             rate: limits.rate.map(|rate| (Pace::new(rate), AtomicU64::new(0))),
@@ -92,12 +101,13 @@ impl Gate {
         if let Some((pace, word)) = &self.rate {
             pace.admit_shared(word, nanos).map_err(wait)?;
         }
-        let Some(most) = self.limits.max_in_flight else { return Ok(None) };
+        let Some(most) = &self.most else { return Ok(None) };
         let permit = Permit(Arc::clone(self));
         // Undone by the permit's end if it was one too many.
-        if self.in_flight.fetch_add(1, Relaxed) < most.get() {
+        if self.in_flight.fetch_add(1, Relaxed) < most.limit() {
             Ok(Some(permit))
         } else {
+            most.reject();
             Err(ProxyError::Overloaded)
         }
     }
@@ -117,7 +127,11 @@ fn wait(nanos: u64) -> ProxyError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::{limits::Rate, policy::Policy, snapshot::Timeouts};
+    use crate::routing::{
+        limits::{Adaptive, InFlight as Kind, Rate},
+        policy::Policy,
+        snapshot::Timeouts,
+    };
 
     fn service(limits: Limits) -> Service {
         Service {
@@ -137,28 +151,34 @@ mod tests {
         }
     }
 
+    fn gate(gates: &Gates, limits: Limits) -> Option<Arc<Gate>> {
+        gates.of(&service(limits), &in_flight::Limits::default())
+    }
+
+    fn at_a_time(most: u32) -> Limits {
+        Limits { in_flight: most.try_into().ok().map(Kind::Fixed), ..Limits::default() }
+    }
+
     fn nobody() -> IpAddr {
         IpAddr::from([192, 0, 2, 1])
     }
 
     #[test]
     fn a_service_without_limits_has_no_gate() {
-        assert!(Gates::default().of(&service(Limits::default())).is_none());
+        assert!(gate(&Gates::default(), Limits::default()).is_none());
     }
 
     #[test]
     fn every_worker_finds_the_same_gate_until_the_limits_change() {
         let gates = Gates::default();
-        let limited = |n: u32| Limits { max_in_flight: n.try_into().ok(), ..Limits::default() };
-        let (one, two) = (gates.of(&service(limited(1))).unwrap(), gates.of(&service(limited(1))).unwrap());
+        let (one, two) = (gate(&gates, at_a_time(1)).unwrap(), gate(&gates, at_a_time(1)).unwrap());
         assert!(Arc::ptr_eq(&one, &two));
-        assert!(!Arc::ptr_eq(&one, &gates.of(&service(limited(2))).unwrap()));
+        assert!(!Arc::ptr_eq(&one, &gate(&gates, at_a_time(2)).unwrap()));
     }
 
     #[test]
     fn a_place_is_free_again_when_its_permit_is_gone() {
-        let limits = Limits { max_in_flight: 1.try_into().ok(), ..Limits::default() };
-        let gate = Gates::default().of(&service(limits)).unwrap();
+        let gate = gate(&Gates::default(), at_a_time(1)).unwrap();
         let now = clock::monotonic();
         let permit = gate.admit(nobody, now).unwrap();
         for _ in 0..3 {
@@ -169,9 +189,28 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_that_moves_is_heeded_at_once_and_goes_with_its_gate() {
+        let (gates, limits) = (Gates::default(), in_flight::Limits::default());
+        let bounds = Adaptive { min: 1.try_into().unwrap(), max: 9.try_into().unwrap() };
+        let adaptive = Limits { in_flight: Some(Kind::Adaptive(bounds)), ..Limits::default() };
+        let gate = gates.of(&service(adaptive), &limits).unwrap();
+        let now = clock::monotonic();
+        let one = gate.admit(nobody, now).unwrap();
+        assert_eq!(gate.admit(nobody, now).err(), Some(ProxyError::Overloaded));
+        let (_, limit) = limits.all().pop().unwrap();
+        limit.set_limit(2);
+        let two = gate.admit(nobody, now).unwrap();
+        assert_eq!(gate.admit(nobody, now).err(), Some(ProxyError::Overloaded));
+        assert_eq!(limit.rejected(), 2);
+        drop((one, two, gate, limit));
+        assert!(gates.of(&service(Limits::default()), &limits).is_none());
+        assert!(limits.all().is_empty(), "nobody admits by it any more");
+    }
+
+    #[test]
     fn who_has_to_wait_is_told_how_long() {
         let rate = Some(Rate { per_second: 1.try_into().unwrap(), burst: 1.try_into().unwrap() });
-        let gate = Gates::default().of(&service(Limits { rate, ..Limits::default() })).unwrap();
+        let gate = gate(&Gates::default(), Limits { rate, ..Limits::default() }).unwrap();
         let now = clock::monotonic();
         assert!(gate.admit(nobody, now).is_ok());
         assert_eq!(gate.admit(nobody, now).err(), Some(ProxyError::RateLimited { retry_after: 1 }));

@@ -206,7 +206,7 @@ impl View {
             let (retries, mirrors) = (Rc::clone(retries), Rc::clone(mirrors));
             return Self { snapshot, ledger, backends, gates, retries, mirrors };
         }
-        let gates = topology.services().iter().map(|service| gates.of(service)).collect();
+        let gates = topology.services().iter().map(|service| gates.of(service, hub.in_flight())).collect();
         let retries = retries(topology, hub, worker, before);
         let mirrors = mirrors(topology, hub, worker, before);
         Self {

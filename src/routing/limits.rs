@@ -14,6 +14,41 @@ pub struct Rate {
     pub burst: NonZeroU32,
 }
 
+/// Between how many requests at a time the limit is that follows from how long they take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Adaptive {
+    /// There may always be so many (default 20). It begins with them.
+    pub min: NonZeroU32,
+    /// There may never be more (default 1000).
+    pub max: NonZeroU32,
+}
+
+impl Default for Adaptive {
+    fn default() -> Self {
+        let number = |n: u32| NonZeroU32::new(n).expect("it is not zero");
+        Self { min: number(20), max: number(1000) }
+    }
+}
+
+/// How many requests there may be at a time, over all workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InFlight {
+    /// Always so many.
+    Fixed(NonZeroU32),
+    /// As many as the backends carry.
+    Adaptive(Adaptive),
+}
+
+impl InFlight {
+    /// Between what the limit may move.
+    pub fn bounds(self) -> (u32, u32) {
+        match self {
+            Self::Fixed(limit) => (limit.get(), limit.get()),
+            Self::Adaptive(Adaptive { min, max }) => (min.get(), max.get()),
+        }
+    }
+}
+
 /// How much of a service's backends may be asked for. By default nothing is limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
@@ -25,7 +60,7 @@ pub struct Limits {
     /// Longest time that a request's body may take to arrive.
     pub body_timeout: Option<Duration>,
     /// Requests at a time, over all workers.
-    pub max_in_flight: Option<NonZeroU32>,
+    pub in_flight: Option<InFlight>,
     /// Requests over time, of all clients and over all workers.
     pub rate: Option<Rate>,
     /// Requests over time of one client address, over all workers.

@@ -10,6 +10,7 @@ use super::{
     cells::{Cells, Counter, Writer},
     endpoints::ByEndpoint,
     health::Board,
+    in_flight::Limits,
     mirror::{MirrorCells, MirrorTotals},
     retries::{RetryCells, RetryTotals},
 };
@@ -381,6 +382,7 @@ impl Ledger {
 pub struct Hub {
     workers: Box<[Shelf]>,
     health: Board,
+    in_flight: Limits,
 }
 
 #[derive(Debug)]
@@ -405,12 +407,18 @@ impl Hub {
             mirrors: ByService::default(),
         };
         let health = Board::new(clock::monotonic());
-        Self { workers: (0..workers).map(|_| shelf()).collect(), health }
+        let workers = (0..workers).map(|_| shelf()).collect();
+        Self { workers, health, in_flight: Limits::default() }
     }
 
     /// The health of all endpoints.
     pub fn health(&self) -> &Board {
         &self.health
+    }
+
+    /// How many requests at a time services may have.
+    pub fn in_flight(&self) -> &Limits {
+        &self.in_flight
     }
 
     /// How many workers there are.

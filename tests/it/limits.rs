@@ -1,6 +1,13 @@
 //! How much is let in: of connections, heads, bodies and requests.
 
-use std::{sync::mpsc, time::Duration};
+use std::{
+    sync::{
+        atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
 
 use crate::support::{
     Backend, H2, Raw, Tidegate, Web,
@@ -101,7 +108,7 @@ fn upload_whole(tidegate: &Tidegate, head: &str, pieces: usize, pause: Duration)
     for n in 0..pieces {
         assert!(client.send(&piece), "the connection was reset after {n} pieces");
         // A slow client; nothing waits for this to be over.
-        std::thread::sleep(pause);
+        thread::sleep(pause);
     }
     let status = client.response().status;
     client.expect_end();
@@ -275,4 +282,41 @@ fn a_connection_has_so_many_requests() {
         }
     });
     eventually(|| h2.is_closed(), |closed| *closed);
+}
+
+#[test]
+fn an_adaptive_limit_begins_low_and_grows_as_it_is_needed() {
+    let backend = Backend::named("v1");
+    let web = Web::new(backend.address).workers(2);
+    let tidegate = Tidegate::start(web.table("limits", "adaptive_in_flight = { min = 2, max = 7 }"));
+    tidegate.scrape().expect("tidegate_in_flight_limit", &[("service", "web")], 2.0);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                let mut client = tidegate.client();
+                while !stop.load(SeqCst) {
+                    let response = client.get("/");
+                    match response.status {
+                        200 => {}
+                        503 => assert_eq!(response.fields("retry-after"), ["1"]),
+                        other => panic!("{other}"),
+                    }
+                }
+            });
+        }
+        let grown = eventually(|| tidegate.scrape(), |s| s.sum("tidegate_in_flight_limit", &[]) == 7.0);
+        assert!(grown.sum("tidegate_in_flight_rejections_total", &[("service", "web")]) > 0.0);
+        stop.store(true, SeqCst);
+    });
+}
+
+#[test]
+fn a_fixed_limit_is_shown_and_a_service_without_one_is_not() {
+    let backend = Backend::named("v1");
+    let tidegate = Tidegate::start(Web::new(backend.address).table("limits", "max_in_flight = 5"));
+    tidegate.scrape().expect("tidegate_in_flight_limit", &[("service", "web")], 5.0);
+    let without = Tidegate::start(Web::new(backend.address));
+    let text = without.ask("GET", "/metrics", "").text();
+    assert!(!text.contains("tidegate_in_flight_limit"));
 }

@@ -6,7 +6,7 @@ use tidegate::config::{diagnostic::render, load::parse};
 
 const README: &str = include_str!("../../README.md");
 /// Where the names of metrics are written.
-const METRICS: [&str; 9] = [
+const METRICS: [&str; 10] = [
     include_str!("../../src/access_log.rs"),
     include_str!("../../src/admin/refusals.rs"),
     include_str!("../../src/app.rs"),
@@ -14,6 +14,7 @@ const METRICS: [&str; 9] = [
     include_str!("../../src/controller/metrics.rs"),
     include_str!("../../src/telemetry/exposition.rs"),
     include_str!("../../src/telemetry/health_exposition.rs"),
+    include_str!("../../src/telemetry/in_flight_exposition.rs"),
     include_str!("../../src/telemetry/mirror_exposition.rs"),
     include_str!("../../src/tls/reload.rs"),
 ];

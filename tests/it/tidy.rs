@@ -79,7 +79,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// What control may know of `telemetry`: whoever writes counts is none of its business.
-const COUNTS: [&str; 3] = ["reader", "ledger", "health"];
+const COUNTS: [&str; 4] = ["reader", "ledger", "health", "in_flight"];
 
 /// Modules that only turn values into values.
 const PURE: [&str; 4] = ["model", "routing", "analysis", "rollout"];
