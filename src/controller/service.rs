@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     Answer, Ask, Common, Counts, Reading,
+    check::Checks,
     gained::Gained,
     metrics::Metrics,
     prepare,
@@ -26,6 +27,7 @@ use crate::{
         weight::Weight,
     },
     rollout::{
+        check::Subject,
         event::Event,
         phase::{PauseReason, Phase},
         trial,
@@ -55,6 +57,8 @@ pub(super) struct ServiceTask {
     pub(super) analysis: Analysis,
     pub(super) preparation: Option<Preparation>,
     pub(super) verdict: Option<Verdict>,
+    /// Of the rollout that runs, from its first step on.
+    checks: Option<Checks>,
     pub(super) journal: Journal,
     pub(super) tick: Duration,
     events: VecDeque<Occurrence>,
@@ -88,6 +92,7 @@ impl ServiceTask {
             analysis: analysis.unwrap_or_else(|| fresh_analysis(&config, rollout.as_ref(), *tick)),
             record: rollout,
             preparation: None,
+            checks: None,
             journal: Journal::new(store.clone()),
             events: events.into(),
             tick: *tick,
@@ -195,6 +200,9 @@ impl ServiceTask {
         self.keep_to_the_calendar();
         self.notice_drained();
         let running = self.record.as_ref().filter(|record| record.phase.is_running());
+        if running.is_none() {
+            self.checks = None;
+        }
         let phase = running.map_or(Phase::Idle, |record| record.phase.clone());
         let between = (&*self.now, &*self.before);
         let gained = Gained::between(between, &self.config, &self.roles, self.analysis.routes_told());
@@ -204,6 +212,7 @@ impl ServiceTask {
         if is_observed {
             let mut verdict = self.analysis.verdict();
             self.tell_endpoint_from_version(&mut verdict);
+            self.ask_elsewhere(&mut verdict);
             decision = verdict.decision;
             self.metrics.evidence(&self.config.name, verdict.evidence / verdict.threshold);
             self.verdict = Some(verdict);
@@ -248,6 +257,16 @@ impl ServiceTask {
         backend.map_or(0, of)
     }
 
+    /// Has checks of what is measured elsewhere their say.
+    fn ask_elsewhere(&mut self, verdict: &mut Verdict) {
+        let (Some(record), checks) = (&self.record, &self.config.rollout.checks) else { return };
+        if !checks.is_empty() {
+            let subject = || Subject { service: self.config.name.clone(), roles: record.roles.clone() };
+            let checks = self.checks.get_or_insert_with(|| Checks::begin(checks, subject()));
+            checks.consider(verdict);
+        }
+    }
+
     /// Gives the canary no more of the step's weight than may be lost by it.
     fn keep_to_budget(&mut self) {
         let harm = self.verdict.as_ref().and_then(|verdict| verdict.harm);
@@ -266,6 +285,7 @@ impl ServiceTask {
     /// A new rollout is being prepared: evidence begins at nothing, with what is known of stable.
     pub(super) fn begin_preparing(&mut self) {
         self.verdict = None;
+        self.checks = None;
         self.analysis = new_analysis(&self.config, self.tick).knowing(&self.analysis.learned());
         self.begin_endpoints();
         self.prepare();
@@ -322,6 +342,7 @@ impl ServiceTask {
                 _ => None,
             },
             endpoints: self.endpoints(),
+            checks: self.checks.as_ref().map(Checks::status).unwrap_or_default(),
             verdict: self.verdict.clone(),
             explanation: self.explanation(),
         });

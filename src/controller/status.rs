@@ -14,6 +14,7 @@ use crate::{
         weight::Weight,
     },
     rollout::{
+        check::CheckStatus,
         phase::Phase,
         plan::{Step, Strategy},
     },
@@ -60,6 +61,8 @@ pub struct RolloutStatus {
     /// Until when the old version is kept warm for the way back, once the rollout has succeeded, in
     /// milliseconds since the Unix epoch.
     pub rollback_until: Option<Timestamp>,
+    /// The checks of what is measured elsewhere.
+    pub checks: Vec<CheckStatus>,
     /// What analysis concluded last, with its numbers.
     pub verdict: Option<Verdict>,
     /// The same in one sentence.
