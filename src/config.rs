@@ -360,6 +360,8 @@ pub struct Rollout {
     pub analysis: Settings,
     /// Checks of what is measured elsewhere.
     pub checks: Vec<Check>,
+    /// Whether stable is tested against itself while no rollout runs.
+    pub aa_test: bool,
     /// When it does not move forward.
     pub freezes: Vec<Freeze>,
     /// For how long an endpoint's requests are counted apart after it has begun to serve; nothing means for
@@ -377,6 +379,7 @@ impl Default for Rollout {
             plan: Plan::new(Draft::default()).expect("a test says that it is a plan"),
             analysis: Settings::default(),
             checks: Vec::new(),
+            aa_test: true,
             freezes: Vec::new(),
             warmup: None,
             probes: Vec::new(),

@@ -36,6 +36,7 @@ pub(super) struct RawRollout {
     drain: Option<Time>,
     rollback_window: Option<Time>,
     warmup: Option<Time>,
+    aa_test: Option<bool>,
     prepare_deadline: Option<Time>,
     probes: Option<Vec<Table<RawProbe>>>,
     analysis: Option<Table<RawAnalysis>>,
@@ -100,7 +101,9 @@ pub(super) fn lower(
     match Plan::new(draft) {
         Ok(plan) => {
             steps::warn_if_mute(&plan, &analysis, &placed, place, report);
-            Some(Rollout { plan, analysis, checks, warmup, freezes: Vec::new(), probes, prepare_deadline })
+            let aa_test = raw.aa_test.unwrap_or(true);
+            let freezes = Vec::new();
+            Some(Rollout { plan, analysis, checks, aa_test, warmup, freezes, probes, prepare_deadline })
         }
         Err(faults) => {
             faults.iter().for_each(|fault| steps::report_fault(fault, &placed, place.clone(), report));

@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     Answer, Ask, Common, Counts, Reading,
+    aa::{AaStatus, AaTest},
     check::Checks,
     gained::Gained,
     metrics::Metrics,
@@ -59,6 +60,9 @@ pub(super) struct ServiceTask {
     pub(super) verdict: Option<Verdict>,
     /// Of the rollout that runs, from its first step on.
     checks: Option<Checks>,
+    /// Of stable against itself, while no rollout runs.
+    pub(super) aa_test: Option<AaTest>,
+    pub(super) aa: AaStatus,
     pub(super) journal: Journal,
     pub(super) tick: Duration,
     events: VecDeque<Occurrence>,
@@ -93,6 +97,8 @@ impl ServiceTask {
             record: rollout,
             preparation: None,
             checks: None,
+            aa_test: None,
+            aa: AaStatus::default(),
             journal: Journal::new(store.clone()),
             events: events.into(),
             tick: *tick,
@@ -207,6 +213,7 @@ impl ServiceTask {
         let between = (&*self.now, &*self.before);
         let gained = Gained::between(between, &self.config, &self.roles, self.analysis.routes_told());
         let Some(gained) = gained else { return };
+        self.test_itself(gained.stable());
         let analysis = &mut self.analysis;
         let Some(mut decision) = gained.tell(|tick| trial::observe(analysis, &phase, tick)) else { return };
         if is_observed {
@@ -351,6 +358,7 @@ impl ServiceTask {
             stable: self.roles.stable().clone(),
             canary: self.roles.canary().cloned(),
             weight: self.weight,
+            aa: self.config.rollout.aa_test.then_some(self.aa).filter(|_| self.roles.canary().is_some()),
             rollout,
             unsaved: self.journal.problem(),
             backends: self.config.backends.iter().map(|backend| self.backend_status(backend)).collect(),

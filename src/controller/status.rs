@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
+use super::aa::AaStatus;
 use crate::{
     analysis::verdict::Verdict,
     model::{
@@ -32,6 +33,8 @@ pub struct ServiceStatus {
     pub canary: Option<BackendName>,
     /// The canary's share of requests, in percent.
     pub weight: Weight,
+    /// Tests of stable against itself while no rollout runs, where there are any.
+    pub aa: Option<AaStatus>,
     /// The rollout that runs or ran last.
     pub rollout: Option<RolloutStatus>,
     /// Why how it stands is not saved, if it is not: a restart would not know of it.
