@@ -11,6 +11,7 @@ mod analysis;
 mod backend;
 mod backend_tls;
 mod balance;
+mod checks;
 mod condition;
 mod credentials;
 mod document;
@@ -78,6 +79,7 @@ use crate::{
         weight::Weight,
     },
     rollout::{
+        check::{Rule, Source},
         freeze::Freeze,
         plan::{Draft, Plan},
     },
@@ -332,6 +334,23 @@ pub struct Backend {
     pub send_proxy_protocol: Option<protocol::ProxyProtocol>,
 }
 
+/// A check of what is measured elsewhere.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Check {
+    /// Its name, unique among those of its service.
+    pub name: Arc<str>,
+    /// Where its numbers come from.
+    pub source: Source,
+    /// How a provider with `https://` is spoken to.
+    pub tls: client::Settings,
+    /// What they have to be.
+    pub rule: Rule,
+    /// How often it is measured (default 15 s).
+    pub interval: Duration,
+    /// How long measuring may take (default 5 s).
+    pub timeout: Duration,
+}
+
 /// How a rollout goes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rollout {
@@ -339,6 +358,10 @@ pub struct Rollout {
     pub plan: Plan,
     /// What is watched, and how sure it has to be.
     pub analysis: Settings,
+    /// Checks of what is measured elsewhere.
+    pub checks: Vec<Check>,
+    /// Whether stable is tested against itself while no rollout runs.
+    pub aa_test: bool,
     /// When it does not move forward.
     pub freezes: Vec<Freeze>,
     /// For how long an endpoint's requests are counted apart after it has begun to serve; nothing means for
@@ -355,6 +378,8 @@ impl Default for Rollout {
         Self {
             plan: Plan::new(Draft::default()).expect("a test says that it is a plan"),
             analysis: Settings::default(),
+            checks: Vec::new(),
+            aa_test: true,
             freezes: Vec::new(),
             warmup: None,
             probes: Vec::new(),

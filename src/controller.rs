@@ -5,6 +5,8 @@
 //! a tick costs the same however many services watch it. Commands arrive beside them and are
 //! answered when they have taken effect: the next request already sees the new weight.
 
+pub mod aa;
+mod check;
 mod client;
 pub mod discovery;
 mod endpoints;

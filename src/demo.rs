@@ -1,7 +1,7 @@
 //! `tidegate demo`: the whole loop on this machine, with real sockets.
 //!
 //! Two backends, the proxy, its admin API and five hundred users a second, all on loopback and all in
-//! this process; four rollouts, one after the other. Nothing is staged: the backends only fail or
+//! this process; six rollouts, one after the other. Nothing is staged: the backends only fail or
 //! dawdle as told, and what comes of it is the proxy's own doing.
 
 mod backend;
@@ -39,7 +39,7 @@ use crate::{
 /// How often the proxy decides: four times as often as usual, since a step lasts only seconds.
 const TICK: Duration = Duration::from_millis(250);
 /// The load ends by then, whatever happens.
-const LOAD_LIMIT: Duration = Duration::from_secs(120);
+const LOAD_LIMIT: Duration = Duration::from_secs(215);
 /// The ports that are tried for a proxy that is to be kept.
 const PREFERRED: [u16; 2] = [8080, 9090];
 

@@ -14,6 +14,7 @@
 //! to roll back is looked at before anything else. And *what is published never exceeds what is
 //! saved*: [`effect::in_safe_order`] alone decides which comes first.
 
+pub mod check;
 pub mod effect;
 pub mod event;
 pub mod forecast;

@@ -26,6 +26,10 @@ pub fn explain(verdict: &Verdict) -> String {
             percent(*canary),
             percent(*stable)
         ),
+        Reason::CheckFailed { name, why } => format!("check {name} fails, {why}: rolling back"),
+        Reason::CheckInconclusive { name, why } => {
+            format!("{}, but check {name} is inconclusive, {why}: holding", rates())
+        }
         Reason::OneEndpoint { endpoint, error_rate, others } => format!(
             "endpoint {endpoint} of the canary fails {} of requests and the others {}: holding, it is not the version",
             percent(*error_rate),

@@ -91,6 +91,20 @@ pub enum Reason<R = CheckReport> {
         /// Share of the canary's requests that failed lately.
         canary: f64,
     },
+    /// Roll back: a check of numbers that are measured elsewhere fails.
+    CheckFailed {
+        /// Its name.
+        name: Arc<str>,
+        /// What was measured.
+        why: String,
+    },
+    /// Hold: the canary may go on as far as can be seen here, but such a check is inconclusive.
+    CheckInconclusive {
+        /// Its name.
+        name: Arc<str>,
+        /// Why nothing can be concluded.
+        why: String,
+    },
     /// Hold: what fails is one of the canary's endpoints, not the version, which is well on the others.
     OneEndpoint {
         /// Its address.
@@ -154,6 +168,8 @@ impl Reason<()> {
             Self::OnlyFailures { failures } => Reason::OnlyFailures { failures },
             Self::HarmSpent(harm) => Reason::HarmSpent(harm),
             Self::BothFailing { stable, canary } => Reason::BothFailing { stable, canary },
+            Self::CheckFailed { name, why } => Reason::CheckFailed { name, why },
+            Self::CheckInconclusive { name, why } => Reason::CheckInconclusive { name, why },
             Self::OneEndpoint { endpoint, error_rate, others } => {
                 Reason::OneEndpoint { endpoint, error_rate, others }
             }

@@ -24,7 +24,7 @@ pub(super) enum Command {
     Run(ConfigFile),
     /// Say what is wrong with a configuration, and start nothing.
     Check(ConfigFile),
-    /// Play four rollouts with two demo backends on this machine, in under two minutes.
+    /// Play six rollouts with two demo backends on this machine, in about two minutes.
     Demo(Demo),
     /// Say what a plan can show with the traffic there is: what it finds, how soon, and at what price.
     Plan(Plan),

@@ -11,6 +11,7 @@ use toml::Spanned;
 use super::{
     Rollout,
     analysis::{self, RawAnalysis},
+    checks::{self, RawCheck},
     probe::{self, RawProbe},
     report::Report,
     schedule::{self, RawSchedule},
@@ -35,9 +36,11 @@ pub(super) struct RawRollout {
     drain: Option<Time>,
     rollback_window: Option<Time>,
     warmup: Option<Time>,
+    aa_test: Option<bool>,
     prepare_deadline: Option<Time>,
     probes: Option<Vec<Table<RawProbe>>>,
     analysis: Option<Table<RawAnalysis>>,
+    checks: Option<Vec<Spanned<Table<RawCheck>>>>,
 }
 
 impl Section for RawRollout {
@@ -52,10 +55,12 @@ pub(super) fn lower(
     service: Range<usize>,
     report: &mut Report<'_>,
 ) -> Option<Rollout> {
-    let RawRollout { strategy, steps, schedule, when_inconclusive, warmup, probes, analysis, .. } = &mut raw;
+    let RawRollout { strategy, steps, schedule, when_inconclusive, warmup, probes, analysis, checks, .. } =
+        &mut raw;
     let probes = probe::lower(probes.take().unwrap_or_default(), report);
     let (steps, schedule) = (steps.take(), schedule.take());
     let warmup = warmup.take().and_then(|written| time(&written, "warmup", WAIT, report));
+    let checks = checks::lower(checks.take().unwrap_or_default(), report);
     let analysis = analysis::lower(analysis.take().unwrap_or_default().0, report);
     let strategy = lower_word(strategy.take(), "strategy", &STRATEGIES, report);
     let inconclusive = lower_word(when_inconclusive.take(), "when_inconclusive", &WHEN_INCONCLUSIVE, report);
@@ -96,7 +101,9 @@ pub(super) fn lower(
     match Plan::new(draft) {
         Ok(plan) => {
             steps::warn_if_mute(&plan, &analysis, &placed, place, report);
-            Some(Rollout { plan, analysis, warmup, freezes: Vec::new(), probes, prepare_deadline })
+            let aa_test = raw.aa_test.unwrap_or(true);
+            let freezes = Vec::new();
+            Some(Rollout { plan, analysis, checks, aa_test, warmup, freezes, probes, prepare_deadline })
         }
         Err(faults) => {
             faults.iter().for_each(|fault| steps::report_fault(fault, &placed, place.clone(), report));

@@ -35,6 +35,11 @@ impl Gained {
         Some(Self { routes: routes.collect(), arms: Arms { stable, canary } })
     }
 
+    /// What came in for stable.
+    pub(super) fn stable(&self) -> &Totals {
+        &self.arms.stable
+    }
+
     /// The same as a tick.
     pub(super) fn tell<T>(&self, to: impl FnOnce(&Tick<'_>) -> T) -> T {
         let Arms { stable, canary } = &self.arms;
@@ -71,7 +76,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{model::outcome::Outcome, telemetry::reader::Warming};
+    use crate::{model::outcome::Outcome, telemetry::reader::Share};
 
     #[test]
     fn what_is_warming_up_is_taken_out() {
@@ -79,7 +84,7 @@ mod tests {
         gained.outcomes[Outcome::Success.index()] = 8;
         gained.outcomes[Outcome::ServerError.index()] = 2;
         gained.failures = 2;
-        let mut warming = Warming { counted: Counted { requests: 3, failures: 1 }, ..Warming::default() };
+        let mut warming = Share { counted: Counted { requests: 3, failures: 1 }, ..Share::default() };
         for millis in 0..10 {
             let latency = Duration::from_millis(1 + millis);
             gained.latency.record(latency);

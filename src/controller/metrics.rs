@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry};
 
+use super::aa::Outcome;
 use crate::{
     model::{name::ServiceName, role::Roles, weight::Weight},
     rollout::phase::Phase,
@@ -22,6 +23,7 @@ pub(super) struct Metrics {
     unsaved: IntGaugeVec,
     saves: IntCounterVec,
     save_seconds: Histogram,
+    aa: IntCounterVec,
 }
 
 impl Metrics {
@@ -64,10 +66,18 @@ impl Metrics {
                 )
                 .buckets(SAVE_SECONDS.to_vec()),
             )?,
+            aa: IntCounterVec::new(
+                Opts::new(
+                    "tidegate_aa_tests_total",
+                    "Tests of stable against itself that have ended, by outcome; an alarm is a false one.",
+                ),
+                &["service", "outcome"],
+            )?,
         };
         registry.register(Box::new(metrics.unsaved.clone()))?;
         registry.register(Box::new(metrics.saves.clone()))?;
         registry.register(Box::new(metrics.save_seconds.clone()))?;
+        registry.register(Box::new(metrics.aa.clone()))?;
         registry.register(Box::new(metrics.weight.clone()))?;
         registry.register(Box::new(metrics.running.clone()))?;
         registry.register(Box::new(metrics.ended.clone()))?;
@@ -90,6 +100,9 @@ impl Metrics {
     pub(super) fn end(&self, service: &ServiceName, roles: &Roles) {
         let service = service.as_str();
         // What was never set need not be removed.
+        for outcome in ["passed", "false_alarm"] {
+            let _absent = self.aa.remove_label_values(&[service, outcome]);
+        }
         for outcome in ["succeeded", "rolled_back"] {
             let _absent = self.ended.remove_label_values(&[service, outcome]);
         }
@@ -152,6 +165,14 @@ impl Metrics {
         self.saves.with_label_values(&[service.as_str(), result]).inc();
         self.unsaved.with_label_values(&[service.as_str()]).set(i64::from(!is_saved));
         self.save_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(super) fn tested(&self, service: &ServiceName, outcome: Outcome) {
+        let outcome = match outcome {
+            Outcome::Passed => "passed",
+            Outcome::FalseAlarm => "false_alarm",
+        };
+        self.aa.with_label_values(&[service.as_str(), outcome]).inc();
     }
 
     pub(super) fn evidence(&self, service: &ServiceName, share: f64) {

@@ -6,6 +6,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     Answer, Ask, Common, Counts, Reading,
+    aa::{AaStatus, AaTest},
+    check::Checks,
     gained::Gained,
     metrics::Metrics,
     prepare,
@@ -26,6 +28,7 @@ use crate::{
         weight::Weight,
     },
     rollout::{
+        check::Subject,
         event::Event,
         phase::{PauseReason, Phase},
         trial,
@@ -55,6 +58,11 @@ pub(super) struct ServiceTask {
     pub(super) analysis: Analysis,
     pub(super) preparation: Option<Preparation>,
     pub(super) verdict: Option<Verdict>,
+    /// Of the rollout that runs, from its first step on.
+    checks: Option<Checks>,
+    /// Of stable against itself, while no rollout runs.
+    pub(super) aa_test: Option<AaTest>,
+    pub(super) aa: AaStatus,
     pub(super) journal: Journal,
     pub(super) tick: Duration,
     events: VecDeque<Occurrence>,
@@ -88,6 +96,9 @@ impl ServiceTask {
             analysis: analysis.unwrap_or_else(|| fresh_analysis(&config, rollout.as_ref(), *tick)),
             record: rollout,
             preparation: None,
+            checks: None,
+            aa_test: None,
+            aa: AaStatus::default(),
             journal: Journal::new(store.clone()),
             events: events.into(),
             tick: *tick,
@@ -195,15 +206,20 @@ impl ServiceTask {
         self.keep_to_the_calendar();
         self.notice_drained();
         let running = self.record.as_ref().filter(|record| record.phase.is_running());
+        if running.is_none() {
+            self.checks = None;
+        }
         let phase = running.map_or(Phase::Idle, |record| record.phase.clone());
         let between = (&*self.now, &*self.before);
         let gained = Gained::between(between, &self.config, &self.roles, self.analysis.routes_told());
         let Some(gained) = gained else { return };
+        self.test_itself(gained.stable());
         let analysis = &mut self.analysis;
         let Some(mut decision) = gained.tell(|tick| trial::observe(analysis, &phase, tick)) else { return };
         if is_observed {
             let mut verdict = self.analysis.verdict();
             self.tell_endpoint_from_version(&mut verdict);
+            self.ask_elsewhere(&mut verdict);
             decision = verdict.decision;
             self.metrics.evidence(&self.config.name, verdict.evidence / verdict.threshold);
             self.verdict = Some(verdict);
@@ -248,6 +264,16 @@ impl ServiceTask {
         backend.map_or(0, of)
     }
 
+    /// Has checks of what is measured elsewhere their say.
+    fn ask_elsewhere(&mut self, verdict: &mut Verdict) {
+        let (Some(record), checks) = (&self.record, &self.config.rollout.checks) else { return };
+        if !checks.is_empty() {
+            let subject = || Subject { service: self.config.name.clone(), roles: record.roles.clone() };
+            let checks = self.checks.get_or_insert_with(|| Checks::begin(checks, subject()));
+            checks.consider(verdict);
+        }
+    }
+
     /// Gives the canary no more of the step's weight than may be lost by it.
     fn keep_to_budget(&mut self) {
         let harm = self.verdict.as_ref().and_then(|verdict| verdict.harm);
@@ -266,6 +292,7 @@ impl ServiceTask {
     /// A new rollout is being prepared: evidence begins at nothing, with what is known of stable.
     pub(super) fn begin_preparing(&mut self) {
         self.verdict = None;
+        self.checks = None;
         self.analysis = new_analysis(&self.config, self.tick).knowing(&self.analysis.learned());
         self.begin_endpoints();
         self.prepare();
@@ -322,6 +349,7 @@ impl ServiceTask {
                 _ => None,
             },
             endpoints: self.endpoints(),
+            checks: self.checks.as_ref().map(Checks::status).unwrap_or_default(),
             verdict: self.verdict.clone(),
             explanation: self.explanation(),
         });
@@ -330,6 +358,7 @@ impl ServiceTask {
             stable: self.roles.stable().clone(),
             canary: self.roles.canary().cloned(),
             weight: self.weight,
+            aa: self.config.rollout.aa_test.then_some(self.aa).filter(|_| self.roles.canary().is_some()),
             rollout,
             unsaved: self.journal.problem(),
             backends: self.config.backends.iter().map(|backend| self.backend_status(backend)).collect(),

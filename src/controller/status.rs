@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
+use super::aa::AaStatus;
 use crate::{
     analysis::verdict::Verdict,
     model::{
@@ -14,6 +15,7 @@ use crate::{
         weight::Weight,
     },
     rollout::{
+        check::CheckStatus,
         phase::Phase,
         plan::{Step, Strategy},
     },
@@ -31,6 +33,8 @@ pub struct ServiceStatus {
     pub canary: Option<BackendName>,
     /// The canary's share of requests, in percent.
     pub weight: Weight,
+    /// Tests of stable against itself while no rollout runs, where there are any.
+    pub aa: Option<AaStatus>,
     /// The rollout that runs or ran last.
     pub rollout: Option<RolloutStatus>,
     /// Why how it stands is not saved, if it is not: a restart would not know of it.
@@ -60,6 +64,8 @@ pub struct RolloutStatus {
     /// Until when the old version is kept warm for the way back, once the rollout has succeeded, in
     /// milliseconds since the Unix epoch.
     pub rollback_until: Option<Timestamp>,
+    /// The checks of what is measured elsewhere.
+    pub checks: Vec<CheckStatus>,
     /// What analysis concluded last, with its numbers.
     pub verdict: Option<Verdict>,
     /// The same in one sentence.

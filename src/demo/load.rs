@@ -51,8 +51,10 @@ impl Counts {
 pub(super) enum Sign {
     /// It failed.
     Failure,
-    /// It was answered at all: every answer is slow.
+    /// It was answered at all: every answer is slow, or may be.
     Answer,
+    /// Nobody answered it.
+    Silence,
 }
 
 #[derive(Debug)]
@@ -77,8 +79,11 @@ impl State {
         self.counts.failures += u64::from(failed);
         if let Some(suspect) = &mut self.suspect
             && suspect.first.is_none()
-            && backend == Some(suspect.backend.as_str())
-            && (failed || suspect.sign == Sign::Answer)
+            && match suspect.sign {
+                Sign::Silence => failed && backend.is_none(),
+                Sign::Failure => failed && backend == Some(suspect.backend.as_str()),
+                Sign::Answer => backend == Some(suspect.backend.as_str()),
+            }
         {
             suspect.first = Some(now);
         }
@@ -146,10 +151,11 @@ async fn user(number: u32, proxy: SocketAddr, state: Arc<Mutex<State>>) {
     let mut beat = time::interval_at(time::Instant::now() + first, period);
     beat.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut connection = None;
-    loop {
+    for order in (u64::from(number)..).step_by(CONNECTIONS as usize) {
         beat.tick().await;
         let path = lock(&state).paths[(number % 2) as usize];
-        let answer = time::timeout(PATIENCE, ask(&mut connection, proxy, path)).await;
+        let target = format!("{path}?order={order}");
+        let answer = time::timeout(PATIENCE, ask(&mut connection, proxy, &target)).await;
         let (backend, failed) = match answer {
             Ok(Ok(answer)) => (answer.backend, answer.failed),
             Ok(Err(_)) | Err(_) => {
@@ -216,7 +222,12 @@ mod tests {
         state.count(Some("green"), true, at(3));
         state.count(Some("green"), true, at(4));
         state.count(None, true, at(5));
-        assert_eq!(state.suspect.unwrap().first, Some(at(3)));
+        assert_eq!(state.suspect.take().unwrap().first, Some(at(3)));
         assert_eq!(state.counts, Counts { requests: 5, failures: 4 });
+        let silent = Suspect { backend: "green".to_owned(), sign: Sign::Silence, first: None };
+        state.suspect = Some(silent);
+        state.count(Some("green"), true, at(6));
+        state.count(None, true, at(7));
+        assert_eq!(state.suspect.unwrap().first, Some(at(7)));
     }
 }

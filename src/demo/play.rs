@@ -16,7 +16,7 @@ use super::{
     load::{Counts, Load},
     scene::{Releases, Scenery},
     stage::{Say, Stage},
-    story::{Ending, STORIES, Story},
+    story::{Ending, Incident, STORIES, Story},
     summary::Played,
 };
 use crate::{
@@ -36,7 +36,7 @@ const OVERTURE: Duration = Duration::from_secs(4);
 /// To see how a story ended.
 const CURTAIN: Duration = Duration::from_secs(3);
 /// What the whole play may take. Stories that would begin later are not played.
-const ALL: Duration = Duration::from_secs(112);
+const ALL: Duration = Duration::from_secs(205);
 
 /// Everything that the stories are played with.
 #[derive(Debug)]
@@ -139,8 +139,17 @@ impl Play {
         let started = Instant::now();
         self.command(story, "start").await?;
         watched.scenery.begin();
-        let mut seen = Seen::default();
+        let (mut seen, ground, mut shaken) = (Seen::default(), self.backends.ground(), false);
+        let mut befall = || {
+            let Some(Incident { after, lasts, both }) = story.incident else { return };
+            let shakes = (after..after + lasts).contains(&started.elapsed());
+            if shakes != shaken {
+                shaken = shakes;
+                ground.set(if shakes { both } else { story.old });
+            }
+        };
         let ended = self.watch(&mut watched, &mut status, patience, |status| {
+            befall();
             if let Some(rollout) = &status.rollout {
                 seen.look(&rollout.phase, status.weight);
             }

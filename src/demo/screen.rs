@@ -229,7 +229,7 @@ mod tests {
             .collect();
         let all = rows.join("\n");
         for expected in [
-            "Story 4 of 4: slow release",
+            "Story 4 of 6: slow release",
             "1:11",
             "To be rolled back.",
             "kept warm: green, release 2",

@@ -122,7 +122,7 @@ mod tests {
         assert!(conclusion(&all, Duration::from_secs(60)).is_ok());
         all[0].ending = Ending::RolledBack;
         all[2] = Played::never(&STORIES[2]);
-        all[3].users.failures = 2;
+        all[5].users.failures = 2;
         let error = conclusion(&all, Duration::from_secs(60)).unwrap_err().to_string();
         assert_eq!(
             error,

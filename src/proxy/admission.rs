@@ -137,6 +137,7 @@ mod tests {
         Service {
             name: "web".parse().unwrap(),
             routes: Arc::new([]),
+            aa_test: false,
             sticky: None,
             cookie_signer: None,
             overrides: None,

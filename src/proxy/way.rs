@@ -110,13 +110,15 @@ impl Way {
     /// The same with the stable backend, where the canary has failed.
     pub(super) fn shielded(&self) -> Assignment {
         let backend = self.view.snapshot.split(self.service).stable;
-        Assignment { backend, role: Role::Stable, reason: Reason::Shield }
+        Assignment { backend, role: Role::Stable, reason: Reason::Shield, half: None }
     }
 
     /// The right to count an attempt at an endpoint to which it, or this, leads.
     pub(super) fn writer(&self, to: Assignment, endpoint: &Endpoint, now: Instant) -> Writer {
         let part = if endpoint.is_warming(now) {
             Part::Warming
+        } else if let Some(half) = to.half.filter(|_| self.service().aa_test) {
+            Part::Half(half)
         } else {
             self.route().and_then(|route| route.counted).map_or(Part::Rest, Part::Route)
         };
@@ -141,7 +143,7 @@ impl Way {
 
     /// The same way to the canary, if it leads to stable and there is a canary.
     pub(super) fn aside(&self) -> Option<Self> {
-        let Assignment { backend: _, role, reason } = self.assignment;
+        let Assignment { backend: _, role, reason, half: _ } = self.assignment;
         let split = self.view.snapshot.split(self.service);
         let canary = split.by_role(Role::Canary, reason).filter(|_| role == Role::Stable)?;
         let (view, service, route) = (Rc::clone(&self.view), self.service, self.route);

@@ -115,6 +115,8 @@ pub struct Service {
     pub name: ServiceName,
     /// The routes to it whose requests are counted apart.
     pub routes: Arc<[Arc<str>]>,
+    /// Whether stable is split against itself while it has everything.
+    pub aa_test: bool,
     /// How clients are recognised, if they are.
     pub sticky: Option<Sticky>,
     /// What signs their cookies, if anything does: a handle that is only passed on here.

@@ -63,6 +63,9 @@ pub struct Assignment {
     pub role: Role,
     /// Why it was chosen.
     pub reason: Reason,
+    /// While stable gets everything, the half of its requests that this one is in: a hidden split of stable
+    /// against itself, by the same numbers that would decide between it and a canary.
+    pub half: Option<bool>,
 }
 
 impl Split {
@@ -88,15 +91,19 @@ impl Split {
             Role::Stable => self.stable,
             Role::Canary => self.canary?,
         };
-        Some(Assignment { backend, role, reason })
+        Some(Assignment { backend, role, reason, half: None })
     }
 
     fn assign(&self, uniform: u64, reason: Reason) -> Assignment {
         match self.canary {
             Some(backend) if self.weight.admits(uniform) => {
-                Assignment { backend, role: Role::Canary, reason }
+                Assignment { backend, role: Role::Canary, reason, half: None }
             }
-            _ => Assignment { backend: self.stable, role: Role::Stable, reason },
+            _ => {
+                // The weight looks at the leading bits, so the last one is independent of it.
+                let half = (self.weight == Weight::ZERO).then_some(uniform & 1 == 1);
+                Assignment { backend: self.stable, role: Role::Stable, reason, half }
+            }
         }
     }
 }
@@ -134,6 +141,23 @@ mod tests {
             (0..100_000u32).filter(|i| split.by_key(&i.to_le_bytes()).role == Role::Canary).count();
         // 100,000 independent draws at 10 %: standard deviation 95; five of them.
         assert!((9_525..=10_475).contains(&canaries), "{canaries}");
+    }
+
+    #[test]
+    fn stable_is_split_against_itself_while_it_has_everything() {
+        let halves = |percent| {
+            let split = split(percent, 3);
+            let halves = (0..10_000u32).map(|i| split.by_key(&i.to_le_bytes()).half);
+            halves.fold([0, 0, 0], |mut sums, half| {
+                sums[half.map_or(2, usize::from)] += 1;
+                sums
+            })
+        };
+        let [one, other, neither] = halves(0.0);
+        // 10,000 independent draws of a half: standard deviation 50; five of them.
+        assert!((4_750..=5_250).contains(&one) && one + other == 10_000 && neither == 0, "{one} {other}");
+        assert_eq!(halves(1.0)[2], 10_000);
+        assert_eq!(split(0.0, 3).by_role(Role::Stable, Reason::Header).unwrap().half, None);
     }
 
     #[test]

@@ -256,18 +256,21 @@ pub enum Part {
     Rest,
     /// Those of endpoints that are warming up.
     Warming,
+    /// Those of one half, where a backend is split against itself.
+    Half(bool),
     /// Those of one of the routes that are counted apart, by its place among them.
     Route(u16),
 }
 
 impl Part {
     /// Those that every backend has.
-    const FIXED: usize = 2;
+    const FIXED: usize = 4;
 
     const fn index(self) -> usize {
         match self {
             Self::Rest => 0,
             Self::Warming => 1,
+            Self::Half(half) => 2 + half as usize,
             Self::Route(place) => Self::FIXED + place as usize,
         }
     }
@@ -299,6 +302,7 @@ impl Entry {
         match index {
             0 => Part::Rest,
             1 => Part::Warming,
+            2 | 3 => Part::Half(index == 3),
             // There are no more routes than that.
             _ => Part::Route((index - Part::FIXED) as u16),
         }
@@ -348,7 +352,7 @@ impl Ledger {
             Part::Rest => slot(part).get_or_init(Arc::default),
             _ => slot(part).get_or_init(|| {
                 let whole = slot(Part::Rest).get_or_init(Arc::default);
-                Arc::new(Cells::part_of(whole, part == Part::Warming))
+                Arc::new(Cells::part_of(whole, !matches!(part, Part::Route(_))))
             }),
         };
         Writer::new(Arc::clone(cells))

@@ -28,18 +28,47 @@ pub struct Totals {
     /// Time from request to the end of the response.
     pub latency: Histogram,
     /// Those of them that endpoints served while they were warming up, if any did.
-    pub warming: Option<Box<Warming>>,
+    pub warming: Option<Box<Share>>,
+    /// Those of them in each half, if the backend was split against itself.
+    pub halves: [Option<Box<Share>>; 2],
     /// Those of them on each route that is counted apart and has had any.
     pub routes: BTreeMap<Arc<str>, Counted>,
 }
 
-/// What endpoints served while they were warming up.
+/// A part of the requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Warming {
+pub struct Share {
     /// How many requests.
     pub counted: Counted,
     /// How long they took.
     pub latency: Histogram,
+}
+
+impl Share {
+    fn since(now: Option<&Self>, earlier: Option<&Self>) -> Option<Box<Self>> {
+        let now = now?;
+        Some(Box::new(match earlier {
+            Some(earlier) => Self {
+                counted: now.counted.since(earlier.counted),
+                latency: now.latency.since(&earlier.latency),
+            },
+            None => now.clone(),
+        }))
+    }
+
+    fn merge(mine: &mut Option<Box<Self>>, other: Option<&Self>) {
+        if let Some(other) = other {
+            let mine = mine.get_or_insert_default();
+            mine.counted.add(other.counted);
+            mine.latency.merge(&other.latency);
+        }
+    }
+
+    /// Counts a worker's cells in.
+    fn add(&mut self, cells: &Cells) {
+        self.counted.add(counted(cells));
+        cells.add_latency(&mut self.latency);
+    }
 }
 
 impl Totals {
@@ -59,12 +88,9 @@ impl Totals {
             in_flight: self.in_flight,
             connect_failures: self.connect_failures.saturating_sub(earlier.connect_failures),
             latency: self.latency.since(&earlier.latency),
-            warming: self.warming.as_ref().map(|now| match &earlier.warming {
-                Some(earlier) => Box::new(Warming {
-                    counted: now.counted.since(earlier.counted),
-                    latency: now.latency.since(&earlier.latency),
-                }),
-                None => now.clone(),
+            warming: Share::since(self.warming.as_deref(), earlier.warming.as_deref()),
+            halves: std::array::from_fn(|i| {
+                Share::since(self.halves[i].as_deref(), earlier.halves[i].as_deref())
             }),
             routes: self
                 .routes
@@ -86,10 +112,9 @@ impl Totals {
         self.in_flight += other.in_flight;
         self.connect_failures += other.connect_failures;
         self.latency.merge(&other.latency);
-        if let Some(other) = &other.warming {
-            let mine = self.warming.get_or_insert_default();
-            mine.counted.add(other.counted);
-            mine.latency.merge(&other.latency);
+        Share::merge(&mut self.warming, other.warming.as_deref());
+        for (mine, theirs) in self.halves.iter_mut().zip(&other.halves) {
+            Share::merge(mine, theirs.as_deref());
         }
         for (name, counted) in &other.routes {
             self.routes.entry(Arc::clone(name)).or_default().add(*counted);
@@ -123,11 +148,8 @@ pub fn read(hub: &Hub) -> BTreeMap<Series, Totals> {
             let sum = sums.entry((key.service.clone(), key.backend.clone(), role)).or_default();
             match part {
                 Part::Rest => sum.add(cells),
-                Part::Warming => {
-                    let warming = sum.warming.get_or_insert_default();
-                    warming.counted.add(counted(cells));
-                    cells.add_latency(&mut warming.latency);
-                }
+                Part::Warming => sum.warming.get_or_insert_default().add(cells),
+                Part::Half(half) => sum.halves[usize::from(half)].get_or_insert_default().add(cells),
                 Part::Route(place) => {
                     let name = Arc::clone(&entry.routes[usize::from(place)]);
                     sum.routes.entry(name).or_default().add(counted(cells));
@@ -192,10 +214,14 @@ mod tests {
         let read = || read(&hub).remove(&(key.service.clone(), key.backend.clone(), Role::Stable)).unwrap();
         serve(Part::Route(0));
         let before = read();
-        [Part::Rest, Part::Warming, Part::Route(0), Part::Route(1)].into_iter().for_each(serve);
+        let parts = [Part::Rest, Part::Warming, Part::Half(true), Part::Route(0), Part::Route(1)];
+        parts.into_iter().for_each(serve);
         let gained = read().since(&before);
         let two = Counted { requests: 2, failures: 2 };
-        assert_eq!((gained.requests(), gained.failures, gained.latency.total()), (8, 6, 8));
+        assert_eq!((gained.requests(), gained.failures, gained.latency.total()), (10, 8, 10));
+        let [one, other] = &gained.halves;
+        let other = other.as_ref().unwrap();
+        assert_eq!((one, other.counted, other.latency.total()), (&None, two, 2));
         let warming = gained.warming.unwrap();
         assert_eq!((warming.counted, warming.latency.total()), (two, 2));
         assert_eq!(gained.routes, BTreeMap::from([("/a".into(), two), ("/b".into(), two)]));

@@ -226,3 +226,34 @@ fn what_a_cold_endpoint_does_is_left_out() {
     scrape.expect("tidegate_requests_total", &[("role", "canary")], canary.count() as f64);
     scrape.expect("tidegate_request_duration_seconds_count", &[("role", "canary")], canary.count() as f64);
 }
+
+#[test]
+fn stable_is_tested_against_itself_while_no_rollout_runs() {
+    let stable = Backend::answering(|seen| match seen.target() {
+        "/bad" => reply("500 Internal Server Error", &[], ""),
+        _ => reply("200 OK", &[], "v1"),
+    });
+    let canary = Backend::named("v2");
+    let plan = "steps = [{ weight = 50, hold = '1h' }]";
+    let start = |keys: &str| {
+        let web = Web::new(stable.address).canary(canary.address).table("rollout", keys);
+        Tidegate::start(web.table("rollout.analysis", "latency_margin = false"))
+    };
+    // As long as twenty ticks, however short the steps.
+    let tidegate = start("steps = [{ weight = 50, hold = '0s' }]");
+    let mut targets = ["/"; 20];
+    targets[10] = "/bad";
+    let load = Load::of(&tidegate, &targets, |_| {});
+    let tests =
+        || tidegate.scrape().sum("tidegate_aa_tests_total", &[("service", "web"), ("outcome", "passed")]);
+    eventually(tests, |tests| *tests >= 1.0);
+    drop(load);
+    let aa = tidegate.status()["aa"].clone();
+    assert!(aa["tests"].as_u64() >= Some(1) && aa["false_alarm_rate"].is_number(), "{aa}");
+    // What the halves count, the whole counts once.
+    let scrape = tidegate.wait_until_idle();
+    scrape.expect("tidegate_requests_total", &[("role", "stable")], stable.count() as f64);
+    assert!(tidegate.status()["aa"]["tests"].is_number());
+    let off = start(&format!("{plan}\naa_test = false"));
+    assert!(off.status()["aa"].is_null());
+}

@@ -7,6 +7,7 @@
 //! | `admin_api` | the admin API: every route, and every way to be told off by it |
 //! | `balance` | which endpoint of a backend gets a request |
 //! | `assignment` | who decides which version a request gets, before any weight does |
+//! | `checks` | checks of what is measured elsewhere, and of providers that do not answer |
 //! | `cli` | the program as people start it: words, exit codes, signals |
 //! | `combinations` | the same exchanges with HTTP/1.1 and HTTP/2 on either side |
 //! | `config` | what a user is told about each mistake in a configuration |
@@ -66,6 +67,7 @@ mod admin_access;
 mod admin_api;
 mod assignment;
 mod balance;
+mod checks;
 mod cli;
 mod combinations;
 mod config;

@@ -1,0 +1,159 @@
+//! Permanent A/A: while no rollout runs, a hidden split of stable against itself feeds the very tests that
+//! would judge a canary. Both halves are the same version, so whatever these tests find is a false alarm, on
+//! this service's own traffic: its clusters of failures, its bursts, its users. How often that happens is
+//! what α promises to bound.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::service::ServiceTask;
+use crate::{
+    analysis::{
+        Analysis, ArmTick, Tick,
+        error_rate::Sample,
+        settings::Settings,
+        verdict::{Decision, Reason},
+    },
+    model::{histogram::Histogram, weight::Weight},
+    rollout::{plan::Plan, trial},
+    telemetry::reader::{Share, Totals},
+};
+
+/// Ticks that a test takes at least: a plan may be over in no time.
+const SHORTEST: u64 = 20;
+
+/// How a test ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Nothing was found in the time that a rollout's steps take.
+    Passed,
+    /// Stable was found to be worse than itself.
+    FalseAlarm,
+}
+
+/// The tests so far.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct AaStatus {
+    /// Tests that ended since the start.
+    pub tests: u64,
+    /// Those of them that found what cannot be.
+    pub false_alarms: u64,
+    /// Their share, 0 to 1; nothing before the first test has ended.
+    pub false_alarm_rate: Option<f64>,
+}
+
+impl AaStatus {
+    /// Counts a test.
+    pub(super) fn count(&mut self, outcome: Outcome) {
+        self.tests += 1;
+        self.false_alarms += u64::from(outcome == Outcome::FalseAlarm);
+        self.false_alarm_rate = Some(self.false_alarms as f64 / self.tests as f64);
+    }
+}
+
+/// A test of stable against itself: as long as the steps of a rollout, and by the same settings.
+#[derive(Debug)]
+pub(super) struct AaTest {
+    analysis: Analysis,
+    /// Ticks until it is over.
+    left: u64,
+    /// Requests that the half in the canary's place still has to have.
+    wanted: u64,
+}
+
+impl AaTest {
+    /// A test that begins now.
+    pub(super) fn new(settings: &Settings, plan: &Plan, tick: Duration) -> Self {
+        // Limits that hold whatever stable does say something about stable.
+        let settings = Settings { max_error_rate: None, max_p99: None, max_harm: None, ..settings.clone() };
+        let mut analysis = trial::begin(&settings, plan, tick).without_intervals();
+        analysis.begin_step(None);
+        let steps: Duration = plan.steps().iter().map(|step| step.hold).sum();
+        let ticks = u64::try_from(steps.as_millis() / tick.as_millis().max(1)).unwrap_or(u64::MAX);
+        Self { analysis, left: ticks.max(SHORTEST), wanted: settings.minimum_requests.max(1) }
+    }
+
+    /// Takes in what stable did in a tick; says how the test ended, if it did.
+    pub(super) fn observe(&mut self, stable: &Totals) -> Option<Outcome> {
+        let none = Histogram::default();
+        let [one, other] = stable.halves.each_ref().map(|half| arm(half.as_deref(), &none));
+        self.left = self.left.saturating_sub(1);
+        self.wanted = self.wanted.saturating_sub(other.requests);
+        let tick = Tick { stable: one, canary: other, routes: &[] };
+        if self.analysis.observe(&tick) == Decision::RollBack {
+            // Failures in a row are a rule without a promise, and no evidence.
+            let is_evidence = matches!(self.analysis.verdict().reason, Reason::Worse(_));
+            return is_evidence.then_some(Outcome::FalseAlarm);
+        }
+        (self.left == 0 && self.wanted == 0).then_some(Outcome::Passed)
+    }
+}
+
+impl ServiceTask {
+    /// Tests stable against itself, as long as it has everything.
+    pub(super) fn test_itself(&mut self, stable: &Totals) {
+        let rollout = &self.config.rollout;
+        if !rollout.aa_test || self.weight != Weight::ZERO || self.running().is_some() {
+            self.aa_test = None;
+            return;
+        }
+        let begin = || AaTest::new(&rollout.analysis, &rollout.plan, self.tick);
+        if let Some(outcome) = self.aa_test.get_or_insert_with(begin).observe(stable) {
+            self.aa_test = None;
+            self.aa.count(outcome);
+            self.metrics.tested(&self.config.name, outcome);
+        }
+    }
+}
+
+fn arm<'l>(half: Option<&'l Share>, none: &'l Histogram) -> ArmTick<'l> {
+    let (requests, failures, latency) = match half {
+        Some(Share { counted, latency }) => (counted.requests, counted.failures, latency),
+        None => (0, 0, none),
+    };
+    ArmTick { requests, failures, latency, warming: Sample::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{rollout::plan::Draft, telemetry::reader::Counted};
+
+    fn test() -> AaTest {
+        let plan = Plan::new(Draft::default()).unwrap();
+        AaTest::new(&Settings::default(), &plan, Duration::from_secs(1))
+    }
+
+    /// How a test ends whose halves fail so many of a hundred in each tick, and after how many ticks.
+    fn ended(failures: [u64; 2], most: u64) -> Option<(Outcome, u64)> {
+        let mut test = test();
+        let share = |failures| {
+            let counted = Counted { requests: 100, failures };
+            Some(Box::new(Share { counted, ..Share::default() }))
+        };
+        let stable = Totals { halves: failures.map(share), ..Totals::default() };
+        (1..=most).find_map(|tick| Some((test.observe(&stable)?, tick)))
+    }
+
+    #[test]
+    fn a_test_lasts_as_long_as_the_steps_of_a_rollout() {
+        assert_eq!(ended([1, 1], 1_000), Some((Outcome::Passed, 300)));
+    }
+
+    #[test]
+    fn what_is_found_is_a_false_alarm() {
+        let (outcome, ticks) = ended([1, 10], 300).unwrap();
+        assert_eq!(outcome, Outcome::FalseAlarm);
+        assert!(ticks < 20, "{ticks}");
+        let mut status = AaStatus::default();
+        [Outcome::FalseAlarm, Outcome::Passed].into_iter().for_each(|outcome| status.count(outcome));
+        assert_eq!((status.tests, status.false_alarms, status.false_alarm_rate), (2, 1, Some(0.5)));
+    }
+
+    #[test]
+    fn without_requests_nothing_is_shown() {
+        let mut test = test();
+        assert!((0..1_000).all(|_| test.observe(&Totals::default()).is_none()));
+    }
+}

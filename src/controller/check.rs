@@ -1,0 +1,99 @@
+//! Checks of what is measured elsewhere: each asks for its numbers in a task of its own, so that no provider,
+//! slow as it may be, holds up a decision. What the numbers mean is decided in `rollout::check`.
+
+mod http;
+mod prometheus;
+
+use std::sync::Arc;
+
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{self, MissedTickBehavior},
+};
+
+use self::http::Client;
+use crate::{
+    analysis::verdict::{Arms, Stage, Verdict},
+    clock,
+    config::Check,
+    model::role::Role,
+    rollout::check::{self, CheckStatus, Measured, Source, Subject, Watch},
+};
+
+/// The checks of one rollout. They end with this.
+#[derive(Debug)]
+pub(super) struct Checks {
+    each: Vec<(Check, watch::Receiver<Watch>)>,
+    _tasks: JoinSet<()>,
+}
+
+impl Checks {
+    /// Begins to measure.
+    pub(super) fn begin(checks: &[Check], subject: Subject) -> Self {
+        let (subject, mut tasks) = (Arc::new(subject), JoinSet::new());
+        let begin = |check: &Check| {
+            let (sender, watch) = watch::channel(Watch::default());
+            tasks.spawn(run(check.clone(), Arc::clone(&subject), sender));
+            (check.clone(), watch)
+        };
+        Self { each: checks.iter().map(begin).collect(), _tasks: tasks }
+    }
+
+    /// How each stands.
+    pub(super) fn status(&self) -> Vec<CheckStatus> {
+        let now = clock::now();
+        let each = self.each.iter();
+        each.map(|(check, watch)| watch.borrow().status(&check.name, &check.rule, now)).collect()
+    }
+
+    /// Has them their say. In baking there is nobody left to be compared with.
+    pub(super) fn consider(&self, verdict: &mut Verdict) {
+        let mut status = self.status();
+        if verdict.stage == Stage::Baking {
+            let compares =
+                |name| self.each.iter().any(|(check, _)| check.name == name && check.rule.compares());
+            status.retain(|status| !compares(Arc::clone(&status.name)));
+        }
+        check::consider(verdict, &status);
+    }
+}
+
+/// Measures again and again.
+async fn run(check: Check, subject: Arc<Subject>, watch: watch::Sender<Watch>) {
+    let mut interval = time::interval(check.interval);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let client = Client::new(&check.tls, check.source.is_https());
+    loop {
+        interval.tick().await;
+        let measured = match &client {
+            Ok(client) => time::timeout(check.timeout, measure(&check, &subject, client)).await,
+            Err(why) => Ok(Err(why.clone())),
+        };
+        let measured = measured.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+        if let Err(why) = &measured {
+            tracing::warn!(service = %subject.service, check = %check.name, %why, "a check has no answer");
+        }
+        let at = clock::now();
+        watch.send_modify(|watch| watch.take(measured, &check.rule, at));
+    }
+}
+
+/// Asks for the canary's number, and for stable's where it is compared.
+async fn measure(check: &Check, subject: &Subject, client: &Client) -> Measured {
+    let ask = async |role| ask(check, subject, role, client).await.map_err(|error| format!("{error:#}"));
+    let canary = ask(Role::Canary).await?;
+    let stable = if check.rule.compares() { ask(Role::Stable).await? } else { None };
+    Ok(Arms { stable, canary })
+}
+
+async fn ask(check: &Check, subject: &Subject, role: Role, client: &Client) -> anyhow::Result<Option<f64>> {
+    let Check { source, timeout, rule, .. } = check;
+    match source {
+        Source::Prometheus { address, query } => {
+            let times = (*timeout, rule.max_age);
+            prometheus::query(client, address, &query.of(subject, role), times).await
+        }
+        Source::Http { url, json_pointer } => client.number(&url.of(subject, role), json_pointer).await,
+    }
+}
