@@ -7,15 +7,19 @@
 pub mod access;
 mod actor;
 mod api;
+mod audit;
 pub mod client;
 pub mod connection;
 mod failures;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod guard;
+mod idempotency;
 pub mod problem;
 pub mod readiness;
 mod refusals;
 pub mod reload;
+mod revision;
 pub mod server;
 pub mod token;
+mod watch;

@@ -170,6 +170,8 @@ pub struct Admin {
     pub credentials: Option<Credentials>,
     /// Names that it is reached by, beside addresses and `localhost`.
     pub hosts: Vec<String>,
+    /// The file that the audit is written to, if any.
+    pub audit_log: Option<PathBuf>,
     /// What is open to those who do not say who they are.
     pub open: OpenPaths,
 }

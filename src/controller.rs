@@ -8,8 +8,10 @@
 pub mod aa;
 mod check;
 mod client;
+pub mod context;
 pub mod discovery;
 mod endpoints;
+mod events;
 mod execute;
 mod gained;
 mod grpc;
@@ -35,7 +37,13 @@ use tokio::{
     task::JoinSet,
 };
 
-use self::{metrics::Metrics, publish::Publisher, service::ServiceTask, status::ServiceStatus};
+use self::{
+    context::Context,
+    metrics::Metrics,
+    publish::Publisher,
+    service::ServiceTask,
+    status::{Occurrence, ServiceStatus},
+};
 use crate::{
     clock,
     config::{Config, Service},
@@ -132,6 +140,9 @@ pub enum CommandError {
     /// Something came before it was saved.
     #[error("this was overtaken by something newer before it was saved, and has not happened")]
     Overtaken,
+    /// It is not as it was when whoever asks looked.
+    #[error("service `{0}` has changed since: look again")]
+    Changed(ServiceName),
     /// The controller has stopped.
     #[error("the controller has stopped")]
     Stopped,
@@ -141,7 +152,7 @@ pub enum CommandError {
 #[derive(Debug)]
 enum Ask {
     /// To do something.
-    Request(Request),
+    Request(Request, Context),
     /// To save how it stands.
     Settle,
 }
@@ -252,11 +263,33 @@ impl Controller {
         Ok(self.handle(name)?.status)
     }
 
+    /// What has happened since the event of this number, in order, to those services that are wanted.
+    pub fn events_since(
+        &self,
+        id: u64,
+        wanted: impl Fn(&ServiceName) -> bool,
+    ) -> Vec<(ServiceName, Occurrence)> {
+        let services = self.services.read().unwrap_or_else(PoisonError::into_inner);
+        let mut since = Vec::new();
+        for (name, handle) in services.iter().filter(|(name, _)| wanted(name)) {
+            let status = handle.status.borrow();
+            let newer = status.events.iter().filter(|event| event.id > id);
+            since.extend(newer.map(|event| (name.clone(), event.clone())));
+        }
+        since.sort_unstable_by_key(|(_, event)| event.id);
+        since
+    }
+
     /// Asks something of a service, and returns how it stands once that is done.
     ///
     /// # Errors
     /// When there is no such service, or it does not do what was asked; nothing has changed then.
-    pub async fn request(&self, name: &str, request: Request) -> Result<ServiceStatus, CommandError> {
+    pub async fn request(
+        &self,
+        name: &str,
+        request: Request,
+        context: Context,
+    ) -> Result<ServiceStatus, CommandError> {
         let (answer, answered) = oneshot::channel();
         let handle = self.handle(name)?;
         if request == (Request::Flip { force: false }) {
@@ -264,7 +297,7 @@ impl Controller {
             handle.would_answer().await?;
         }
         let queue = handle.requests;
-        queue.send((Ask::Request(request), answer)).await.map_err(|_| CommandError::Stopped)?;
+        queue.send((Ask::Request(request, context), answer)).await.map_err(|_| CommandError::Stopped)?;
         answered.await.map_err(|_| CommandError::Stopped)?
     }
 

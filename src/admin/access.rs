@@ -75,7 +75,7 @@ enum Unknown {
     Wrong,
 }
 
-/// The middleware.
+/// The middleware that finds out who asks.
 pub(super) async fn authenticate(State(access): State<Access>, mut request: Request, next: Next) -> Response {
     let config = access.config();
     if is_open(&config, request.uri().path()) {
@@ -86,18 +86,24 @@ pub(super) async fn authenticate(State(access): State<Access>, mut request: Requ
     };
     match recognise(&config, &peer, request.headers()) {
         Ok(actor) => {
-            let scope = if request.method().is_safe() { Scope::Read } else { Scope::Operate };
-            let metrics = request.uri().path() == "/metrics";
-            let may =
-                actor.needs(scope).and_then(|()| if metrics { actor.needs_all_services() } else { Ok(()) });
-            if let Err(problem) = may {
-                return problem.into_response();
-            }
             request.extensions_mut().insert(actor);
             next.run(request).await
         }
         Err(unknown) => refuse(&access, peer.address, unknown),
     }
+}
+
+/// The middleware that turns away those who may not do what they ask. The audit sees them, too.
+pub(super) async fn authorise(request: Request, next: Next) -> Response {
+    if let Some(actor) = request.extensions().get::<Actor>() {
+        let scope = if request.method().is_safe() { Scope::Read } else { Scope::Operate };
+        let metrics = request.uri().path() == "/metrics";
+        let may = actor.needs(scope).and_then(|()| if metrics { actor.needs_all_services() } else { Ok(()) });
+        if let Err(problem) = may {
+            return problem.into_response();
+        }
+    }
+    next.run(request).await
 }
 
 fn is_open(config: &Admin, path: &str) -> bool {

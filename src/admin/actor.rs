@@ -73,6 +73,23 @@ impl Actor {
         Self(Arc::new(Inner { who, scope: Scope::Admin, services: None }))
     }
 
+    /// What the audit and events call them.
+    pub(super) fn name(&self) -> String {
+        match &self.0.who {
+            Who::Named(name) | Who::Subject(name) => name.clone(),
+            Who::Peer(address) => address.to_string(),
+        }
+    }
+
+    /// How it is known who it is.
+    pub(super) fn kind(&self) -> &'static str {
+        match &self.0.who {
+            Who::Named(_) => "credential",
+            Who::Subject(_) => "certificate",
+            Who::Peer(_) => "address",
+        }
+    }
+
     /// Whether they may do what needs this scope.
     pub(super) fn needs(&self, scope: Scope) -> Result<(), Problem> {
         if self.0.scope >= scope {

@@ -4,35 +4,43 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::{FromRequest, State},
-    response::IntoResponse,
+    response::{IntoResponse, Response},
     routing::{get, post, put},
 };
-use http::StatusCode;
+use http::{StatusCode, header};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use super::{
     actor::{Actor, Named},
+    audit::Caller,
     problem::Problem,
     reload::Reload,
+    revision, watch,
 };
 use crate::{
     config::Scope,
-    controller::{Controller, Request, status::ServiceStatus},
+    controller::{CommandError, Controller, Request, context::Context, status::ServiceStatus},
     model::weight::Weight,
     rollout::event::Command,
 };
 
-type Answer<T> = Result<Json<T>, Problem>;
-
-/// The routes under `/api/v1`. `retry`, `abort` and `undo` are what users of Argo Rollouts call them.
+/// The routes under `/api/v1`, but for those that wait. `retry`, `abort` and `undo` are what users of Argo
+/// Rollouts call them.
 pub(super) fn router() -> Router<Controller> {
     let verb = |request: Request| {
-        post(move |controller: State<Controller>, name: Named| ask(controller, name, request))
+        post(
+            async move |controller: State<Controller>,
+                        name: Named,
+                        caller: Caller,
+                        body: Option<Body<Plain>>| {
+                let Plain { reason } = body.map(|Body(body)| body).unwrap_or_default();
+                ask(controller, name, request, caller.because(reason)?).await
+            },
+        )
     };
     Router::new()
         .route("/services", get(services))
-        .route("/services/{name}", get(service))
         .route("/services/{name}/weight", put(weight))
         .route("/services/{name}/promote", post(promote))
         .route("/services/{name}/start", post(start))
@@ -59,25 +67,32 @@ async fn services(State(controller): State<Controller>, actor: Actor) -> Json<Se
     Json(Services { services })
 }
 
-async fn service(State(controller): State<Controller>, Named(name): Named) -> Answer<ServiceStatus> {
-    Ok(Json(controller.service(&name)?))
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "an object such as {\"canary\": 12.5}")]
 struct WeightBody {
     /// The canary's share of requests, in percent.
     canary: f64,
+    /// Why.
+    reason: Option<String>,
 }
 
 async fn weight(
     controller: State<Controller>,
     name: Named,
+    caller: Caller,
     Body(body): Body<WeightBody>,
-) -> Answer<ServiceStatus> {
-    let weight = Weight::from_percent(body.canary)
+) -> Result<Response, Problem> {
+    let WeightBody { canary, reason } = body;
+    let weight = Weight::from_percent(canary)
         .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
-    ask(controller, name, Request::SetWeight(weight)).await
+    ask(controller, name, Request::SetWeight(weight), caller.because(reason)?).await
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "an object such as {\"reason\": \"…\"}")]
+pub(super) struct Plain {
+    /// Why.
+    reason: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -85,24 +100,28 @@ async fn weight(
 struct Force {
     /// Whatever speaks against it: a freeze, a rollback not long ago, endpoints that do not answer.
     force: bool,
+    /// Why.
+    reason: Option<String>,
 }
 
 async fn start(
     controller: State<Controller>,
     name: Named,
+    caller: Caller,
     body: Option<Body<Force>>,
-) -> Answer<ServiceStatus> {
-    let Force { force } = body.map(|Body(body)| body).unwrap_or_default();
-    ask(controller, name, Request::Rollout(Command::Start { force })).await
+) -> Result<Response, Problem> {
+    let Force { force, reason } = body.map(|Body(body)| body).unwrap_or_default();
+    ask(controller, name, Request::Rollout(Command::Start { force }), caller.because(reason)?).await
 }
 
 async fn flip(
     controller: State<Controller>,
     name: Named,
+    caller: Caller,
     body: Option<Body<Force>>,
-) -> Answer<ServiceStatus> {
-    let Force { force } = body.map(|Body(body)| body).unwrap_or_default();
-    ask(controller, name, Request::Flip { force }).await
+) -> Result<Response, Problem> {
+    let Force { force, reason } = body.map(|Body(body)| body).unwrap_or_default();
+    ask(controller, name, Request::Flip { force }, caller.because(reason)?).await
 }
 
 #[derive(Default, Deserialize)]
@@ -110,23 +129,38 @@ async fn flip(
 struct PromoteBody {
     /// Skip the steps that are left.
     full: bool,
+    /// Why.
+    reason: Option<String>,
 }
 
 async fn promote(
     controller: State<Controller>,
     name: Named,
+    caller: Caller,
     body: Option<Body<PromoteBody>>,
-) -> Answer<ServiceStatus> {
-    let PromoteBody { full } = body.map(|Body(body)| body).unwrap_or_default();
-    ask(controller, name, Request::Rollout(Command::Promote { full })).await
+) -> Result<Response, Problem> {
+    let PromoteBody { full, reason } = body.map(|Body(body)| body).unwrap_or_default();
+    ask(controller, name, Request::Rollout(Command::Promote { full }), caller.because(reason)?).await
 }
 
+/// Has the service do it, and answers how it stands then; if it has changed meanwhile, how it stands now.
 async fn ask(
     State(controller): State<Controller>,
     Named(name): Named,
     request: Request,
-) -> Answer<ServiceStatus> {
-    Ok(Json(controller.request(&name, request).await?))
+    context: Context,
+) -> Result<Response, Problem> {
+    match controller.request(&name, request, context).await {
+        Ok(status) => Ok(watch::answer(status)),
+        Err(error @ CommandError::Changed(_)) => {
+            let status = controller.service(&name)?;
+            let current = serde_json::to_value(&status).ok().map(Box::new);
+            let mut response = Problem { current, ..Problem::from(error) }.into_response();
+            response.headers_mut().insert(header::ETAG, revision::tag(status.revision));
+            Ok(response)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[derive(Serialize)]
@@ -136,9 +170,15 @@ struct Reloaded {
 }
 
 /// Has the configuration read anew.
-pub(super) async fn reload(State(reload): State<Reload>, actor: Actor) -> Result<impl IntoResponse, Problem> {
+pub(super) async fn reload(
+    State(reload): State<Reload>,
+    actor: Actor,
+    caller: Caller,
+    body: Option<Body<Plain>>,
+) -> Result<impl IntoResponse, Problem> {
     actor.needs(Scope::Admin)?;
     actor.needs_all_services()?;
+    caller.because(body.and_then(|Body(body)| body.reason))?;
     let changes = reload.ask().await?;
     Ok(Json(Reloaded { changes }))
 }
@@ -154,7 +194,7 @@ pub(super) async fn no_such_method() -> Problem {
 }
 
 /// A JSON body, whatever its content type says: `curl -d` calls everything a form.
-struct Body<T>(T);
+pub(super) struct Body<T>(T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Problem;

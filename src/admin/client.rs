@@ -102,5 +102,5 @@ pub async fn call_as(address: SocketAddr, call: Call<'_>) -> Result<Value, Clien
 
 fn broken() -> ClientError {
     let detail = "the connection was closed before the reply was complete".to_owned();
-    ClientError::Refused(Problem { status: 502, title: "Bad Gateway".to_owned(), detail })
+    ClientError::Refused(Problem::new(StatusCode::BAD_GATEWAY, detail))
 }

@@ -85,7 +85,7 @@ mod tests {
     fn admin(address: &str, hosts: &[&str]) -> Admin {
         let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
         let address = address.parse().unwrap();
-        Admin { address, tls: None, credentials: None, hosts, open: OpenPaths::default() }
+        Admin { address, tls: None, credentials: None, hosts, audit_log: None, open: OpenPaths::default() }
     }
 
     #[test]

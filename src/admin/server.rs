@@ -10,19 +10,21 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use http::{StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use prometheus::{Registry, TextEncoder};
 use tokio::net::TcpListener;
 use tower::{BoxError, ServiceBuilder};
 
 use super::{
     access::{self, Access},
-    api,
+    api, audit,
     connection::{self, Tls},
     guard,
+    idempotency::{self, Memory},
     problem::Problem,
     readiness::Readiness,
     reload::Reload,
+    watch::{self, Watching},
 };
 use crate::controller::Controller;
 
@@ -31,7 +33,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests that are worked on at a time; more are turned away.
 const CONCURRENCY: usize = 64;
 /// Largest body, in bytes.
-const MAX_BODY: usize = 64 * 1024;
+pub(super) const MAX_BODY: usize = 64 * 1024;
 
 /// What is served, and to whom.
 #[derive(Debug, Clone)]
@@ -74,18 +76,26 @@ pub(super) fn router(served: Served) -> Router {
         .load_shed()
         .concurrency_limit(CONCURRENCY)
         .timeout(TIMEOUT);
+    let watching = Watching::new(controller.clone(), readiness.clone());
     Router::new()
         .nest("/api/v1", api::router())
-        .with_state(controller)
+        .with_state(controller.clone())
         .route("/api/v1/reload", post(api::reload).with_state(reload))
         .route("/metrics", get(metrics).with_state(registry))
         .layer(limits)
+        .route("/api/v1/services/{name}", get(watch::service).with_state(watching.clone()))
+        .route("/api/v1/services/{name}/events", get(watch::service_events).with_state(watching.clone()))
+        .route("/api/v1/events", get(watch::events).with_state(watching))
+        .route("/api/v1/openapi.json", get(openapi))
         // Outside the limits: that the API is busy does not make the process unwell.
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz).with_state(readiness))
         .method_not_allowed_fallback(api::no_such_method)
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is nothing here; try /api/v1/services or /metrics"))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn(access::authorise))
+        .layer(middleware::from_fn_with_state((access.clone(), controller), audit::audit))
+        .layer(middleware::from_fn_with_state(Memory::default(), idempotency::once))
         .layer(middleware::from_fn_with_state(access.clone(), access::authenticate))
         .layer(middleware::from_fn_with_state(access.clone(), guard::refuse_browsers))
         .layer(middleware::from_fn_with_state(access, guard::refuse_other_names))
@@ -98,6 +108,12 @@ async fn overloaded(error: BoxError) -> Problem {
     } else {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time; try again")
     }
+}
+
+/// What there is to be asked, in OpenAPI's words. It is kept by hand; tests hold it against the routes.
+async fn openapi() -> Response {
+    let json = HeaderValue::from_static("application/json");
+    ([(header::CONTENT_TYPE, json)], include_str!("openapi.json")).into_response()
 }
 
 async fn readyz(State(readiness): State<Readiness>) -> Response {

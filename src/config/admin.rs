@@ -1,6 +1,6 @@
 //! `[admin]`: where people, pipelines and Prometheus come in, and who may.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -24,6 +24,7 @@ pub(super) struct RawAdmin {
     anyone_may_move_traffic: Option<Spanned<bool>>,
     hosts: Option<Vec<Text>>,
     open: Option<Vec<Text>>,
+    audit_log: Option<Text>,
 }
 
 impl Section for RawAdmin {
@@ -44,7 +45,8 @@ pub(super) fn lower(
     report: &mut Report<'_>,
 ) -> Option<Admin> {
     let header = raw.span();
-    let RawAdmin { address, tls, credentials, anyone_may_move_traffic, hosts, open } = raw.into_inner().0;
+    let RawAdmin { address, tls, credentials, anyone_may_move_traffic, hosts, open, audit_log } =
+        raw.into_inner().0;
     let (place, address) = match address {
         None => (header, default_address()),
         Some(written) => (written.span(), address::parse(&written, &default_address(), report)?),
@@ -84,6 +86,7 @@ pub(super) fn lower(
         tls,
         credentials: credentials.map(|file| Credentials { file: file.into_inner().into(), list: Vec::new() }),
         hosts: hosts.unwrap_or_default().iter().filter_map(|written| lower_host(written, report)).collect(),
+        audit_log: audit_log.and_then(|written| lower_audit_log(&written, report)),
         open: match open {
             None => OpenPaths { livez: true, readyz: true, metrics: address.ip().is_loopback() },
             Some(written) => lower_open(&written, report),
@@ -104,6 +107,18 @@ fn lower_host(written: &Text, report: &mut Report<'_>) -> Option<String> {
             .help("write it as clients do, without a port: `\"tidegate.example.com\"`");
     }
     parsed.ok()
+}
+
+/// A file that can be appended to, as far as its name says.
+fn lower_audit_log(written: &Text, report: &mut Report<'_>) -> Option<PathBuf> {
+    let path = written.get_ref();
+    if path.is_empty() || path.ends_with('/') || path.contains('\0') {
+        report
+            .error(written.span(), format!("`{path}` is not the path of a file"))
+            .help("write a path such as `\"/var/log/tidegate/audit.log\"`");
+        return None;
+    }
+    Some(path.into())
 }
 
 fn lower_open(written: &[Text], report: &mut Report<'_>) -> OpenPaths {
@@ -134,6 +149,7 @@ mod tests {
             tls: None,
             credentials: None,
             hosts: Vec::new(),
+            audit_log: None,
             open: OpenPaths { livez: true, readyz: true, metrics: true },
         };
         assert_eq!(admin(""), default);
@@ -180,6 +196,8 @@ mod tests {
                 "hosts = ['a:80']",
                 "`a:80` is not a host name: a host name consists of letters, digits, `-` and dots",
             ),
+            ("audit_log = '/var/log/'", "`/var/log/` is not the path of a file"),
+            ("audit_log = ''", "`` is not the path of a file"),
             ("open = ['/metrix']", "`/metrix` cannot be open to anyone"),
             ("open = ['/api/v1/services']", "`/api/v1/services` cannot be open to anyone"),
             (

@@ -176,6 +176,7 @@ const WITHOUT_DEFAULT: &[&str] = &[
     "body_regex",
     "max_latency",
     "credentials",
+    "audit_log",
     "hosts",
 ];
 

@@ -10,8 +10,8 @@ use crate::{
 impl ServiceTask {
     /// Does what is asked, or sees to it that it is done once it is saved.
     pub(super) fn obey(&mut self, ask: Ask, answer: Answer) {
-        let request = match ask {
-            Ask::Request(request) => request,
+        let (request, context) = match ask {
+            Ask::Request(request, context) => (request, context),
             Ask::Settle => {
                 if self.running().is_some() {
                     self.journal.must_save();
@@ -21,9 +21,18 @@ impl ServiceTask {
         };
         // A way back waits for nothing.
         if self.journal.is_advancing() && request != Request::Rollout(Command::RollBack) {
-            return self.journal.hold(request, answer, QUEUE);
+            return self.journal.hold(request, context, answer, QUEUE);
         }
-        match self.accept(request) {
+        // An earlier one in the same line may have changed it.
+        self.revise();
+        if !context.is_met_by(self.revision) {
+            let changed = CommandError::Changed(self.config.name.clone());
+            return self.journal.answer(answer, Err(changed));
+        }
+        self.context = Some(context);
+        let accepted = self.accept(request);
+        self.context = None;
+        match accepted {
             Ok(()) => self.journal.answer_when_saved(answer),
             Err(error) => self.journal.answer(answer, Err(error)),
         }

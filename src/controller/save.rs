@@ -13,7 +13,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Answer, CommandError, Request, service::ServiceTask, standing::configured};
+use super::{Answer, CommandError, Request, context::Context, service::ServiceTask, standing::configured};
 use crate::{
     analysis::{Analysis, verdict::Verdict},
     clock,
@@ -46,7 +46,7 @@ pub(super) struct Journal {
     /// Those who can be told now, as soon as everybody else can see it.
     ready: Vec<(Answer, Result<(), CommandError>)>,
     /// Requests that came while an advance was being saved.
-    held: VecDeque<(Request, Answer)>,
+    held: VecDeque<(Request, Context, Answer)>,
     /// Why the last save failed, if it did.
     problem: Option<StoreError>,
     /// Whether to wait for the next tick, as the last save failed.
@@ -143,16 +143,16 @@ impl Journal {
     }
 
     /// Keeps a request for when the advance is through; `most` may wait.
-    pub(super) fn hold(&mut self, request: Request, answer: Answer, most: usize) {
+    pub(super) fn hold(&mut self, request: Request, context: Context, answer: Answer, most: usize) {
         if self.held.len() < most {
-            self.held.push_back((request, answer));
+            self.held.push_back((request, context, answer));
         } else {
             self.ready.push((answer, Err(CommandError::NotSaved(StoreError::Busy))));
         }
     }
 
     /// The next request that was kept, once nothing is in its way.
-    pub(super) fn next_held(&mut self) -> Option<(Request, Answer)> {
+    pub(super) fn next_held(&mut self) -> Option<(Request, Context, Answer)> {
         if self.is_advancing() { None } else { self.held.pop_front() }
     }
 
@@ -231,6 +231,8 @@ impl ServiceTask {
             note: None,
             phase: running.map(|record| record.phase.clone()),
             position,
+            by: self.context.as_ref().map(|context| context.actor.clone()),
+            reason: self.context.as_ref().and_then(|context| context.reason.clone()),
             verdict: None,
         }
     }
@@ -249,7 +251,7 @@ impl ServiceTask {
 
     /// Records something that has happened, to be seen and to be saved.
     pub(super) fn record(&mut self, entry: Entry) {
-        self.show(entry.at, entry.what.clone());
+        self.show(&entry);
         self.journal.add(entry);
     }
 
@@ -336,8 +338,8 @@ impl ServiceTask {
         if let Some(phase) = phase {
             self.enter(&phase);
         }
-        self.publish(entry.position.roles, entry.position.weight);
-        self.show(entry.at, entry.what);
+        self.publish(entry.position.roles.clone(), entry.position.weight);
+        self.show(&entry);
         self.journal.ready.extend(answer.map(|answer| (answer, Ok(()))));
     }
 

@@ -1,6 +1,6 @@
 //! One service's task: its queue, its rollout, and how it stands.
 
-use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, watch};
 
@@ -8,13 +8,15 @@ use super::{
     Answer, Ask, Common, Counts, Reading,
     aa::{AaStatus, AaTest},
     check::Checks,
+    context::Context,
+    events::Events,
     gained::Gained,
     metrics::Metrics,
     prepare,
     publish::{self, Publisher},
     save::{self, Journal},
     standing::Standing,
-    status::{BackendStatus, Occurrence, Recent, RolloutStatus, ServiceStatus},
+    status::{BackendStatus, Recent, RolloutStatus, ServiceStatus},
 };
 use crate::{
     analysis::{Analysis, explain::explain, verdict::Verdict},
@@ -33,12 +35,10 @@ use crate::{
         phase::{PauseReason, Phase},
         trial,
     },
-    store::record::{Kind, Position, Rollout},
+    store::record::{Entry, Kind, Position, Rollout},
     telemetry::{ledger::Hub, reader::Totals},
 };
 
-/// Events that are kept to be shown.
-const EVENTS: usize = 50;
 /// How long the window of recent figures grows before it moves on.
 const WINDOW: Duration = Duration::from_secs(10);
 
@@ -65,7 +65,12 @@ pub(super) struct ServiceTask {
     pub(super) aa: AaStatus,
     pub(super) journal: Journal,
     pub(super) tick: Duration,
-    events: VecDeque<Occurrence>,
+    /// On whose behalf things happen now, if on anybody's.
+    pub(super) context: Option<Context>,
+    events: Events,
+    pub(super) revision: u64,
+    /// What the revision is of.
+    revised: (Position, Option<(String, Phase)>),
     pub(super) now: Reading,
     before: Reading,
     /// When the rollout began.
@@ -87,6 +92,7 @@ impl ServiceTask {
             standing;
         metrics.begin(&config.name);
         metrics.published(&config.name, &roles, &roles, weight);
+        let revised = revised(Position { roles: roles.clone(), weight }, rollout.as_ref());
         let beginning = || (Reading::default(), tokio::time::Instant::now());
         let mut task = Self {
             roles,
@@ -100,7 +106,11 @@ impl ServiceTask {
             aa_test: None,
             aa: AaStatus::default(),
             journal: Journal::new(store.clone()),
-            events: events.into(),
+            context: None,
+            events: Events::of(events),
+            // No number of a task before this one, in this process or another.
+            revision: clock::now().as_millis(),
+            revised,
             tick: *tick,
             now: Reading::default(),
             before: Reading::default(),
@@ -129,6 +139,7 @@ impl ServiceTask {
     ) {
         loop {
             self.submit();
+            self.revise();
             status.send_replace(self.status());
             // After that: whoever asked may look at once.
             for (answer, result) in self.journal.ready() {
@@ -143,8 +154,8 @@ impl ServiceTask {
                 }
                 saved = save::saved(&mut self.journal) => {
                     self.settle(saved);
-                    while let Some((request, answer)) = self.journal.next_held() {
-                        self.obey(Ask::Request(request), answer);
+                    while let Some((request, context, answer)) = self.journal.next_held() {
+                        self.obey(Ask::Request(request, context), answer);
                     }
                 }
                 request = requests.recv() => {
@@ -189,6 +200,15 @@ impl ServiceTask {
             self.note(Kind::Configuration, what);
         }
         self.config = config;
+    }
+
+    /// Begins another revision if it does not stand as it did.
+    pub(super) fn revise(&mut self) {
+        let now = revised(self.position(), self.record.as_ref());
+        if now != self.revised {
+            self.revision += 1;
+            self.revised = now;
+        }
     }
 
     /// A tick: what came in since the last one becomes a verdict, and the verdict an event.
@@ -324,12 +344,10 @@ impl ServiceTask {
     }
 
     /// Shows something that has happened, in the log and to whoever looks.
-    pub(super) fn show(&mut self, at: Timestamp, what: String) {
-        tracing::info!(service = %self.config.name, "{what}");
-        if self.events.len() == EVENTS {
-            self.events.pop_front();
-        }
-        self.events.push_back(Occurrence { at, what });
+    pub(super) fn show(&mut self, entry: &Entry) {
+        let Entry { at, what, by, reason, .. } = entry;
+        tracing::info!(service = %self.config.name, by, reason, "{what}");
+        self.events.push(*at, what.clone(), by.clone(), reason.clone());
     }
 
     pub(super) fn running(&self) -> Option<&'static str> {
@@ -355,6 +373,7 @@ impl ServiceTask {
         });
         ServiceStatus {
             name: self.config.name.clone(),
+            revision: self.revision,
             stable: self.roles.stable().clone(),
             canary: self.roles.canary().cloned(),
             weight: self.weight,
@@ -362,7 +381,7 @@ impl ServiceTask {
             rollout,
             unsaved: self.journal.problem(),
             backends: self.config.backends.iter().map(|backend| self.backend_status(backend)).collect(),
-            events: self.events.iter().cloned().collect(),
+            events: self.events.to_vec(),
         }
     }
 
@@ -408,6 +427,11 @@ fn fresh_analysis(config: &Service, rollout: Option<&Rollout>, tick: Duration) -
         trial::follow(&mut analysis, &Phase::Idle, step.as_ref().unwrap_or(phase), plan);
     }
     analysis
+}
+
+/// What a revision is of: all that a write may be meant for.
+fn revised(position: Position, rollout: Option<&Rollout>) -> (Position, Option<(String, Phase)>) {
+    (position, rollout.map(|rollout| (rollout.id.clone(), rollout.phase.clone())))
 }
 
 impl Window {

@@ -189,5 +189,6 @@ pub(super) fn configured(service: &Service) -> Position {
 }
 
 fn occurrence(brief: &Brief) -> Occurrence {
-    Occurrence { at: brief.at, what: brief.what.clone() }
+    let Brief { at, what, by, reason, .. } = brief;
+    Occurrence { id: 0, at: *at, what: what.clone(), by: by.clone(), reason: reason.clone() }
 }

@@ -27,6 +27,8 @@ use crate::{
 pub struct ServiceStatus {
     /// Its name.
     pub name: ServiceName,
+    /// Raised by each change of roles, weight or rollout; its `ETag`.
+    pub revision: u64,
     /// The backend that users have today.
     pub stable: BackendName,
     /// The backend on trial, if there is one.
@@ -159,8 +161,16 @@ impl Recent {
 /// Something that happened.
 #[derive(Debug, Clone, Serialize)]
 pub struct Occurrence {
+    /// Its number: greater than that of any event before it, of any service.
+    pub id: u64,
     /// When, in milliseconds since the Unix epoch.
     pub at: Timestamp,
     /// What, as a sentence.
     pub what: String,
+    /// Who wanted it, if anybody did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// Why, if they said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }

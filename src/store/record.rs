@@ -79,6 +79,12 @@ pub struct Entry {
     /// How traffic then stood.
     #[serde(flatten)]
     pub position: Position,
+    /// Who wanted it, if anybody did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// Why, if they said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// What was known, where evidence has called for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Box<Verdict>>,
@@ -122,6 +128,12 @@ pub struct Brief {
     pub at: Timestamp,
     /// What, as a sentence.
     pub what: String,
+    /// Who wanted it, if anybody did.
+    #[serde(default)]
+    pub by: Option<String>,
+    /// Why, if they said so.
+    #[serde(default)]
+    pub reason: Option<String>,
     /// The rollout that it belongs to.
     #[serde(default)]
     pub rollout: Option<String>,

@@ -53,6 +53,8 @@ fn entry(what: &str, percent: f64) -> Entry {
         note: None,
         phase: None,
         position: position(percent),
+        by: None,
+        reason: None,
         verdict: None,
     }
 }

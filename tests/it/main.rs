@@ -6,6 +6,8 @@
 //! | `admin_access` | who may use the admin API, and for what |
 //! | `admin_api` | the admin API: every route, and every way to be told off by it |
 //! | `balance` | which endpoint of a backend gets a request |
+//! | `admin_openapi` | the document of the admin API, held against what there is |
+//! | `admin_writes` | writes through it: recorded, on condition, once; and whoever waits for a change |
 //! | `assignment` | who decides which version a request gets, before any weight does |
 //! | `checks` | checks of what is measured elsewhere, and of providers that do not answer |
 //! | `cli` | the program as people start it: words, exit codes, signals |
@@ -65,6 +67,8 @@
 mod access_log;
 mod admin_access;
 mod admin_api;
+mod admin_openapi;
+mod admin_writes;
 mod assignment;
 mod balance;
 mod checks;

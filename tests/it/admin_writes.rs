@@ -1,0 +1,297 @@
+//! Writes through the admin API: who did what is recorded, nobody changes what they have not seen, nothing is
+//! done twice, and whoever waits is told.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::TcpStream,
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tidegate::admin::token::{Hex, Token};
+
+use crate::{
+    admin_api::problem,
+    support::{Backend, Raw, Tidegate, Web, client::Response, eventually, patience},
+};
+
+const WEB: &str = "/api/v1/services/web";
+
+struct Setup {
+    _backend: Backend,
+    folder: TempDir,
+    tidegate: Tidegate,
+}
+
+impl Setup {
+    fn new() -> Self {
+        Self::with("")
+    }
+
+    fn with(admin: &str) -> Self {
+        let (backend, folder) = (Backend::named("v1"), tempfile::tempdir().unwrap());
+        let audit = folder.path().join("audit.log");
+        let web = Web::new(backend.address).canary(backend.address);
+        let web = web.admin(&format!("audit_log = '{}'\n{admin}", audit.display()));
+        let file = folder.path().join("tidegate.toml");
+        std::fs::write(&file, web.to_string()).unwrap();
+        Self { tidegate: Tidegate::start_from(&file, false), _backend: backend, folder }
+    }
+
+    fn audit_log(&self) -> PathBuf {
+        self.folder.path().join("audit.log")
+    }
+
+    fn records(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.audit_log()).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn tag(&self) -> String {
+        self.tidegate.ask("GET", WEB, "").fields("etag")[0].to_owned()
+    }
+
+    fn flip_with(&self, fields: &str) -> Response {
+        self.tidegate.ask_with(fields, "POST", &format!("{WEB}/flip"), "")
+    }
+}
+
+fn json_of(response: &Response) -> Value {
+    serde_json::from_slice(&response.body).unwrap()
+}
+
+#[test]
+fn each_write_is_recorded_with_who_what_and_why() {
+    let token = Token::new().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let credentials = folder.path().join("credentials.toml");
+    let hash = Hex(&token.sha256()).to_string();
+    let who = format!("[[credentials]]\nname = 'ci'\ntoken_sha256 = '{hash}'\nscope = 'operate'\n");
+    std::fs::write(&credentials, who).unwrap();
+    let setup = Setup::with(&format!("credentials = '{}'", credentials.display()));
+    let bearer = format!("Authorization: Bearer {}\r\n", token.reveal());
+    let ask = |method: &str, path: &str, body: &str| setup.tidegate.ask_with(&bearer, method, path, body);
+    ask("GET", WEB, "");
+    let put = ask("PUT", &format!("{WEB}/weight"), r#"{"canary": 12.5, "reason": "try it"}"#);
+    let status = json_of(&put);
+    let event = status["events"].as_array().unwrap().last().unwrap();
+    assert_eq!(
+        (&event["what"], &event["by"], &event["reason"]),
+        (&"weight set to 12.5 %".into(), &"ci".into(), &"try it".into())
+    );
+    problem(&ask("POST", &format!("{WEB}/promote"), r#"{"reason": "too early"}"#), 409);
+    problem(&ask("POST", "/api/v1/reload", ""), 403);
+    let records = setup.records();
+    assert_eq!(records.len(), 3, "{records:?}");
+    let [weight, promote, reload] = [&records[0], &records[1], &records[2]];
+    for record in &records {
+        assert_eq!((&record["actor"], &record["by"]), (&"ci".into(), &"credential".into()));
+        assert!(record["peer"].as_str().unwrap().starts_with("127.0.0.1:"));
+        assert!(record["at"].as_u64().unwrap() > 1_700_000_000_000);
+    }
+    assert_eq!(
+        (&weight["verb"], &weight["service"], &weight["reason"]),
+        (&"weight".into(), &"web".into(), &"try it".into())
+    );
+    assert_eq!((&weight["before"]["weight"], &weight["after"]["weight"]), (&json!(0.0), &json!(12.5)));
+    assert_eq!((&weight["status"], &weight["problem"]), (&json!(200), &Value::Null));
+    assert_eq!(
+        (&promote["verb"], &promote["status"], &promote["reason"]),
+        (&"promote".into(), &json!(409), &"too early".into())
+    );
+    assert!(promote["problem"].as_str().unwrap().starts_with("cannot `promote`"));
+    assert_eq!(promote["before"], promote["after"]);
+    assert_eq!(
+        (&reload["verb"], &reload["service"], &reload["status"]),
+        (&"reload".into(), &Value::Null, &json!(403))
+    );
+    assert!(!std::fs::read_to_string(setup.audit_log()).unwrap().contains(token.reveal()));
+}
+
+#[test]
+fn an_audit_that_cannot_be_written_stops_nobody_and_can_be_moved_away() {
+    let setup = Setup::new();
+    std::fs::create_dir(setup.audit_log()).unwrap();
+    assert_eq!(setup.flip_with("").status, 200);
+    assert_eq!(setup.tidegate.scrape().sum("tidegate_admin_audit_write_errors_total", &[]), 1.0);
+    std::fs::remove_dir(setup.audit_log()).unwrap();
+    assert_eq!(setup.flip_with("").status, 200);
+    assert_eq!(setup.records().len(), 1);
+    std::fs::rename(setup.audit_log(), setup.folder.path().join("old.log")).unwrap();
+    assert_eq!(setup.flip_with("").status, 200);
+    let record = &setup.records()[0];
+    assert_eq!(record["by"], "address");
+    assert_eq!(record["actor"], record["peer"]);
+}
+
+#[test]
+fn a_reason_is_a_line_of_text() {
+    let setup = Setup::new();
+    let long = format!("{{\"reason\": \"{}\"}}", "x".repeat(501));
+    for body in [r#"{"reason": "a\nb"}"#, &long] {
+        problem(&setup.tidegate.ask("POST", &format!("{WEB}/flip"), body), 422);
+    }
+    problem(&setup.tidegate.ask("POST", &format!("{WEB}/flip"), r#"{"reasons": "x"}"#), 400);
+    assert_eq!(setup.tidegate.status()["stable"], "v1");
+}
+
+#[test]
+fn nobody_changes_what_they_have_not_seen() {
+    let setup = Setup::new();
+    let seen = setup.tag();
+    assert_eq!(setup.tidegate.status()["revision"].to_string(), seen.trim_matches('"'));
+    let flipped = setup.flip_with(&format!("If-Match: {seen}\r\n"));
+    assert_eq!(flipped.status, 200);
+    assert_ne!(flipped.fields("etag"), [seen.clone()]);
+    let late = setup.flip_with(&format!("If-Match: {seen}\r\n"));
+    assert_eq!(problem(&late, 412), "service `web` has changed since: look again");
+    assert_eq!(late.fields("etag"), flipped.fields("etag"));
+    assert_eq!(json_of(&late)["current"]["stable"], "v2");
+    assert_eq!(setup.tidegate.status()["stable"], "v2");
+    problem(&setup.flip_with("If-Match: W/\"1\", \"x\"\r\n"), 412);
+    let either = format!("If-Match: \"1\", {}\r\n", setup.tag());
+    assert_eq!(setup.flip_with(&either).status, 200);
+    assert_eq!(setup.flip_with("If-Match: *\r\n").status, 200);
+    // Counts are none of it.
+    let before = setup.tag();
+    setup.tidegate.client().get("/");
+    setup.tidegate.wait_until_idle();
+    assert_eq!(setup.tag(), before);
+}
+
+#[test]
+fn what_was_done_is_not_done_again() {
+    let setup = Setup::new();
+    let key = "Idempotency-Key: 7f3a\r\n";
+    let first = setup.flip_with(key);
+    let again = setup.flip_with(key);
+    assert_eq!((first.status, again.status), (200, 200));
+    assert_eq!(first.body, again.body);
+    assert_eq!(first.fields("etag"), again.fields("etag"));
+    assert_eq!(
+        (first.fields("idempotent-replayed"), again.fields("idempotent-replayed")),
+        (vec![], vec!["true"])
+    );
+    assert_eq!(setup.tidegate.status()["stable"], "v2");
+    // It has been done once, and is recorded once.
+    assert_eq!(setup.records().len(), 1);
+    let body = r#"{"canary": 1}"#;
+    problem(&setup.tidegate.ask_with(key, "PUT", &format!("{WEB}/weight"), body), 422);
+    // What was refused has changed nothing, and may be asked again.
+    let promote = || setup.tidegate.ask_with("Idempotency-Key: p\r\n", "POST", &format!("{WEB}/promote"), "");
+    problem(&promote(), 409);
+    assert_eq!(problem(&promote(), 409), problem(&promote(), 409));
+    problem(&setup.flip_with("Idempotency-Key: \r\n"), 400);
+    problem(&setup.flip_with(&format!("Idempotency-Key: {}\r\n", "k".repeat(256))), 400);
+}
+
+#[test]
+fn who_waits_is_answered_by_the_change() {
+    let setup = Setup::new();
+    let seen = format!("If-None-Match: {}\r\n", setup.tag());
+    let ask = |query: &str| setup.tidegate.ask_with(&seen, "GET", &format!("{WEB}{query}"), "");
+    let known = ask("");
+    assert_eq!((known.status, known.body.len()), (304, 0));
+    assert_eq!(ask("?wait=20ms").status, 304);
+    for wrong in ["?wait=soon", "?wait=2m", "?wait="] {
+        problem(&ask(wrong), 400);
+    }
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| ask("?wait=60s"));
+        // It is there once it holds a place of its connection, which cannot be seen; a flip before that is
+        // answered all the same.
+        assert_eq!(setup.flip_with("").status, 200);
+        let told = waiting.join().unwrap();
+        assert_eq!((told.status, &json_of(&told)["stable"]), (200, &"v2".into()));
+    });
+    let fresh = setup.tidegate.ask("GET", &format!("{WEB}?wait=60s"), "");
+    assert_eq!(fresh.status, 200, "who has seen nothing has nothing to wait for");
+}
+
+/// A stream of events, read line by line.
+struct Stream(BufReader<TcpStream>);
+
+impl Stream {
+    fn open(tidegate: &Tidegate, path: &str, fields: &str) -> Self {
+        let mut socket = TcpStream::connect(tidegate.admin).unwrap();
+        socket.set_read_timeout(Some(patience())).unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n");
+        std::io::Write::write_all(&mut socket, head.as_bytes()).unwrap();
+        let mut stream = Self(BufReader::new(socket));
+        assert_eq!(stream.line().as_deref(), Some("HTTP/1.1 200 OK"));
+        while stream.line().is_some_and(|line| !line.starts_with("retry:")) {}
+        stream
+    }
+
+    /// The next line; nothing at the end.
+    fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        (self.0.read_line(&mut line).unwrap() > 0).then(|| line.trim_end().to_owned())
+    }
+
+    /// The next event and its id.
+    fn next(&mut self) -> Option<(u64, Value)> {
+        let mut id = None;
+        loop {
+            let line = self.line()?;
+            if let Some(number) = line.strip_prefix("id: ") {
+                id = Some(number.parse().unwrap());
+            }
+            if let Some(data) = line.strip_prefix("data: ") {
+                return Some((id.expect("the id comes first"), serde_json::from_str(data).unwrap()));
+            }
+        }
+    }
+}
+
+#[test]
+fn events_come_as_they_happen_and_are_taken_up_where_they_were_left() {
+    let setup = Setup::new();
+    setup.flip_with("");
+    for path in ["/api/v1/events", "/api/v1/services/web/events"] {
+        let mut stream = Stream::open(&setup.tidegate, path, "");
+        setup.flip_with("");
+        let (first, event) = stream.next().unwrap();
+        assert_eq!((&event["service"], &event["id"]), (&"web".into(), &json!(first)));
+        assert!(event["what"].as_str().unwrap().starts_with("flipped"), "{event}");
+        assert!(event["by"].as_str().unwrap().starts_with("127.0.0.1:"));
+        drop(stream);
+        setup.tidegate.set_weight(1.0);
+        setup.tidegate.set_weight(0.0);
+        let mut stream = Stream::open(&setup.tidegate, path, &format!("Last-Event-ID: {first}\r\n"));
+        let [(second, one), (third, none)] = [stream.next().unwrap(), stream.next().unwrap()];
+        assert!(first < second && second < third);
+        assert_eq!((&one["what"], &none["what"]), (&"weight set to 1 %".into(), &"weight set to 0 %".into()));
+    }
+    let mut all = Stream::open(&setup.tidegate, "/api/v1/events", "Last-Event-ID: 0\r\n");
+    assert!(all.next().unwrap().1["what"].as_str().unwrap().starts_with("flipped"));
+    problem(&setup.tidegate.ask("GET", "/api/v1/services/nobody/events", ""), 404);
+    problem(&setup.tidegate.ask_with("Last-Event-ID: x\r\n", "GET", "/api/v1/events", ""), 400);
+}
+
+#[test]
+fn a_stream_ends_when_the_process_drains() {
+    let mut setup = Setup::new();
+    let mut stream = Stream::open(&setup.tidegate, "/api/v1/events", "");
+    setup.tidegate.drain(Duration::ZERO);
+    assert!(stream.next().is_none());
+}
+
+#[test]
+fn no_more_wait_than_there_are_places() {
+    let setup = Setup::new();
+    let mut streams: Vec<_> = (0..64).map(|_| Stream::open(&setup.tidegate, "/api/v1/events", "")).collect();
+    problem(&setup.tidegate.ask("GET", "/api/v1/events", ""), 503);
+    // Others are served as ever.
+    assert_eq!(setup.flip_with("").status, 200);
+    streams.pop();
+    let freed = || {
+        let mut client = Raw::connect(setup.tidegate.admin);
+        client.send("HEAD /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        client.response_to("HEAD").status
+    };
+    eventually(freed, |status| *status == 200);
+}
