@@ -2,6 +2,7 @@
 
 mod args;
 mod check;
+mod manual;
 mod operate;
 mod plan;
 mod replay;
@@ -25,8 +26,10 @@ pub fn main() -> ExitCode {
     match Args::parse().command {
         args::Command::Run(config) => run::run(&config),
         args::Command::Check(config) => check::check(&config),
+        args::Command::Completions(wanted) => manual::completions(&wanted),
         args::Command::Demo(demo) => run::finish(crate::demo::main(demo.keep, demo.plain)),
         args::Command::Plan(plan) => plan::plan(&plan),
+        args::Command::Man(wanted) => manual::man(&wanted),
         args::Command::Replay(replay) => replay::replay(&replay),
         args::Command::Rollout(args::Operate { verb }) | args::Command::Operate(verb) => {
             operate::operate(&verb)

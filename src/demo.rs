@@ -138,18 +138,20 @@ fn invite(play: &mut Play, proxy: SocketAddr) -> anyhow::Result<()> {
     }
     play.load.ask_for(["/", "/web"]);
     let [_, green] = play.backends.addresses;
-    let api = format!("http://{}/api/v1/services", play.admin);
+    // As it was called: it need not be where a shell looks.
+    let tidegate = std::env::args().next().unwrap_or_else(|| "tidegate".to_owned());
     for line in [
         String::new(),
         "Everything goes on running until Ctrl-C; both backends behave well again. Try:".to_owned(),
         String::new(),
         format!("  curl -i http://{proxy}/"),
-        format!("  curl -s {api}/shop"),
-        format!("  curl -s -X POST {api}/shop/start"),
-        format!("  curl -s http://{green}/behave/badly     # or slowly, well; now watch the rollout"),
-        format!("  curl -s -X POST {api}/shop/rollback"),
-        format!("  curl -s -X PUT -d '{{\"canary\": 20}}' {api}/shop/weight"),
-        format!("  curl -s -X POST {api}/web/flip"),
+        format!("  export TIDEGATE_ADDRESS=http://{}", play.admin),
+        format!("  {tidegate} watch shop"),
+        format!("  {tidegate} start shop"),
+        format!("  curl -s http://{green}/behave/badly     # or slowly, well"),
+        format!("  {tidegate} rollback shop"),
+        format!("  {tidegate} weight shop 20"),
+        format!("  {tidegate} flip web"),
         format!("  curl -s http://{}/metrics", play.admin),
     ] {
         play.stage.say(Say::Line(&line))?;

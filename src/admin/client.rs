@@ -1,14 +1,19 @@
 //! A small client of the API, for the demo and the command line.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, pki_types::ServerName};
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::TlsConnector;
 
 use super::problem::Problem;
 
@@ -21,6 +26,15 @@ pub enum ClientError {
         /// The address.
         address: SocketAddr,
         /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// TLS could not be agreed on; most often the certificate is not trusted.
+    #[error("no TLS with {address}")]
+    Tls {
+        /// The address.
+        address: SocketAddr,
+        /// What rustls said.
         #[source]
         source: std::io::Error,
     },
@@ -45,6 +59,8 @@ pub struct Call<'a> {
     pub host: &'a str,
     /// Who asks, where that has to be shown.
     pub token: Option<&'a str>,
+    /// How TLS is spoken, and the name that the certificate has to be for; plain HTTP, if left out.
+    pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     /// The method.
     pub method: Method,
     /// The path under `/api/v1`.
@@ -63,7 +79,7 @@ pub async fn call(
     path: &str,
     body: Option<&Value>,
 ) -> Result<Value, ClientError> {
-    call_as(address, Call { host: &address.to_string(), token: None, method, path, body }).await
+    call_as(address, Call { host: &address.to_string(), token: None, tls: None, method, path, body }).await
 }
 
 /// The same as somebody.
@@ -71,13 +87,10 @@ pub async fn call(
 /// # Errors
 /// When nobody answers, or the answer is not a success.
 pub async fn call_as(address: SocketAddr, call: Call<'_>) -> Result<Value, ClientError> {
-    let Call { host, token, method, path, body } = call;
-    let stream =
-        TcpStream::connect(address).await.map_err(|source| ClientError::Connect { address, source })?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let body = body.map(ToString::to_string).unwrap_or_default();
+    let (host, token, path) = (call.host, call.token, call.path);
+    let body = call.body.map(ToString::to_string).unwrap_or_default();
     let mut request = Request::builder()
-        .method(method)
+        .method(call.method)
         .uri(format!("/api/v1{path}"))
         .header(header::HOST, host)
         .header(header::CONTENT_TYPE, "application/json");
@@ -85,6 +98,22 @@ pub async fn call_as(address: SocketAddr, call: Call<'_>) -> Result<Value, Clien
         request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
     }
     let request = request.body(Full::new(Bytes::from(body))).map_err(ClientError::Parts)?;
+    let stream =
+        TcpStream::connect(address).await.map_err(|source| ClientError::Connect { address, source })?;
+    match call.tls {
+        None => ask(stream, request).await,
+        Some((config, name)) => {
+            let agreed = TlsConnector::from(config).connect(name, stream).await;
+            ask(agreed.map_err(|source| ClientError::Tls { address, source })?, request).await
+        }
+    }
+}
+
+async fn ask<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Value, ClientError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let exchange = async {
         let response = sender.send_request(request).await?;
         let status = response.status();

@@ -8,10 +8,22 @@ use crate::{
     model::{name::ServiceName, units::parse_duration},
 };
 
+/// docs/cli.md has the same, and more of it.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done; with --wait: the canary was promoted
+  1   something failed; with --wait: the canary was rolled back
+  2   the command line makes no sense; with --wait: nobody could tell, or time ran out
+  3   refused: it makes no sense now, and the message says what would
+  69  nobody answers at the address, or its certificate is not trusted
+  70  the answer broke off, or is not one
+  77  the token is missing or does not allow it
+  78  the configuration is wrong";
+
 /// A reverse proxy that splits traffic between two versions of a service, measures both, and promotes
 /// or rolls back by itself.
 #[derive(Debug, clap::Parser)]
-#[command(version, about, max_term_width = 100)]
+#[command(version, about, max_term_width = 100, after_long_help = EXIT_CODES)]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]
@@ -35,11 +47,15 @@ pub(super) enum Command {
     /// Make a token for the admin API.
     #[command(subcommand)]
     Token(Token),
+    #[command(flatten)]
+    Operate(Verb),
+    /// Print what has a shell complete the words of a command line.
+    Completions(Completions),
+    /// Print the manual page, as man reads it: `tidegate man | man -l -`.
+    Man(Man),
     /// The verbs above, as some like to write them: `tidegate rollout start`.
     #[command(hide = true)]
     Rollout(Operate),
-    #[command(flatten)]
-    Operate(Verb),
 }
 
 /// What can be asked of a Tidegate that runs.
@@ -192,6 +208,21 @@ pub(super) struct NewToken {
 fn scope(text: &str) -> Result<Scope, String> {
     let found = Scope::ALL.into_iter().find(|scope| scope.name() == text);
     found.ok_or_else(|| "write read, operate or admin".to_owned())
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Completions {
+    /// The shell. For bash: `source <(tidegate completions bash)`; others have a folder for such files.
+    pub(super) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Man {
+    /// The page of this command, instead of the whole.
+    pub(super) command: Option<String>,
+    /// Write all pages into this folder, such as /usr/local/share/man/man1.
+    #[arg(long, value_name = "FOLDER", value_hint = clap::ValueHint::DirPath, conflicts_with = "command")]
+    pub(super) directory: Option<PathBuf>,
 }
 
 /// How a result is written.

@@ -5,11 +5,13 @@
 
 mod api;
 mod ending;
+mod news;
 pub(super) mod options;
 mod seen;
 mod table;
 mod view;
 mod wait;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -21,7 +23,7 @@ use self::{
     api::{Api, Failure},
     ending::Ending,
     options::{Connection, Look, Target, Verb},
-    seen::Service,
+    seen::{Service, Services},
 };
 use super::args::Output;
 
@@ -57,6 +59,7 @@ async fn obey(verb: &Verb, api: &Api, connection: &Connection) -> Result<Ending,
     };
     let (answer, look) = match verb {
         Verb::Status { target, look } => return status(target, look, api, connection).await,
+        Verb::Watch { target } => return watch::watch(target, api, connection).await,
         Verb::History { target, events } => return history(target, *events, api, connection).await,
         Verb::Reload { .. } => {
             let answer = api.call(Method::POST, "/reload", None).await?;
@@ -88,7 +91,7 @@ async fn obey(verb: &Verb, api: &Api, connection: &Connection) -> Result<Ending,
 async fn status(target: &Target, look: &Look, api: &Api, connection: &Connection) -> Result<Ending, Failure> {
     if target.service.is_none() && !look.wait {
         let all = api.call(Method::GET, "/services", None).await?;
-        return show(connection, &all, view::services);
+        return show(connection, &all, |all: &Services| view::services(&all.services));
     }
     let name = api.service(target.service.as_deref()).await?;
     let one = api.call(Method::GET, &format!("/services/{name}"), None).await?;

@@ -26,6 +26,7 @@
 //! | `h2_backends` | connections to HTTP/2 backends: shared, limited, left |
 //! | `headers` | what changes in a head on its way through, and what is refused |
 //! | `health` | endpoints are asked whether they are well |
+//! | `manual` | what the command line says of itself: help in docs/cli.md, completions, manual pages |
 //! | `mirror` | copies of requests to stable, for the canary, and that nobody waits for them |
 //! | `interop` | other people's clients in front of it, and other people's servers behind it |
 //! | `nginx` | the same with somebody else's servers behind it |
@@ -37,6 +38,7 @@
 //! | `retry` | requests that have failed and are tried again |
 //! | `readme` | what README.md tells people to copy |
 //! | `probes` | what a canary has to answer before anybody is sent there |
+//! | `pipelines` | docs/pipelines.md, its commands run as GitHub and GitLab would |
 //! | `pool` | how much a backend is given at a time |
 //! | `reload` | a configuration that changes while requests are on |
 //! | `resending` | what is sent again when a request is tried again |
@@ -90,10 +92,12 @@ mod headers;
 mod health;
 mod interop;
 mod limits;
+mod manual;
 mod mirror;
 mod nginx;
 mod operate;
 mod outlier;
+mod pipelines;
 mod plan;
 mod pool;
 mod probes;

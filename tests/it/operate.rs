@@ -1,12 +1,22 @@
 //! The verbs of the command line: what they ask, what they say, and the exit codes that pipelines go by.
 
-use std::process::{Command, Output, Stdio};
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    process::{Command, Output, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
+};
 
 use serde_json::Value;
 
 use crate::{
     rollout::Load,
-    support::{Backend, Refusing, Tidegate, Web, reply},
+    support::{
+        Backend, Refusing, Tidegate, Web,
+        certificates::{Authority, Files},
+        external::program,
+        patience, reply,
+    },
 };
 
 /// What came of a call: its exit code, and what it said to programs and to people.
@@ -149,7 +159,7 @@ fn what_cannot_be_done_says_what_can() {
         (&["weight", "web", "101"], 3, "101"),
         (&["status", "--wait"], 3, "no rollout of service `web` has been started"),
         (&["status", "--timeout", "1s"], 2, "--wait"),
-        (&["status", "--address", "localhost:1"], 3, "write an http:// URL"),
+        (&["status", "--address", "localhost:1"], 3, "write an http:// or https:// URL"),
         (&["status", "--address", "http://127.0.0.1:1"], 69, "nobody answers at 127.0.0.1:1"),
         (&["status", "--token-file", "/nowhere/token"], 3, "cannot read /nowhere/token"),
     ] {
@@ -160,4 +170,111 @@ fn what_cannot_be_done_says_what_can() {
     // Somebody else's server.
     let said = call_at(&format!("http://{}", canary.address), &["status"]);
     assert_eq!(said.code, 70, "{said:?}");
+}
+
+/// The lines that `watch` prints, until its end.
+fn lines(out: impl std::io::Read + Send + 'static) -> Receiver<String> {
+    let (say, said) = channel();
+    thread::spawn(move || {
+        BufReader::new(out).lines().map_while(Result::ok).try_for_each(|line| say.send(line))
+    });
+    said
+}
+
+#[test]
+fn watching_without_a_terminal_is_a_line_for_each_event() {
+    let canary = Backend::named("v2");
+    let (_stable, tidegate) = start(&canary, BY_HAND);
+    for output in ["table", "json"] {
+        tidegate.set_weight(5.0);
+        let mut watch = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        watch.args(["watch", "web", "--output", output]).stdin(Stdio::null()).stdout(Stdio::piped());
+        watch.env("TIDEGATE_ADDRESS", format!("http://{}", tidegate.admin));
+        let mut watch = watch.spawn().unwrap();
+        let said = lines(watch.stdout.take().unwrap());
+        for percent in [5.0, 6.0] {
+            tidegate.set_weight(percent);
+            let line = said.recv_timeout(patience()).unwrap();
+            assert!(line.contains("weight set to"), "{line}");
+            if output == "json" {
+                let event: Value = serde_json::from_str(&line).unwrap();
+                assert!(event["service"] == "web" && event["at"].is_u64(), "{line}");
+            }
+        }
+        watch.kill().unwrap();
+        watch.wait().unwrap();
+    }
+}
+
+#[test]
+fn watching_on_a_terminal_draws_until_q_is_pressed() {
+    let Some(script) = program("script") else { return };
+    let canary = Backend::named("v2");
+    let (_stable, tidegate) = start(&canary, BY_HAND);
+    let watch = format!("stty rows 20 cols 70; {} watch", env!("CARGO_BIN_EXE_tidegate"));
+    let mut script = Command::new(script);
+    script.args(["-qefc", &watch, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    script.env("TIDEGATE_ADDRESS", format!("http://{}", tidegate.admin)).env("TERM", "xterm");
+    let mut script = script.spawn().unwrap();
+    let mut out = script.stdout.take().unwrap();
+    let mut drawn = String::new();
+    let mut until = |wanted: &str| {
+        let mut bytes = [0; 4096];
+        while !drawn.contains(wanted) {
+            let read = out.read(&mut bytes).unwrap();
+            assert!(read > 0, "`{wanted}` is not in {drawn:?}");
+            drawn.push_str(&String::from_utf8_lossy(&bytes[..read]));
+        }
+    };
+    until("v2 gets 0 %");
+    until("ends this");
+    tidegate.set_weight(5.0);
+    until("v2 gets 5 %");
+    script.stdin.as_mut().unwrap().write_all(b"q").unwrap();
+    // The terminal is given back, and what was seen last stays.
+    until("\x1b[?1049l");
+    assert!(script.wait().unwrap().success());
+}
+
+#[test]
+fn a_reason_stands_in_the_history() {
+    let canary = Backend::named("v2");
+    let (_stable, tidegate) = start(&canary, BY_HAND);
+    fine(&tidegate, &["start", "--reason", "release 17"]);
+    fine(&tidegate, &["rollback", "--reason", "it is Friday"]);
+    let history = fine(&tidegate, &["history"]);
+    for reason in [" the reason given: release 17\n", " the reason given: it is Friday\n"] {
+        assert!(history.contains(reason), "{history}");
+    }
+    let said = call(&tidegate, &["start", "--reason", "\x1b[2J"]);
+    assert!(said.code == 3 && said.err.contains("`reason` has to be a line of text"), "{said:?}");
+}
+
+#[test]
+fn an_address_with_https_is_spoken_to_in_tls() {
+    let (servers, operators) = (Authority::new("servers"), Authority::new("operators"));
+    let (files, backend) = (Files::new(), Backend::named("v1"));
+    let pair = files.pair("admin", &servers.issue(&["127.0.0.1"]));
+    let [trusted, known] = [("servers.pem", &servers), ("operators.pem", &operators)]
+        .map(|(name, ca)| files.write(name, &ca.pem));
+    let tls = format!(
+        "tls = {{ certificates = [{{ {pair} }}], client_auth = 'required', client_ca = '{}' }}",
+        known.display()
+    );
+    let web = Web::new(backend.address).canary(backend.address).admin(&tls);
+    // A file, as the paths of its certificates are absolute.
+    let tidegate = Tidegate::start_from(&files.write("tidegate.toml", &web.to_string()), false);
+    files.pair("anna", &operators.issue(&["anna"]));
+    let (certificate, key) = (files.path("anna.pem"), files.path("anna.key"));
+    let [trusted, certificate, key] = [&trusted, &certificate, &key].map(|path| path.to_str().unwrap());
+    let address = format!("https://{}", tidegate.admin);
+    let said = call_at(&address, &["status", "--ca", trusted, "--certificate", certificate, "--key", key]);
+    assert!(said.code == 0 && said.out.contains("web "), "{said:?}");
+    let said = call_at(&address, &["status", "--certificate", certificate, "--key", key]);
+    assert!(said.code == 69 && said.err.contains("--ca says whom"), "{said:?}");
+    let said = call_at(&address, &["status", "--ca", "/nowhere/ca.pem"]);
+    assert!(said.code == 3 && said.err.contains("`/nowhere/ca.pem` cannot be read"), "{said:?}");
+    // A certificate is asked for; and plain HTTP is nothing to it.
+    assert_ne!(call_at(&address, &["status", "--ca", trusted]).code, 0);
+    assert_eq!(call(&tidegate, &["status"]).code, 70);
 }

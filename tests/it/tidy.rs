@@ -65,6 +65,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "model",
             "clock",
+            "tls",
             "config",
             "analysis",
             "rollout",

@@ -1,16 +1,25 @@
 //! Calls to the admin API.
 
-use std::{fs, net::SocketAddr};
+use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Method, Uri};
+use rustls::pki_types::ServerName;
 use serde::Deserialize as _;
 use serde_json::Value;
+use tokio::time;
 
 use super::{options::Connection, seen::Services};
 use crate::{
     admin::client::{self, ClientError},
-    model::name::ServiceName,
+    model::{name::ServiceName, protocol::Protocol},
+    tls::{
+        client::{Client, Connector, Settings},
+        files::{Authorities, Pair},
+    },
 };
+
+/// How long an answer may take. The API gives up after 10 s by itself, and says so.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Why a call came to nothing.
 #[derive(Debug)]
@@ -42,6 +51,7 @@ pub(super) struct Api {
     authority: String,
     address: SocketAddr,
     token: Option<String>,
+    tls: Option<(Arc<Connector>, ServerName<'static>)>,
 }
 
 impl Api {
@@ -53,20 +63,22 @@ impl Api {
             ))
         };
         let uri: Uri = written.parse().map_err(|_| usage("write a URL"))?;
-        match (uri.scheme_str(), uri.path()) {
-            (Some("http"), "/" | "") => {}
-            (Some("http"), _) => return Err(usage("write it without a path")),
-            _ => return Err(usage("write an http:// URL")),
-        }
+        let (is_tls, usual) = match (uri.scheme_str(), uri.path()) {
+            (Some("http"), "/" | "") => (false, 80),
+            (Some("https"), "/" | "") => (true, 443),
+            (Some("http" | "https"), _) => return Err(usage("write it without a path")),
+            _ => return Err(usage("write an http:// or https:// URL")),
+        };
         let authority = uri.authority().ok_or_else(|| usage("name a host"))?;
-        let (host, port) = (authority.host(), authority.port_u16().unwrap_or(80));
+        let (host, port) = (authority.host(), authority.port_u16().unwrap_or(usual));
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let found = std::net::ToSocketAddrs::to_socket_addrs(&(host, port));
         let mut found = found.map_err(|error| {
             Failure::Unreachable(format!("there is no host `{host}` ({error}): say where the admin API is with --address or TIDEGATE_ADDRESS"))
         })?;
         let address = found.next().ok_or_else(|| Failure::Unreachable(format!("`{host}` has no address")))?;
-        Ok(Self { authority: authority.to_string(), address, token: token(connection)? })
+        let tls = if is_tls { Some(tls(connection, host)?) } else { None };
+        Ok(Self { authority: authority.to_string(), address, token: token(connection)?, tls })
     }
 
     /// Calls the API: `path` under `/api/v1`.
@@ -76,10 +88,24 @@ impl Api {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Value, Failure> {
-        let call = client::Call { host: &self.authority, token: self.token.as_deref(), method, path, body };
-        client::call_as(self.address, call).await.map_err(|error| match error {
+        let tls = self.tls.as_ref();
+        let tls = tls.map(|(connector, name)| (connector.config(Protocol::Http1), name.clone()));
+        let token = self.token.as_deref();
+        let call = client::Call { host: &self.authority, token, tls, method, path, body };
+        let Ok(answer) = time::timeout(PATIENCE, client::call_as(self.address, call)).await else {
+            let seconds = PATIENCE.as_secs();
+            return Err(Failure::Unreachable(format!(
+                "no answer from {} within {seconds} s; --address or TIDEGATE_ADDRESS says where the admin API is",
+                self.authority
+            )));
+        };
+        answer.map_err(|error| match error {
             ClientError::Connect { source, .. } => Failure::Unreachable(format!(
                 "nobody answers at {} ({source}): is tidegate running there? --address or TIDEGATE_ADDRESS says where its admin API is",
+                self.authority
+            )),
+            ClientError::Tls { source, .. } => Failure::Unreachable(format!(
+                "no TLS with {} ({source}): --ca says whom its certificate has to come from, --certificate what to show",
                 self.authority
             )),
             ClientError::Refused(problem) => Failure::Refused { status: problem.status, detail: problem.detail },
@@ -121,4 +147,19 @@ fn token(connection: &Connection) -> Result<Option<String>, Failure> {
     let token = fs::read_to_string(file);
     let token = token.map_err(|error| Failure::Usage(format!("cannot read {}: {error}", file.display())))?;
     Ok(Some(token.trim().to_owned()))
+}
+
+/// How TLS is spoken with a host.
+fn tls(connection: &Connection, host: &str) -> Result<(Arc<Connector>, ServerName<'static>), Failure> {
+    let pair = connection.certificate.clone().zip(connection.key.clone());
+    let settings = Settings {
+        ca: connection.ca.clone().map(Authorities),
+        certificate: pair.map(|(certificate, key)| Pair { certificate, key }),
+        ..Settings::default()
+    };
+    let client = Client::new(settings).map_err(|error| Failure::Usage(error.to_string()))?;
+    let connector = Arc::clone(client.connector());
+    let name = connector.server_name(host);
+    let name = name.ok_or_else(|| Failure::Usage(format!("no certificate can be for `{host}`")))?;
+    Ok((connector, name))
 }

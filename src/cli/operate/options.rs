@@ -16,6 +16,16 @@ pub(in crate::cli) struct Connection {
     /// A file with the token to show. The variable TIDEGATE_TOKEN may have the token itself.
     #[arg(long, value_name = "FILE", env = "TIDEGATE_TOKEN_FILE", value_hint = ValueHint::FilePath)]
     pub(super) token_file: Option<PathBuf>,
+    /// Whom the certificate of an https:// address has to come from, as PEM; the system's authorities, if left
+    /// out.
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_CA", value_hint = ValueHint::FilePath)]
+    pub(super) ca: Option<PathBuf>,
+    /// The certificate to show, as PEM.
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_CERTIFICATE", requires = "key", value_hint = ValueHint::FilePath)]
+    pub(super) certificate: Option<PathBuf>,
+    /// Its private key, as PEM.
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_KEY", requires = "certificate", value_hint = ValueHint::FilePath)]
+    pub(super) key: Option<PathBuf>,
     /// How the answer is written.
     #[arg(long, short, value_enum, default_value_t = Output::Table)]
     pub(super) output: Output,
@@ -56,6 +66,11 @@ pub(in crate::cli) enum Verb {
     Status {
         #[command(flatten)]
         look: Look,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Show how things stand, and go on showing it; where there is no terminal, what happens, line by line.
+    Watch {
         #[command(flatten)]
         target: Target,
     },
@@ -143,6 +158,7 @@ impl Verb {
             | Self::Start { target, .. }
             | Self::Promote { target, .. }
             | Self::Rollback { target, .. }
+            | Self::Watch { target }
             | Self::Pause { target }
             | Self::Resume { target, .. }
             | Self::Flip { target, .. }

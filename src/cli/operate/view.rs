@@ -6,7 +6,7 @@ use anstyle::{AnsiColor, Style};
 use jiff::tz::TimeZone;
 
 use super::{
-    seen::{Backend, Event, Reloaded, Rollout, Service, Services},
+    seen::{Backend, Event, Reloaded, Rollout, Service},
     table::table,
 };
 use crate::{clock, model::units::format_duration};
@@ -15,8 +15,8 @@ use crate::{clock, model::units::format_duration};
 const LATEST: usize = 5;
 
 /// All services, a line for each.
-pub(super) fn services(all: &Services) -> String {
-    let rows: Vec<_> = all.services.iter().map(row).collect();
+pub(super) fn services(all: &[Service]) -> String {
+    let rows: Vec<_> = all.iter().map(row).collect();
     table(["SERVICE", "STABLE", "CANARY", " WEIGHT", "ROLLOUT"], &rows)
 }
 

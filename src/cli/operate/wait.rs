@@ -10,6 +10,7 @@ use tokio::time::{self, Instant};
 use super::{
     api::{Api, Failure},
     ending::Ending,
+    news::News,
     options::{Connection, Look},
     print, say,
     seen::{Rollout, Service},
@@ -75,26 +76,14 @@ async fn patiently(api: &Api, name: &str) -> Result<Value, Failure> {
 struct Seen {
     /// The rollout that is waited for.
     id: Option<String>,
-    /// When the last event happened that was told, and how many of that moment.
-    told: (u64, usize),
-    began: bool,
+    /// Which events were told.
+    news: News,
 }
 
 impl Seen {
-    /// Tells the events that are new; of those before, nothing.
+    /// Tells the events that are new.
     fn tell(&mut self, service: &Service) {
-        let (at, told) = self.told;
-        let of_last = service.events.iter().filter(|event| event.at == at).skip(told);
-        let new: Vec<_> = of_last.chain(service.events.iter().filter(|event| event.at > at)).collect();
-        if self.began {
-            new.iter().for_each(|event| say(&view::event_line(event)));
-        } else if let Some(event) = new.last() {
-            say(&view::event_line(event));
-        }
-        self.began = true;
-        if let Some(last) = service.events.last() {
-            self.told = (last.at, service.events.iter().filter(|event| event.at == last.at).count());
-        }
+        self.news.of(service).into_iter().for_each(|event| say(&view::event_line(event)));
     }
 
     /// How it has ended, if it has.
