@@ -49,9 +49,9 @@ pub(super) enum Command {
     Token(Token),
     #[command(flatten)]
     Operate(Verb),
-    /// Print what has a shell complete the words of a command line.
+    /// Print completions of commands and options for a shell.
     Completions(Completions),
-    /// Print the manual page, as man reads it: `tidegate man | man -l -`.
+    /// Print a manual page, as man reads it: `tidegate man | man -l -`.
     Man(Man),
     /// The verbs above, as some like to write them: `tidegate rollout start`.
     #[command(hide = true)]

@@ -10,7 +10,7 @@ use crate::{cli::args::Output, model::units::parse_duration};
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Connection and output")]
 pub(in crate::cli) struct Connection {
-    /// Where its admin API is.
+    /// Where the admin API is of the Tidegate that is asked.
     #[arg(long, value_name = "URL", env = "TIDEGATE_ADDRESS", default_value = "http://127.0.0.1:9090")]
     pub(super) address: String,
     /// A file with the token to show. The variable TIDEGATE_TOKEN may have the token itself.
@@ -59,10 +59,14 @@ impl Color {
     }
 }
 
+/// The service of a verb that can do with all.
+const ONE_OR_ALL: &str = "The service; all of them, if left out";
+
 /// What can be asked.
 #[derive(Debug, clap::Subcommand)]
 pub(in crate::cli) enum Verb {
     /// Show how all services stand, or one of them.
+    #[command(mut_arg("service", |service| service.help(ONE_OR_ALL)))]
     Status {
         #[command(flatten)]
         look: Look,
@@ -70,6 +74,7 @@ pub(in crate::cli) enum Verb {
         target: Target,
     },
     /// Show how things stand, and go on showing it; where there is no terminal, what happens, line by line.
+    #[command(mut_arg("service", |service| service.help(ONE_OR_ALL)))]
     Watch {
         #[command(flatten)]
         target: Target,
@@ -85,9 +90,9 @@ pub(in crate::cli) enum Verb {
         connection: Connection,
     },
     /// Begin a rollout; after one that was rolled back, try again.
-    #[command(alias = "retry")]
+    #[command(visible_alias = "retry")]
     Start {
-        /// Also in a freeze, and soon after a rollback.
+        /// Begin also in a freeze, and soon after a rollback.
         #[arg(long)]
         force: bool,
         #[command(flatten)]
@@ -106,7 +111,7 @@ pub(in crate::cli) enum Verb {
         target: Target,
     },
     /// Give everything back to stable at once.
-    #[command(alias = "abort")]
+    #[command(visible_alias = "abort")]
     Rollback {
         #[command(flatten)]
         look: Look,
@@ -126,9 +131,9 @@ pub(in crate::cli) enum Verb {
         target: Target,
     },
     /// Swap the roles at once: the way back after a rollout has succeeded.
-    #[command(alias = "undo")]
+    #[command(visible_alias = "undo")]
     Flip {
-        /// Even if no endpoint of the other backend takes a connection.
+        /// Swap even if no endpoint of the other backend takes a connection.
         #[arg(long)]
         force: bool,
         #[command(flatten)]
@@ -170,7 +175,7 @@ impl Verb {
 /// Which service, and whose.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Target {
-    /// The service; may be left out where there is only one.
+    /// The service; may be left out where only one has a canary.
     pub(super) service: Option<String>,
     #[command(flatten)]
     pub(super) connection: Connection,
@@ -179,11 +184,11 @@ pub(in crate::cli) struct Target {
 /// Whether to stay until it is over.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Look {
-    /// Wait until the rollout has ended. Ends with 0 if the canary was promoted, 1 if it was rolled back, and 2
-    /// if nobody could tell or time ran out.
+    /// Wait until the rollout has ended, and exit with 0 if the canary was promoted, 1 if it was rolled back, and
+    /// 2 if nobody could tell or time ran out.
     #[arg(long)]
     pub(super) wait: bool,
-    /// How long to wait.
+    /// How long to wait, such as 30m; as long as it takes, if left out.
     #[arg(long, value_name = "TIME", requires = "wait", value_parser = parse_duration)]
     pub(super) timeout: Option<Duration>,
 }
