@@ -67,6 +67,9 @@ pub(super) struct Recent {
 pub(super) struct Event {
     pub(super) at: u64,
     pub(super) what: String,
+    /// Who wanted it, and why they said so.
+    pub(super) by: Option<String>,
+    pub(super) reason: Option<String>,
 }
 
 /// What a reload has changed.

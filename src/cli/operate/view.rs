@@ -133,10 +133,15 @@ pub(super) fn events(service: &Service, most: usize) -> String {
 }
 
 /// An event in a line, with its time, in UTC.
-pub(super) fn event_line(Event { at, what }: &Event) -> String {
+pub(super) fn event_line(Event { at, what, by, reason }: &Event) -> String {
     let at = i64::try_from(*at).ok().and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
     let at = at.map(|at| TimeZone::UTC.to_datetime(at).strftime("%Y-%m-%d %H:%M:%SZ").to_string());
-    format!("{DIM}{}{DIM:#} {what}", at.unwrap_or_default())
+    let why = match (by, reason) {
+        (Some(by), Some(reason)) => format!(" ({by}: {reason})"),
+        (_, Some(reason)) => format!(" ({reason})"),
+        (_, None) => String::new(),
+    };
+    format!("{DIM}{}{DIM:#} {what}{why}", at.unwrap_or_default())
 }
 
 /// What a reload has changed.
