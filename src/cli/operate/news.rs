@@ -31,7 +31,10 @@ mod tests {
     use super::*;
 
     fn told(news: &mut News, events: &[(u64, &str)]) -> String {
-        let events = events.iter().map(|&(at, what)| Event { at, what: what.to_owned() }).collect();
+        let events = events
+            .iter()
+            .map(|&(at, what)| Event { at, what: what.to_owned(), by: None, reason: None })
+            .collect();
         let (name, stable) = ("web".to_owned(), "v1".to_owned());
         let service =
             Service { name, stable, canary: None, weight: 0.0, rollout: None, backends: Vec::new(), events };
