@@ -173,7 +173,7 @@ fn asked_of(path: &str) -> Option<Behaviour> {
 }
 
 /// How long an answer takes: log-normal, from two random numbers of 0 to 1 (Box and Muller 1958).
-fn pause(u: f64, v: f64, slowness: f64) -> Duration {
+pub(super) fn pause(u: f64, v: f64, slowness: f64) -> Duration {
     // At most 4 sigma, so that nothing is slow beyond belief.
     let normal = ((-2.0 * (1.0 - u).ln()).sqrt() * (TAU * v).cos()).clamp(-4.0, 4.0);
     MEDIAN.mul_f64((SIGMA * normal).exp() * slowness)
