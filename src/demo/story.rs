@@ -2,7 +2,8 @@
 //!
 //! The numbers are chosen so that two minutes are enough, not because they suit a real service. At 500
 //! requests a second and 1 % failures, promotion can prove "at most 2 percentage points worse" within
-//! seconds; the usual half a point would take minutes.
+//! seconds; the usual half a point would take minutes. The last step is long enough for a version that is
+//! twice as slow to be told even where the machine's own pauses hide most of what there is to see.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -204,7 +205,7 @@ endpoints = ["http://{green_address}"]
 steps = [
   {{ weight = 10, hold = "2s" }},
   {{ weight = 25, hold = "3s" }},
-  {{ weight = 50, hold = "3s" }},
+  {{ weight = 50, hold = "8s" }},
 ]
 bake = "3s"
 

@@ -20,7 +20,7 @@ use super::{
     upload::RequestBody,
 };
 use crate::upstream::{
-    connect::connect,
+    connect::{ConnectError, connect},
     pool::h2::{Lease, NoStream},
 };
 
@@ -60,7 +60,12 @@ pub(super) async fn send(
                 }
                 request = *spare.ok_or(ProxyError::Unseen)?;
             }
-            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::Final(error)) => {
+                if matches!(error, ProxyError::ResponseTimeout) {
+                    lease.give_up();
+                }
+                return Err(error);
+            }
         }
     }
     Err(ProxyError::Unseen)
@@ -71,8 +76,14 @@ async fn lease(attempt: &Attempt, wait: &Wait) -> Result<Lease<RequestBody>, Pro
     if let Some(lease) = endpoint.shared().take() {
         return Ok(lease);
     }
-    let connect = || connect(endpoint.member(), endpoint.tls(), None, wait.timeouts.connect);
-    endpoint.shared().lease(connect).await.map_err(|NoStream { error, tried }| {
+    let timeout = wait.timeouts.connect;
+    let connect = || connect(endpoint.member(), endpoint.tls(), None, timeout);
+    wait.deadline.arm(timeout);
+    let late = async {
+        poll_fn(|cx| wait.deadline.poll_expired(cx)).await;
+        ConnectError::TimedOut(timeout)
+    };
+    endpoint.shared().lease(connect, late).await.map_err(|NoStream { error, tried }| {
         if tried {
             attempt.connect_failed(&error);
         }

@@ -89,6 +89,38 @@ fn requests_wait_for_what_a_new_connection_may_have() {
     tidegate.wait_until_idle().expect("tidegate_requests_total", &[("status", "2xx")], 40.0);
 }
 
+/// A backend that takes connections and never says anything, and a proxy before it.
+fn silent(timeouts: &str) -> (TcpListener, Tidegate) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tidegate = Tidegate::start(Web::h2c(listener.local_addr().unwrap()).table("timeouts", timeouts));
+    (listener, tidegate)
+}
+
+#[test]
+fn what_another_request_waits_for_is_waited_for_as_long_as_a_connection() {
+    let (_listener, tidegate) = silent("connect = '100ms'\nresponse = '1h'");
+    let mut first = tidegate.client();
+    first.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    eventually_is(1.0, || tidegate.scrape().sum("tidegate_requests_in_flight", &[]));
+    assert_eq!(get(tidegate.address(), "/").status, 504);
+    tidegate.wait_for_outcome("connect_failure", 1);
+    tidegate.scrape().expect("tidegate_local_replies_total", &[("reason", "connect_timeout")], 1.0);
+}
+
+#[test]
+fn a_connection_that_has_never_said_anything_is_given_up_with_its_request() {
+    let (listener, tidegate) = silent("connect = '1m'\nresponse = '300ms'");
+    let mut first = tidegate.client();
+    first.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    eventually_is(1.0, || tidegate.scrape().sum("tidegate_requests_in_flight", &[]));
+    // Waits for the first one's connection, and then makes its own.
+    assert_eq!(get(tidegate.address(), "/").status, 504);
+    assert_eq!(first.response().status, 504);
+    tidegate.wait_for_outcome("timeout", 2);
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(std::iter::from_fn(|| listener.accept().ok()).count(), 2);
+}
+
 #[test]
 fn a_backend_that_leaves_after_each_request_is_followed() {
     let limits = Limits { requests: 1, ..Limits::default() };

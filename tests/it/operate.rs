@@ -247,7 +247,7 @@ fn a_reason_stands_in_the_history() {
         assert!(history.contains(reason), "{history}");
     }
     let said = call(&tidegate, &["start", "--reason", "\x1b[2J"]);
-    assert!(said.code == 3 && said.err.contains("`reason` has to be a line of text"), "{said:?}");
+    assert!(said.code == 3 && said.err.contains("a reason has up to"), "{said:?}");
 }
 
 #[test]

@@ -171,6 +171,28 @@ fn uploads_that_may_be_sent_again_arrive_as_they_were_sent() {
     assert_eq!(backend.connections(), 1);
 }
 
+/// A pipe that has been used is kept for the next body, so it can be seen.
+#[test]
+#[cfg(target_os = "linux")]
+fn what_will_not_be_sent_again_goes_through_a_pipe_and_what_may_be_does_not() {
+    // A large response would have a pipe of its own.
+    let backend = Backend::answering(|_| reply("200 OK", &[], ""));
+    for (kept, more) in [("4KiB", 2), ("1MiB", 0)] {
+        let web = Web::new(backend.address).table("retry", &format!("attempts = 1\nmax_body = '{kept}'"));
+        let (_folder, program) = crate::cli::Program::run(web.workers(1));
+        let pipes = || {
+            let descriptors = std::fs::read_dir(format!("/proc/{}/fd", program.id())).unwrap();
+            let targets = descriptors.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+            targets.filter(|target| target.to_string_lossy().starts_with("pipe:")).count()
+        };
+        let before = pipes();
+        let mut client = Raw::connect(program.listener);
+        client.send([b"PUT", &upload("/large-500000")["POST".len()..]].concat());
+        let status = client.response().status;
+        assert_eq!((status, pipes()), (200, before + more), "{kept}");
+    }
+}
+
 #[test]
 fn uploads_follow_each_other_in_order_whatever_stands_between_them() {
     let backend = collector();

@@ -194,14 +194,20 @@ impl<B: Payload> Pool<B> {
         connections.iter().find(|connection| connection.has_room()).map(Lease::new)
     }
 
-    /// The same, waiting for one where need be; `connect` makes a connection.
+    /// The same, waiting for one where need be; `connect` makes a connection, and `late` is ready when what
+    /// another exchange makes has been waited for long enough.
     ///
     /// # Errors
-    /// When there is no connection, and none can be made.
-    pub async fn lease<C>(&self, connect: impl Fn() -> C) -> Result<Lease<B>, NoStream>
+    /// When there is no connection in time, and none can be made.
+    pub async fn lease<C>(
+        &self,
+        connect: impl Fn() -> C,
+        late: impl Future<Output = ConnectError>,
+    ) -> Result<Lease<B>, NoStream>
     where
         C: Future<Output = Result<Transport, ConnectError>>,
     {
+        let mut late = pin!(late);
         let failures = self.failed.borrow().0;
         loop {
             // Before looking, so that what changes in between is not missed.
@@ -212,7 +218,10 @@ impl<B: Payload> Pool<B> {
             if !self.connecting.get() && !self.is_unsettled() {
                 return self.open(connect).await;
             }
-            changed.await;
+            tokio::select! {
+                () = changed => {}
+                error = &mut late => return Err(NoStream { error: Rc::new(error), tried: false }),
+            }
             let (now, error) = &*self.failed.borrow();
             if let (true, Some(error)) = (*now != failures, error) {
                 let none = || NoStream { error: Rc::clone(error), tried: false };
@@ -338,6 +347,13 @@ impl<B: Payload> Lease<B> {
     pub fn retire(&self) {
         self.0.retired.set(true);
         self.0.settling.end();
+    }
+
+    /// A response has not come in time. If the other side's settings have not, either, nothing will.
+    pub fn give_up(&self) {
+        if !self.0.settling.settled.get() {
+            self.retire();
+        }
     }
 
     /// A response has come, and so have the other side's settings.
