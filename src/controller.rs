@@ -6,6 +6,7 @@
 //! answered when they have taken effect: the next request already sees the new weight.
 
 pub mod aa;
+mod calendar;
 mod check;
 mod client;
 pub mod context;

@@ -73,6 +73,14 @@ impl Actor {
         Self(Arc::new(Inner { who, scope: Scope::Admin, services: None }))
     }
 
+    /// What tells them from others, over all their connections.
+    pub(super) fn identity(&self) -> String {
+        match &self.0.who {
+            Who::Named(name) | Who::Subject(name) => name.clone(),
+            Who::Peer(address) => address.ip().to_string(),
+        }
+    }
+
     /// What the audit and events call them.
     pub(super) fn name(&self) -> String {
         match &self.0.who {

@@ -105,7 +105,7 @@ impl Memory {
 
 /// The middleware.
 pub(super) async fn once(State(memory): State<Memory>, request: Request, next: Next) -> Response {
-    let actor = request.extensions().get::<Actor>().map(Actor::name);
+    let actor = request.extensions().get::<Actor>().map(Actor::identity);
     let (Some(actor), Some(named)) = (actor, request.headers().get(KEY)) else {
         return next.run(request).await;
     };

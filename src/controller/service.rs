@@ -29,12 +29,7 @@ use crate::{
         units::format_duration,
         weight::Weight,
     },
-    rollout::{
-        check::Subject,
-        event::Event,
-        phase::{PauseReason, Phase},
-        trial,
-    },
+    rollout::{check::Subject, event::Event, phase::Phase, trial},
     store::record::{Entry, Kind, Position, Rollout},
     telemetry::{ledger::Hub, reader::Totals},
 };
@@ -246,24 +241,6 @@ impl ServiceTask {
         }
         self.happen(Event::Tick(decision));
         self.keep_to_budget();
-    }
-
-    /// The window of time, if it is in one, in which the service's rollouts do not move forward.
-    pub(super) fn freeze(&self) -> Option<String> {
-        let now = clock::now();
-        let freezes = self.config.rollout.freezes.iter();
-        freezes.filter(|freeze| freeze.until(now).is_some()).map(ToString::to_string).next()
-    }
-
-    /// Stops where nothing may move forward now, and goes on where it may again.
-    fn keep_to_the_calendar(&mut self) {
-        match self.record.as_ref().map(|record| &record.phase) {
-            Some(Phase::Stepping { .. }) if self.freeze().is_some() => self.happen(Event::Frozen),
-            Some(Phase::Paused { reason: PauseReason::Freeze, .. }) if self.freeze().is_none() => {
-                self.happen(Event::Thawed);
-            }
-            _ => {}
-        }
     }
 
     /// A rollback is over once nothing is under way at the backend that it took traffic from. A worker takes

@@ -2,8 +2,7 @@
 //!
 //! The numbers are chosen so that two minutes are enough, not because they suit a real service. At 500
 //! requests a second and 1 % failures, promotion can prove "at most 2 percentage points worse" within
-//! seconds; the usual half a point would take minutes. The last step is long enough for a version that is
-//! twice as slow to be told even where the machine's own pauses hide most of what there is to see.
+//! seconds; the usual half a point would take minutes.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -116,15 +115,15 @@ pub(super) const STORIES: [Story; 6] = [
     Story {
         title: "slow release",
         what: "Its 99th percentile doubles, its median stays the same. To be rolled back.",
-        service: "shop",
-        path: "/",
+        service: "search",
+        path: "/search",
         old: ORDINARY,
         new: Behaviour { tail: 3.4, ..ORDINARY },
         incident: None,
         sign: Some(Sign::Answer),
         expected: Ending::RolledBack,
         flawless: false,
-        patience: Duration::from_secs(32),
+        patience: Duration::from_secs(45),
     },
     Story {
         title: "fragile release",
@@ -191,6 +190,10 @@ path_prefix = "/cart"
 service = "cart"
 
 [[routes]]
+path_prefix = "/search"
+service = "search"
+
+[[routes]]
 service = "shop"
 
 # Half a percentage point is what it is about here, so promotion has to exclude no more.
@@ -205,9 +208,26 @@ endpoints = ["http://{green_address}"]
 steps = [
   {{ weight = 10, hold = "2s" }},
   {{ weight = 25, hold = "3s" }},
-  {{ weight = 50, hold = "8s" }},
+  {{ weight = 50, hold = "3s" }},
 ]
 bake = "3s"
+
+# The slowest answers are few, and a busy machine has slow ones of its own: time to tell them apart.
+[services.search]
+stable = "{blue}"
+canary = "{green}"
+[services.search.backends.{blue}]
+endpoints = ["http://{blue_address}"]
+[services.search.backends.{green}]
+endpoints = ["http://{green_address}"]
+[services.search.rollout]
+steps = [
+  {{ weight = 10, hold = "2s" }},
+  {{ weight = 50, hold = "30s" }},
+]
+bake = "3s"
+[services.search.rollout.analysis]
+promotion_margin = 0.02
 
 [services.shop]
 stable = "{blue}"
@@ -285,7 +305,7 @@ mod tests {
     #[test]
     fn all_stories_together_have_little_more_than_three_minutes() {
         let patience: Duration = STORIES.iter().map(|story| story.patience).sum();
-        assert!(patience <= Duration::from_secs(195));
+        assert!(patience <= Duration::from_secs(210));
     }
 
     /// A service's rollout with `rate` requests a second and equally fast versions: how it ends, after
