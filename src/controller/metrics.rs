@@ -5,6 +5,7 @@ use std::time::Duration;
 use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use crate::{
+    config::hook::At,
     model::{name::ServiceName, role::Roles, weight::Weight},
     rollout::phase::Phase,
 };
@@ -22,6 +23,7 @@ pub(super) struct Metrics {
     unsaved: IntGaugeVec,
     saves: IntCounterVec,
     save_seconds: Histogram,
+    hooks: IntCounterVec,
 }
 
 impl Metrics {
@@ -64,6 +66,10 @@ impl Metrics {
                 )
                 .buckets(SAVE_SECONDS.to_vec()),
             )?,
+            hooks: IntCounterVec::new(
+                Opts::new("tidegate_hooks_total", "Hooks that were asked or told, by what came of it."),
+                &["service", "at", "result"],
+            )?,
         };
         registry.register(Box::new(metrics.unsaved.clone()))?;
         registry.register(Box::new(metrics.saves.clone()))?;
@@ -72,6 +78,7 @@ impl Metrics {
         registry.register(Box::new(metrics.running.clone()))?;
         registry.register(Box::new(metrics.ended.clone()))?;
         registry.register(Box::new(metrics.evidence.clone()))?;
+        registry.register(Box::new(metrics.hooks.clone()))?;
         Ok(metrics)
     }
 
@@ -97,6 +104,11 @@ impl Metrics {
             let _absent = self.saves.remove_label_values(&[service, result]);
         }
         let _absent = self.unsaved.remove_label_values(&[service]);
+        for (at, _) in At::ALL {
+            for result in ["success", "failure", "dropped"] {
+                let _absent = self.hooks.remove_label_values(&[service, at, result]);
+            }
+        }
         let _absent = self.running.remove_label_values(&[service]);
         let _absent = self.evidence.remove_label_values(&[service]);
         let stable = (roles.stable(), "stable");
@@ -152,6 +164,11 @@ impl Metrics {
         self.saves.with_label_values(&[service.as_str(), result]).inc();
         self.unsaved.with_label_values(&[service.as_str()]).set(i64::from(!is_saved));
         self.save_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A hook was asked or told: `success`, `failure` or `dropped`.
+    pub(super) fn called(&self, service: &ServiceName, at: At, result: &str) {
+        self.hooks.with_label_values(&[service.as_str(), at.name(), result]).inc();
     }
 
     pub(super) fn evidence(&self, service: &ServiceName, share: f64) {

@@ -23,8 +23,10 @@
 //! | `h2_backends` | connections to HTTP/2 backends: shared, limited, left |
 //! | `headers` | what changes in a head on its way through, and what is refused |
 //! | `health` | endpoints are asked whether they are well |
+//! | `hooks` | who is asked before a rollout goes on, and who is told |
 //! | `mirror` | copies of requests to stable, for the canary, and that nobody waits for them |
 //! | `interop` | other people's clients in front of it, and other people's servers behind it |
+//! | `notifications` | people are told what happens to rollouts, and nobody waits for it |
 //! | `nginx` | the same with somebody else's servers behind it |
 //! | `operate` | the verbs of the command line, and the exit codes that pipelines go by |
 //! | `outlier` | endpoints whose requests fail are passed over for a while |
@@ -82,10 +84,12 @@ mod h2;
 mod h2_backends;
 mod headers;
 mod health;
+mod hooks;
 mod interop;
 mod limits;
 mod mirror;
 mod nginx;
+mod notifications;
 mod operate;
 mod outlier;
 mod plan;

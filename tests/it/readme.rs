@@ -6,12 +6,13 @@ use tidegate::config::{diagnostic::render, load::parse};
 
 const README: &str = include_str!("../../README.md");
 /// Where the names of metrics are written.
-const METRICS: [&str; 9] = [
+const METRICS: [&str; 10] = [
     include_str!("../../src/access_log.rs"),
     include_str!("../../src/admin/refusals.rs"),
     include_str!("../../src/app.rs"),
     include_str!("../../src/app/reload.rs"),
     include_str!("../../src/controller/metrics.rs"),
+    include_str!("../../src/controller/notify.rs"),
     include_str!("../../src/telemetry/exposition.rs"),
     include_str!("../../src/telemetry/health_exposition.rs"),
     include_str!("../../src/telemetry/mirror_exposition.rs"),
