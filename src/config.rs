@@ -22,11 +22,13 @@ mod filter;
 mod force;
 mod freeze;
 mod health_check;
+pub mod hook;
 mod host;
 mod limits;
 mod listener;
 mod matching;
 mod mirror;
+pub mod notification;
 mod outlier_detection;
 mod paths;
 mod pool;
@@ -44,6 +46,7 @@ mod sticky;
 mod store;
 mod structure;
 mod suggest;
+pub mod target;
 mod timeouts;
 mod tls;
 mod upgrades;
@@ -68,7 +71,7 @@ use ipnet::IpNet;
 
 use http::{HeaderName, HeaderValue};
 
-use self::probe::Probe;
+use self::{hook::Hook, notification::Notification, probe::Probe};
 use crate::{
     analysis::settings::Settings,
     model::{
@@ -120,6 +123,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// The services, by name.
     pub services: Vec<Service>,
+    /// Who is told what happens to rollouts.
+    pub notifications: Vec<Notification>,
 }
 
 /// Where requests come in.
@@ -373,6 +378,8 @@ pub struct Rollout {
     pub probes: Vec<Probe>,
     /// Longest time that they may take to accept connections and answer well (default 1 min).
     pub prepare_deadline: Duration,
+    /// Who is asked before it goes on, and who is told.
+    pub hooks: Vec<Hook>,
 }
 
 impl Default for Rollout {
@@ -386,6 +393,7 @@ impl Default for Rollout {
             warmup: None,
             probes: Vec::new(),
             prepare_deadline: Duration::from_secs(60),
+            hooks: Vec::new(),
         }
     }
 }

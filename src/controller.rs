@@ -13,11 +13,15 @@ pub mod context;
 pub mod discovery;
 mod endpoints;
 mod events;
+mod exec;
 mod execute;
 mod gained;
 mod grpc;
+mod happening;
+mod hook;
 mod in_flight;
 mod metrics;
+mod notify;
 mod prepare;
 mod probe;
 pub mod publish;
@@ -26,6 +30,7 @@ mod save;
 mod service;
 pub mod standing;
 pub mod status;
+mod waiting;
 
 use std::{
     collections::BTreeMap,
@@ -41,6 +46,7 @@ use tokio::{
 use self::{
     context::Context,
     metrics::Metrics,
+    notify::Notifier,
     publish::Publisher,
     service::ServiceTask,
     status::{Occurrence, ServiceStatus},
@@ -176,6 +182,7 @@ struct Common {
     tick: Duration,
     reading: watch::Receiver<Reading>,
     store: Store,
+    notifier: Arc<Notifier>,
 }
 
 /// One service's task, which ends when every handle on it is gone.
@@ -211,10 +218,12 @@ impl Controller {
     pub fn start(inputs: Inputs<'_>) -> prometheus::Result<Self> {
         let Inputs { config, publisher, hub, tick, store, registry } = inputs;
         let metrics = Metrics::register(registry)?;
+        let notifier = Arc::new(Notifier::new(registry)?);
+        notifier.take_up(&config.notifications);
         let (readings, reading) = watch::channel(Reading::default());
         tokio::spawn(read(Arc::clone(&hub), tick, readings));
         tokio::spawn(in_flight::run(Arc::clone(&hub), reading.clone()));
-        let common = Common { publisher, hub, metrics, tick, reading, store };
+        let common = Common { publisher, hub, metrics, tick, reading, store, notifier };
         let services = config.services.iter().map(|s| (s.name.clone(), common.start(s.clone())));
         Ok(Self { services: Arc::new(RwLock::new(services.collect())), common })
     }
@@ -222,6 +231,7 @@ impl Controller {
     /// Takes up a configuration that has just been published. Tasks of services that are gone end; those
     /// of services that are there still see it before whatever is asked of them next.
     pub fn take_up(&self, config: &Config) {
+        self.common.notifier.take_up(&config.notifications);
         let mut services = self.services.write().unwrap_or_else(PoisonError::into_inner);
         services.retain(|name, _| config.services.iter().any(|service| service.name == *name));
         for service in &config.services {

@@ -25,6 +25,7 @@ pub mod phase;
 pub mod plan;
 pub mod recording;
 pub mod refused;
+pub mod topic;
 pub mod trial;
 
 #[cfg(test)]

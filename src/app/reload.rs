@@ -125,6 +125,7 @@ impl Running {
             paths: _,
             routes: _,
             services: _,
+            notifications: _,
         } = config;
         let changed = [
             ("workers", *workers != self.config.workers),
@@ -242,6 +243,7 @@ fn differences(before: &Config, after: &Config) -> Vec<String> {
     words.extend(old.keys().filter(|name| is_gone(name)).map(|name| format!("service `{name}` removed")));
     let others = [
         ("routes", before.routes != after.routes),
+        ("[[notifications]]", before.notifications != after.notifications),
         ("[paths]", before.paths != after.paths),
         ("[shutdown]", before.shutdown != after.shutdown),
         ("[admin]", before.admin != after.admin),

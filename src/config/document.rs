@@ -10,7 +10,9 @@ use super::{
     access_log::{self, RawAccessLog},
     admin::{self, RawAdmin},
     freeze::{self, RawFreeze},
+    hook::RawHooks,
     listener::{self, RawListener},
+    notification::{self, RawNotification},
     paths::{self, RawPaths},
     report::Report,
     route::{self, RawRoute},
@@ -38,6 +40,8 @@ pub(super) struct RawDocument {
     paths: Option<Table<RawPaths>>,
     routes: Option<Vec<Spanned<Table<RawRoute>>>>,
     freeze: Option<Vec<Spanned<Table<RawFreeze>>>>,
+    hooks: Option<Table<RawHooks>>,
+    notifications: Option<Vec<Spanned<Table<RawNotification>>>>,
     services: Option<RawServices>,
 }
 
@@ -53,6 +57,8 @@ pub(super) fn lower(raw: RawDocument, report: &mut Report<'_>) -> Config {
         paths,
         routes,
         freeze,
+        hooks,
+        notifications,
         services,
     } = raw;
     let (routes, services) = (routes.unwrap_or_default(), services.unwrap_or_default());
@@ -62,7 +68,7 @@ pub(super) fn lower(raw: RawDocument, report: &mut Report<'_>) -> Config {
     let names: Vec<_> = services.keys().map(|name| name.get_ref().clone()).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     let routes = route::lower(routes, &names, report);
-    let mut services = service::lower(services, report);
+    let mut services = service::lower(services, hooks.unwrap_or_default().0.allows_exec(), report);
     services.iter_mut().for_each(|service| service.routes = counted(&routes, service));
     freeze::lower(freeze.unwrap_or_default(), &names, &mut services, report);
     Config {
@@ -75,6 +81,7 @@ pub(super) fn lower(raw: RawDocument, report: &mut Report<'_>) -> Config {
         paths: paths::lower(paths.unwrap_or_default().0, report),
         routes,
         services,
+        notifications: notification::lower(notifications.unwrap_or_default(), &names, report),
     }
 }
 

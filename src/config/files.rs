@@ -2,14 +2,14 @@
 //! only when a file of configuration is loaded. Text from anywhere else is only understood, because it
 //! could name any file.
 
-use std::ops::Range;
+use std::{ops::Range, path::PathBuf};
 
 use super::report::Report;
 use crate::{
     clock,
     tls::{
         client::system_authorities,
-        files::{Authorities, Fault, Pair, Source as _},
+        files::{Authorities, Fault, Pair, Source as _, read_text},
         signing::Secrets,
     },
 };
@@ -25,6 +25,8 @@ pub(super) enum Noted {
     System(Range<usize>),
     /// Secrets.
     Secrets(Secrets, Range<usize>),
+    /// A text that is read anew whenever it is needed.
+    Text(PathBuf, Range<usize>),
 }
 
 /// Reads what was noted, and reports what is wrong with it.
@@ -47,6 +49,11 @@ pub(super) fn check(report: &mut Report<'_>) {
             }
             Noted::Secrets(secrets, place) => {
                 if let Err(fault) = secrets.load() {
+                    fail(&fault, place, report);
+                }
+            }
+            Noted::Text(path, place) => {
+                if let Err(fault) = read_text(&path) {
                     fail(&fault, place, report);
                 }
             }

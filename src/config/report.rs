@@ -46,6 +46,19 @@ impl<'a> Report<'a> {
         self.push(Severity::Error, line, problem.into())
     }
 
+    /// The same where what is marked is not for everybody: it is not quoted.
+    pub(super) fn error_about_secret(
+        &mut self,
+        span: Range<usize>,
+        problem: impl Into<String>,
+    ) -> &mut Diagnostic {
+        let mut line = self.line(span);
+        let marked = line.marked.clone();
+        let hide = |(at, c)| if marked.contains(&at) && c != '"' { '*' } else { c };
+        line.quote = line.quote.chars().enumerate().map(hide).collect();
+        self.push(Severity::Error, Some(line), problem.into())
+    }
+
     /// The same, about the file as a whole.
     pub(super) fn error_in_file(&mut self, problem: impl Into<String>) -> &mut Diagnostic {
         self.push(Severity::Error, None, problem.into())

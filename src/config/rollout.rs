@@ -12,6 +12,7 @@ use super::{
     Rollout,
     analysis::{self, RawAnalysis},
     checks::{self, RawCheck},
+    hook::{self, At, RawHook},
     probe::{self, RawProbe},
     report::Report,
     schedule::{self, RawSchedule},
@@ -19,7 +20,7 @@ use super::{
     suggest::suggest,
     written::{Section, TIMEOUT, Table, Text, Time, WAIT, time, time_or},
 };
-use crate::rollout::plan::{Draft, Plan, Strategy, WhenInconclusive};
+use crate::rollout::plan::{Draft, Hooks, OnHookFailure, Plan, Strategy, WhenInconclusive};
 
 /// `[services.NAME.rollout]` as written.
 #[derive(Debug, Default, Deserialize)]
@@ -39,6 +40,8 @@ pub(super) struct RawRollout {
     aa_test: Option<bool>,
     prepare_deadline: Option<Time>,
     probes: Option<Vec<Table<RawProbe>>>,
+    hooks: Option<Vec<Spanned<Table<RawHook>>>>,
+    on_hook_failure: Option<Text>,
     analysis: Option<Table<RawAnalysis>>,
     checks: Option<Vec<Spanned<Table<RawCheck>>>>,
 }
@@ -47,17 +50,44 @@ impl Section for RawRollout {
     const HEADER: &'static str = "[services.NAME.rollout]";
 }
 
-/// How a rollout of one service goes; `service` is the place of its name, and `unweighted` says whether its
-/// canary gets requests without having a weight.
+/// What must be known of what stands around it.
+pub(super) struct Around {
+    /// Whether the canary gets requests without having a weight.
+    pub(super) unweighted: bool,
+    /// Whether hooks may be programs.
+    pub(super) allow_exec: bool,
+    /// The place of the service's name.
+    pub(super) place: Range<usize>,
+}
+
+/// How a rollout of one service goes.
 pub(super) fn lower(
     mut raw: RawRollout,
-    unweighted: bool,
-    service: Range<usize>,
+    Around { unweighted, allow_exec, place: service }: Around,
     report: &mut Report<'_>,
 ) -> Option<Rollout> {
-    let RawRollout { strategy, steps, schedule, when_inconclusive, warmup, probes, analysis, checks, .. } =
-        &mut raw;
+    let RawRollout {
+        strategy,
+        steps,
+        schedule,
+        when_inconclusive,
+        warmup,
+        probes,
+        hooks,
+        on_hook_failure,
+        analysis,
+        checks,
+        ..
+    } = &mut raw;
     let probes = probe::lower(probes.take().unwrap_or_default(), report);
+    let hooks = hook::lower(hooks.take().unwrap_or_default(), allow_exec, report);
+    let on_failure = lower_word(on_hook_failure.take(), "on_hook_failure", &ON_HOOK_FAILURE, report);
+    let blocks = |at| hooks.iter().any(|hook| hook.is_blocking && hook.at == at);
+    let waits = Hooks {
+        step: blocks(At::Step),
+        promotion: blocks(At::PrePromotion),
+        on_failure: on_failure.unwrap_or_default(),
+    };
     let (steps, schedule) = (steps.take(), schedule.take());
     let warmup = warmup.take().and_then(|written| time(&written, "warmup", WAIT, report));
     let checks = checks::lower(checks.take().unwrap_or_default(), report);
@@ -95,6 +125,7 @@ pub(super) fn lower(
         steps,
         unweighted,
         when_inconclusive: inconclusive.unwrap_or_default(),
+        hooks: waits,
         ..times(&raw, report)
     };
     let place = steps_place.or(schedule_place).unwrap_or(service);
@@ -103,7 +134,7 @@ pub(super) fn lower(
             steps::warn_if_mute(&plan, &analysis, &placed, place, report);
             let aa_test = raw.aa_test.unwrap_or(true);
             let freezes = Vec::new();
-            Some(Rollout { plan, analysis, checks, aa_test, warmup, freezes, probes, prepare_deadline })
+            Some(Rollout { plan, analysis, checks, aa_test, warmup, freezes, probes, prepare_deadline, hooks })
         }
         Err(faults) => {
             faults.iter().for_each(|fault| steps::report_fault(fault, &placed, place.clone(), report));
@@ -137,6 +168,10 @@ const WHEN_INCONCLUSIVE: [(&str, WhenInconclusive); 3] = [
     ("pause", WhenInconclusive::Pause),
     ("roll_back", WhenInconclusive::RollBack),
 ];
+
+/// Words for what happens if a hook does not let a rollout go on.
+const ON_HOOK_FAILURE: [(&str, OnHookFailure); 2] =
+    [("pause", OnHookFailure::Pause), ("roll_back", OnHookFailure::RollBack)];
 
 /// The meaning of one word out of a few, under `key`; the default where none is written, nothing where the word
 /// is not among them.

@@ -21,7 +21,7 @@ use super::{
     pool::{self, RawPool},
     report::Report,
     retry::{self, RawRetry},
-    rollout::{self, RawRollout},
+    rollout::{self, Around, RawRollout},
     sticky::{self, RawSticky},
     suggest::suggest,
     timeouts::{self, RawTimeouts},
@@ -72,11 +72,16 @@ impl Section for RawService {
 pub(super) type RawServices = BTreeMap<Text, Table<RawService>>;
 
 /// The services, by name.
-pub(super) fn lower(raw: RawServices, report: &mut Report<'_>) -> Vec<Service> {
-    raw.into_iter().filter_map(|(name, raw)| lower_one(&name, raw.0, report)).collect()
+pub(super) fn lower(raw: RawServices, allow_exec: bool, report: &mut Report<'_>) -> Vec<Service> {
+    raw.into_iter().filter_map(|(name, raw)| lower_one(&name, raw.0, allow_exec, report)).collect()
 }
 
-fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> Option<Service> {
+fn lower_one(
+    written_name: &Text,
+    raw: RawService,
+    allow_exec: bool,
+    report: &mut Report<'_>,
+) -> Option<Service> {
     let RawService {
         stable,
         canary,
@@ -136,7 +141,11 @@ fn lower_one(written_name: &Text, raw: RawService, report: &mut Report<'_>) -> O
     let retry = retry.map(|raw| retry::lower(raw, canary.is_some(), report));
     let mirror = mirror.map(|raw| mirror::lower(raw, canary.is_some(), report));
     let forced = overrides.as_ref().is_some_and(|overrides| overrides.can_force(Role::Canary));
-    let rollout: Option<Rollout> = rollout::lower(rollout.unwrap_or_default().0, forced, place, report);
+    let rollout: Option<Rollout> = rollout::lower(
+        rollout.unwrap_or_default().0,
+        Around { unweighted: forced, allow_exec, place },
+        report,
+    );
     let rollout = rollout?;
     // What takes its time to take on its share is cold for as long.
     let warmup = rollout.warmup.or(policy.balance.slow_start).filter(|warmup| !warmup.is_zero());

@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, pin::pin};
 
 use anyhow::{Context as _, bail};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
@@ -69,10 +69,10 @@ pub(super) async fn connect(reach: &Reach<'_>, speaks: Protocol) -> anyhow::Resu
     Ok(Box::new(stream))
 }
 
-/// Asks, and takes an answer with a body of at most `most` bytes; with 0 the body is not waited for.
+/// Asks, and takes an answer with the first `most` bytes of its body; the rest is not waited for.
 ///
 /// # Errors
-/// When there is no answer, or a longer one.
+/// When there is no answer.
 pub(super) async fn ask(
     stream: Box<dyn Stream>,
     speaks: Protocol,
@@ -93,18 +93,15 @@ pub(super) async fn ask(
 }
 
 async fn taken(response: http::Response<Incoming>, most: usize) -> anyhow::Result<Answer> {
-    let (head, body) = response.into_parts();
-    let body = match most {
-        0 => Bytes::new(),
-        _ => match Limited::new(body, most).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-                bail!("an answer of more than {most} bytes")
-            }
-            Err(error) => return Err(anyhow::anyhow!(error).context("no whole answer")),
-        },
-    };
-    Ok(Answer { status: head.status.as_u16(), body })
+    let (head, mut body) = response.into_parts();
+    let mut kept = BytesMut::new();
+    while kept.len() < most {
+        let Some(frame) = body.frame().await else { break };
+        if let Ok(data) = frame.context("no whole answer")?.into_data() {
+            kept.extend_from_slice(&data[..data.len().min(most - kept.len())]);
+        }
+    }
+    Ok(Answer { status: head.status.as_u16(), body: kept.freeze() })
 }
 
 /// Asks in gRPC whether `service` is well, or the server as a whole where that is empty.

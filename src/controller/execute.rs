@@ -49,7 +49,7 @@ impl ServiceTask {
             self.salt = super::publish::salt(&self.config.name, now.as_millis());
             self.begin_preparing();
         }
-        self.carry_out(transition, false);
+        self.carry_out(transition);
         if let Some(before) = before {
             self.started(before);
         }
@@ -59,12 +59,11 @@ impl ServiceTask {
     /// Lets something happen that cannot be refused.
     pub(super) fn happen(&mut self, event: Event) {
         let Some(record) = &self.record else { return };
-        let is_prepared = event == Event::Prepared;
         match machine::step(record.phase.clone(), &record.plan, event, clock::now()) {
             // What happens while an advance waits for its save will happen again after it; but a way back
             // waits for nothing.
             Ok(transition) if self.journal.is_advancing() && !transition.is_retreat() => {}
-            Ok(transition) => self.carry_out(transition, is_prepared),
+            Ok(transition) => self.carry_out(transition),
             Err(refused) => {
                 debug_assert!(false, "only commands are refused");
                 tracing::error!(%refused, "an event was refused");
@@ -84,18 +83,19 @@ impl ServiceTask {
 
     /// Carries out effects in their order. What comes after a save waits until that would survive a crash;
     /// a save that nothing comes after is waited for by nobody.
-    fn carry_out(&mut self, transition: Transition, is_prepared: bool) {
+    fn carry_out(&mut self, transition: Transition) {
         let Transition { phase, effects, note } = transition;
         if effects.is_empty() {
             return;
         }
+        let before = self.record.as_ref().map(|record| record.phase.clone()).unwrap_or_default();
         if let [Effect::Save, Effect::Publish(exposure)] = effects[..] {
             let position = self.position_at(exposure);
             let entry = match &note {
                 Some(note) => self.transition_entry(&phase, note, position),
                 None => self.entry(Kind::Transition, phase.name().to_owned(), position),
             };
-            return self.advance(Advance { phase: Some(phase), entry, is_prepared, answer: None });
+            return self.advance(Advance { phase: Some(phase), entry, answer: None });
         }
         self.journal.overtake();
         for effect in effects {
@@ -110,8 +110,10 @@ impl ServiceTask {
                 }
             }
         }
+        self.tell_of_phase(&before, &phase);
         if let Some(note) = note {
             let entry = self.transition_entry(&phase, &note, self.position());
+            self.tell_of_note(&note, &entry.what);
             self.record(entry);
         }
     }
@@ -127,7 +129,6 @@ impl ServiceTask {
             self.end_tunnels();
         }
         if !phase.is_running() {
-            self.preparation = None;
             self.forget_evidence();
         }
     }

@@ -6,6 +6,7 @@ use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec,
 
 use super::aa::Outcome;
 use crate::{
+    config::hook::At,
     model::{name::ServiceName, role::Roles, weight::Weight},
     rollout::phase::Phase,
 };
@@ -24,6 +25,7 @@ pub(super) struct Metrics {
     saves: IntCounterVec,
     save_seconds: Histogram,
     aa: IntCounterVec,
+    hooks: IntCounterVec,
 }
 
 impl Metrics {
@@ -73,6 +75,10 @@ impl Metrics {
                 ),
                 &["service", "outcome"],
             )?,
+            hooks: IntCounterVec::new(
+                Opts::new("tidegate_hooks_total", "Hooks that were asked or told, by what came of it."),
+                &["service", "at", "result"],
+            )?,
         };
         registry.register(Box::new(metrics.unsaved.clone()))?;
         registry.register(Box::new(metrics.saves.clone()))?;
@@ -82,6 +88,7 @@ impl Metrics {
         registry.register(Box::new(metrics.running.clone()))?;
         registry.register(Box::new(metrics.ended.clone()))?;
         registry.register(Box::new(metrics.evidence.clone()))?;
+        registry.register(Box::new(metrics.hooks.clone()))?;
         Ok(metrics)
     }
 
@@ -110,6 +117,11 @@ impl Metrics {
             let _absent = self.saves.remove_label_values(&[service, result]);
         }
         let _absent = self.unsaved.remove_label_values(&[service]);
+        for (at, _) in At::ALL {
+            for result in ["success", "failure", "dropped"] {
+                let _absent = self.hooks.remove_label_values(&[service, at, result]);
+            }
+        }
         let _absent = self.running.remove_label_values(&[service]);
         let _absent = self.evidence.remove_label_values(&[service]);
         let stable = (roles.stable(), "stable");
@@ -173,6 +185,11 @@ impl Metrics {
             Outcome::FalseAlarm => "false_alarm",
         };
         self.aa.with_label_values(&[service.as_str(), outcome]).inc();
+    }
+
+    /// A hook was asked or told: `success`, `failure` or `dropped`.
+    pub(super) fn called(&self, service: &ServiceName, at: At, result: &str) {
+        self.hooks.with_label_values(&[service.as_str(), at.name(), result]).inc();
     }
 
     pub(super) fn evidence(&self, service: &ServiceName, share: f64) {

@@ -13,7 +13,7 @@ use crate::{
 };
 
 const USER_AGENT: HeaderValue = HeaderValue::from_static("tidegate-probe");
-/// Bytes that an answer may have.
+/// Bytes of an answer that are looked at.
 const MAX_BODY: usize = 1 << 20;
 
 /// Asks once, on a connection of its own.

@@ -72,7 +72,7 @@ impl ServiceTask {
     fn stand(&mut self, position: Position, is_more: bool, (kind, what): (Kind, String)) {
         if is_more {
             let entry = self.entry(kind, what, position);
-            self.advance(Advance { phase: None, entry, is_prepared: false, answer: None });
+            self.advance(Advance { phase: None, entry, answer: None });
         } else {
             self.publish(position.roles, position.weight);
             self.note(kind, what);

@@ -51,8 +51,6 @@ pub(super) struct Journal {
     problem: Option<StoreError>,
     /// Whether to wait for the next tick, as the last save failed.
     rests: bool,
-    /// Whether the canary became ready, and the step that this leads to could not be saved.
-    is_prepared: bool,
     last: Instant,
 }
 
@@ -80,8 +78,6 @@ pub(super) struct Advance {
     /// The phase that it leads to; nothing where no rollout moves.
     pub(super) phase: Option<Phase>,
     pub(super) entry: Entry,
-    /// Whether it comes of the canary's having become ready, which is told only once.
-    pub(super) is_prepared: bool,
     pub(super) answer: Option<Answer>,
 }
 
@@ -108,7 +104,6 @@ impl Journal {
             held: VecDeque::new(),
             problem: None,
             rests: false,
-            is_prepared: false,
             last: Instant::now(),
         }
     }
@@ -117,6 +112,11 @@ impl Journal {
     pub(super) fn is_advancing(&self) -> bool {
         let under_way = self.saving.as_ref().map(|saving| &saving.purpose);
         self.advance.is_some() || matches!(under_way, Some(Purpose::Advance(_)))
+    }
+
+    /// Whether everything that has happened is saved.
+    pub(super) fn is_settled(&self) -> bool {
+        self.saving.is_none() && self.advance.is_none() && self.before.is_none() && !self.is_dirty
     }
 
     /// Why how it stands is not saved, if it is not.
@@ -171,7 +171,6 @@ impl Journal {
 
     /// What waits to be saved is not wanted any more.
     pub(super) fn overtake(&mut self) {
-        self.is_prepared = false;
         // A start that something came after is not undone.
         self.before = None;
         let waiting = self.advance.take();
@@ -307,11 +306,6 @@ impl ServiceTask {
         }
     }
 
-    /// Whether the canary is ready, and it has to be told again.
-    pub(super) fn is_prepared_again(&mut self) -> bool {
-        !self.journal.is_advancing() && std::mem::take(&mut self.journal.is_prepared)
-    }
-
     /// What was to be saved is, or cannot be.
     pub(super) fn settle(&mut self, saved: Result<(), StoreError>) {
         let Some(under_way) = self.journal.saving.take() else { return };
@@ -334,11 +328,18 @@ impl ServiceTask {
 
     /// An advance is saved: now it happens.
     fn make(&mut self, advance: Advance) {
-        let Advance { phase, entry, is_prepared: _, answer } = advance;
-        if let Some(phase) = phase {
-            self.enter(&phase);
+        let Advance { phase, entry, answer } = advance;
+        let before = self.record.as_ref().map(|record| record.phase.clone()).unwrap_or_default();
+        if let Some(phase) = &phase {
+            self.enter(phase);
         }
         self.publish(entry.position.roles.clone(), entry.position.weight);
+        if let Some(phase) = &phase {
+            self.tell_of_phase(&before, phase);
+        }
+        if let Some(note) = &entry.note {
+            self.tell_of_note(note, &entry.what);
+        }
         self.show(&entry);
         self.journal.ready.extend(answer.map(|answer| (answer, Ok(()))));
     }
@@ -352,8 +353,7 @@ impl ServiceTask {
         let refused = || Err(CommandError::NotSaved(problem.clone()));
         match purpose {
             Purpose::Advance(advance) => {
-                let Advance { phase: _, entry, is_prepared, answer } = *advance;
-                self.journal.is_prepared |= is_prepared;
+                let Advance { phase: _, entry, answer } = *advance;
                 self.journal.ready.extend(answer.map(|answer| (answer, refused())));
                 if is_news {
                     let what =
@@ -386,10 +386,9 @@ impl ServiceTask {
     fn undo(&mut self, before: Before) {
         let Before { position, salt, record, analysis, verdict } = before;
         self.journal.advance = None;
-        self.journal.is_prepared = false;
         let began = self.record.as_ref().map(|record| record.id.clone());
         self.journal.entries.retain(|entry| entry.rollout != began);
-        (self.record, self.analysis, self.verdict, self.preparation) = (record, analysis, verdict, None);
+        (self.record, self.analysis, self.verdict) = (record, analysis, verdict);
         self.salt = salt;
         self.metrics.running(&self.config.name, false);
         self.publish(position.roles, position.weight);

@@ -1,6 +1,6 @@
 //! One service's task: its queue, its rollout, and how it stands.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, watch};
 
@@ -11,12 +11,14 @@ use super::{
     context::Context,
     events::Events,
     gained::Gained,
+    hook::Told,
     metrics::Metrics,
-    prepare,
+    notify::Notifier,
     publish::{self, Publisher},
     save::{self, Journal},
     standing::Standing,
     status::{BackendStatus, Recent, RolloutStatus, ServiceStatus},
+    waiting::{self, Waiting},
 };
 use crate::{
     analysis::{Analysis, explain::explain, verdict::Verdict},
@@ -37,21 +39,22 @@ use crate::{
 /// How long the window of recent figures grows before it moves on.
 const WINDOW: Duration = Duration::from_secs(10);
 
-type Preparation = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
-
 /// One service's task.
 pub(super) struct ServiceTask {
     pub(super) config: Service,
     pub(super) publisher: Arc<Publisher>,
     pub(super) hub: Arc<Hub>,
     pub(super) metrics: Metrics,
+    pub(super) notifier: Arc<Notifier>,
     pub(super) roles: Roles,
     pub(super) weight: Weight,
     pub(super) salt: u64,
     pub(super) record: Option<Rollout>,
     /// Of the rollout that runs, or else of the next one, which learns what stable is like meanwhile.
     pub(super) analysis: Analysis,
-    pub(super) preparation: Option<Preparation>,
+    pub(super) waiting: Option<Waiting>,
+    /// Who is told what happens.
+    pub(super) told: Vec<Told>,
     pub(super) verdict: Option<Verdict>,
     /// Of the rollout that runs, from its first step on.
     checks: Option<Checks>,
@@ -81,7 +84,7 @@ struct Window {
 
 impl ServiceTask {
     pub(super) fn new(config: Service, common: &Common) -> Self {
-        let Common { publisher, hub, metrics, tick, reading: _, store } = common;
+        let Common { publisher, hub, metrics, tick, reading: _, store, notifier } = common;
         let standing = Standing::of(&config, &store.found(&config.name), clock::now());
         let Standing { position: Position { roles, weight }, salt, rollout, analysis, events, news } =
             standing;
@@ -96,7 +99,8 @@ impl ServiceTask {
             verdict: analysis.as_ref().map(Analysis::verdict),
             analysis: analysis.unwrap_or_else(|| fresh_analysis(&config, rollout.as_ref(), *tick)),
             record: rollout,
-            preparation: None,
+            waiting: None,
+            told: Vec::new(),
             checks: None,
             aa_test: None,
             aa: AaStatus::default(),
@@ -115,11 +119,9 @@ impl ServiceTask {
             publisher: Arc::clone(publisher),
             hub: Arc::clone(hub),
             metrics: metrics.clone(),
+            notifier: Arc::clone(notifier),
         };
         task.metrics.running(&task.config.name, task.running().is_some());
-        if matches!(task.record.as_ref().map(|record| &record.phase), Some(Phase::Preparing { .. })) {
-            task.prepare();
-        }
         news.into_iter().for_each(|(kind, what)| task.note(kind, what));
         task
     }
@@ -132,7 +134,9 @@ impl ServiceTask {
         mut readings: watch::Receiver<Reading>,
         status: watch::Sender<ServiceStatus>,
     ) {
+        self.take_up_hooks();
         loop {
+            self.wait_as_it_should();
             self.submit();
             self.revise();
             status.send_replace(self.status());
@@ -166,13 +170,7 @@ impl ServiceTask {
                     let reading = Arc::clone(&readings.borrow_and_update());
                     self.observe(reading);
                 }
-                prepared = prepared(&mut self.preparation) => {
-                    self.preparation = None;
-                    self.happen(match prepared {
-                        Ok(()) => Event::Prepared,
-                        Err(why) => Event::PrepareFailed(why),
-                    });
-                }
+                event = waiting::come(&mut self.waiting) => self.happen(event),
             }
         }
     }
@@ -195,6 +193,7 @@ impl ServiceTask {
             self.note(Kind::Configuration, what);
         }
         self.config = config;
+        self.take_up_hooks();
     }
 
     /// Begins another revision if it does not stand as it did.
@@ -215,9 +214,7 @@ impl ServiceTask {
         };
         let is_observed = self.record.as_ref().is_some_and(|record| observed(&record.phase));
         self.may_save_again(is_observed);
-        if self.is_prepared_again() {
-            self.happen(Event::Prepared);
-        }
+        self.come_again();
         self.keep_to_the_calendar();
         self.notice_drained();
         let running = self.record.as_ref().filter(|record| record.phase.is_running());
@@ -292,22 +289,6 @@ impl ServiceTask {
         self.checks = None;
         self.analysis = new_analysis(&self.config, self.tick).knowing(&self.analysis.learned());
         self.begin_endpoints();
-        self.prepare();
-    }
-
-    /// Makes sure that the canary is there.
-    fn prepare(&mut self) {
-        let canary = self.roles.canary();
-        let Service { name, backends, rollout, .. } = &self.config;
-        let Some(backend) = backends.iter().find(|backend| Some(&backend.name) == canary) else { return };
-        self.preparation = Some(Box::pin(prepare::prepare(prepare::Canary {
-            service: name.clone(),
-            endpoints: backend.endpoints.clone(),
-            tls: self.publisher.connector(name, &backend.name),
-            send_proxy_protocol: backend.send_proxy_protocol,
-            probes: rollout.probes.clone(),
-            deadline: rollout.prepare_deadline,
-        })));
     }
 
     /// Whatever was gathered is about another rollout, or another stable: evidence begins at nothing.
@@ -417,13 +398,6 @@ impl Window {
             let next = (Arc::clone(reading), tokio::time::Instant::now());
             self.start = std::mem::replace(&mut self.next, next);
         }
-    }
-}
-
-async fn prepared(preparation: &mut Option<Preparation>) -> Result<(), String> {
-    match preparation {
-        Some(preparation) => preparation.await,
-        None => std::future::pending().await,
     }
 }
 

@@ -271,6 +271,17 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Fault> {
     Ok(bytes)
 }
 
+/// The text in a file that is small and not empty, without the space around it.
+///
+/// # Errors
+/// When it cannot be read, or there is none.
+pub fn read_text(path: &Path) -> Result<String, Fault> {
+    let unreadable = |why: &str| Fault::Unreadable { path: path.to_owned(), why: why.to_owned() };
+    let text = String::from_utf8(read(path)?).map_err(|_| unreadable("it is not UTF-8 text"))?;
+    let text = text.trim();
+    if text.is_empty() { Err(unreadable("it is empty")) } else { Ok(text.to_owned()) }
+}
+
 /// What the system said, in the words that are used elsewhere for the usual cases.
 fn reason(error: &std::io::Error) -> String {
     match error.kind() {

@@ -27,8 +27,10 @@
 //! | `headers` | what changes in a head on its way through, and what is refused |
 //! | `health` | endpoints are asked whether they are well |
 //! | `manual` | what the command line says of itself: help in docs/cli.md, completions, manual pages |
+//! | `hooks` | who is asked before a rollout goes on, and who is told |
 //! | `mirror` | copies of requests to stable, for the canary, and that nobody waits for them |
 //! | `interop` | other people's clients in front of it, and other people's servers behind it |
+//! | `notifications` | people are told what happens to rollouts, and nobody waits for it |
 //! | `nginx` | the same with somebody else's servers behind it |
 //! | `operate` | the verbs of the command line, and the exit codes that pipelines go by |
 //! | `outlier` | endpoints whose requests fail are passed over for a while |
@@ -90,11 +92,13 @@ mod h2;
 mod h2_backends;
 mod headers;
 mod health;
+mod hooks;
 mod interop;
 mod limits;
 mod manual;
 mod mirror;
 mod nginx;
+mod notifications;
 mod operate;
 mod outlier;
 mod pipelines;

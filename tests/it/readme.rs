@@ -12,6 +12,7 @@ const METRICS: [&str; 10] = [
     include_str!("../../src/app.rs"),
     include_str!("../../src/app/reload.rs"),
     include_str!("../../src/controller/metrics.rs"),
+    include_str!("../../src/controller/notify.rs"),
     include_str!("../../src/telemetry/exposition.rs"),
     include_str!("../../src/telemetry/health_exposition.rs"),
     include_str!("../../src/telemetry/in_flight_exposition.rs"),

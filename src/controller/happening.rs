@@ -1,0 +1,51 @@
+//! What is told of a rollout to those outside: hooks and notifications say the same.
+
+use serde::{Serialize, Serializer};
+
+use crate::{
+    model::{
+        name::{BackendName, ServiceName},
+        time::Timestamp,
+        weight::Weight,
+    },
+    rollout::topic::Topic,
+};
+
+/// Something that has happened to a service, or what one is asked about.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Happening {
+    /// What kind of thing, where one is told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) event: Option<Topic>,
+    /// The service.
+    pub(super) service: ServiceName,
+    /// The rollout's id, if there has been one.
+    pub(super) rollout: Option<String>,
+    /// Which backend is stable now.
+    pub(super) stable: BackendName,
+    /// Which backend is canary now.
+    pub(super) canary: Option<BackendName>,
+    /// The phase that the rollout is in.
+    pub(super) phase: &'static str,
+    /// The step that it is in, from 0.
+    pub(super) step: Option<usize>,
+    /// How many steps there are.
+    pub(super) steps: usize,
+    /// The canary's share, in percent.
+    pub(super) weight: Weight,
+    /// When, of a kind that every language can read.
+    #[serde(serialize_with = "rfc3339")]
+    pub(super) time: Timestamp,
+    /// What, as a sentence.
+    pub(super) message: String,
+}
+
+/// A time as RFC 3339 has it, in UTC.
+pub(super) fn in_words(time: Timestamp) -> String {
+    let millis = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::MAX).to_string()
+}
+
+fn rfc3339<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&in_words(*time))
+}

@@ -1,0 +1,281 @@
+//! What a rollout waits for from outside: the canary to be ready, hooks to answer. And who is told of it.
+//!
+//! What is waited for follows from the phase alone, so it makes no difference whether the phase was entered or
+//! found after a restart: a hook is asked again then, with the id that the delivery had before.
+
+use std::pin::Pin;
+
+use super::{
+    happening::Happening,
+    hook::{self, Payload, Told},
+    prepare,
+    service::ServiceTask,
+};
+use crate::{
+    clock,
+    config::{
+        Service,
+        hook::{At, Hook},
+    },
+    model::time::Timestamp,
+    rollout::{
+        event::Event,
+        note::Note,
+        phase::{PauseReason, Phase},
+        topic::Topic,
+    },
+};
+
+/// What a phase waits for, and since when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    Ready(Timestamp),
+    Hook(usize, Timestamp),
+}
+
+impl Wait {
+    fn of(phase: &Phase) -> Option<Self> {
+        match phase {
+            Phase::Preparing { since, full: _ } => Some(Self::Ready(*since)),
+            Phase::Paused { step, since, reason: PauseReason::Hook } => Some(Self::Hook(*step, *since)),
+            _ => None,
+        }
+    }
+}
+
+/// What is waited for, until it has come.
+pub(super) struct Waiting {
+    wait: Wait,
+    coming: Pin<Box<dyn Future<Output = Event> + Send>>,
+    come: Option<Event>,
+}
+
+/// Waits for what is waited for.
+pub(super) async fn come(waiting: &mut Option<Waiting>) -> Event {
+    match waiting {
+        Some(Waiting { coming, come: come @ None, .. }) => {
+            let event = coming.await;
+            *come = Some(event.clone());
+            event
+        }
+        _ => std::future::pending().await,
+    }
+}
+
+/// Where a rollout has got beyond, from one phase to the next.
+fn passed(before: &Phase, after: &Phase) -> Vec<At> {
+    let mut passed = Vec::new();
+    let has_begun = matches!(after, Phase::Stepping { .. } | Phase::Paused { .. } | Phase::Promoting { .. });
+    if matches!(before, Phase::Preparing { .. }) && has_begun {
+        passed.push(At::PreRollout);
+    }
+    match (before, after) {
+        (_, Phase::Stepping { step, .. }) if before.step().is_some_and(|before| before < *step) => {
+            passed.push(At::Step);
+        }
+        (Phase::Promoting { .. }, Phase::Promoting { .. }) => {}
+        (_, Phase::Promoting { .. }) => passed.extend([At::PrePromotion, At::PostPromotion]),
+        (Phase::RollingBack { .. }, Phase::RollingBack { .. }) => {}
+        (_, Phase::RollingBack { .. }) => passed.push(At::Rollback),
+        _ => {}
+    }
+    passed
+}
+
+impl ServiceTask {
+    /// Begins to wait for what the phase waits for, and for nothing else.
+    pub(super) fn wait_as_it_should(&mut self) {
+        let wait = self.record.as_ref().and_then(|record| Wait::of(&record.phase));
+        if wait != self.waiting.as_ref().map(|waiting| waiting.wait) {
+            // Not before it would survive a crash: after one it would be another question.
+            if matches!(wait, Some(Wait::Hook(..))) && !self.journal.is_settled() {
+                return self.waiting = None;
+            }
+            self.waiting = wait.map(|wait| Waiting { wait, coming: self.begin_to_wait(wait), come: None });
+        }
+    }
+
+    /// Lets what has come happen again, where it has not got anywhere: what it called for may not have been
+    /// saved.
+    pub(super) fn come_again(&mut self) {
+        let wait = self.record.as_ref().and_then(|record| Wait::of(&record.phase));
+        if let Some(Waiting { wait: of, come: Some(event), .. }) = &self.waiting
+            && wait == Some(*of)
+        {
+            self.happen(event.clone());
+        }
+    }
+
+    fn begin_to_wait(&self, wait: Wait) -> Pin<Box<dyn Future<Output = Event> + Send>> {
+        match wait {
+            Wait::Ready(since) => {
+                let (canary, hooks) = (self.canary(), self.asked(At::PreRollout, since));
+                Box::pin(async move {
+                    let prepared = async {
+                        if let Some(canary) = canary {
+                            prepare::prepare(canary).await?;
+                        }
+                        hooks.await
+                    };
+                    match prepared.await {
+                        Ok(()) => Event::Prepared,
+                        Err(why) => Event::PrepareFailed(why),
+                    }
+                })
+            }
+            Wait::Hook(step, since) => {
+                let steps = self.record.as_ref().map_or(0, |record| record.plan.steps().len());
+                let hooks = self.asked(if step + 1 < steps { At::Step } else { At::PrePromotion }, since);
+                Box::pin(async move { Event::HookAnswered(hooks.await) })
+            }
+        }
+    }
+
+    /// The canary to be prepared.
+    fn canary(&self) -> Option<prepare::Canary> {
+        let canary = self.roles.canary();
+        let Service { name, backends, rollout, .. } = &self.config;
+        let backend = backends.iter().find(|backend| Some(&backend.name) == canary)?;
+        Some(prepare::Canary {
+            service: name.clone(),
+            endpoints: backend.endpoints.clone(),
+            send_proxy_protocol: backend.send_proxy_protocol,
+            tls: self.publisher.connector(name, &backend.name),
+            probes: rollout.probes.clone(),
+            deadline: rollout.prepare_deadline,
+        })
+    }
+
+    /// The answer of the hooks that are asked at a place: of all of them in their order, or of the first one
+    /// that does not say yes.
+    fn asked(&self, at: At, since: Timestamp) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        let hooks = self.config.rollout.hooks.iter().enumerate();
+        let hooks = hooks.filter(|(_, hook)| hook.is_blocking && hook.at == at);
+        let message = match at {
+            At::PreRollout => "may the first users get to the canary?",
+            At::Step => "may the next step begin?",
+            _ => "may the canary get everything?",
+        };
+        let happening = self.happening(None, since, message.to_owned());
+        let hooks: Vec<(Hook, Payload)> = hooks
+            .map(|(index, hook)| (hook.clone(), payload(happening.clone(), (at, index), since)))
+            .collect();
+        let metrics = self.metrics.clone();
+        async move {
+            for (hook, payload) in hooks {
+                let answered = hook::deliver(&hook, &payload).await;
+                let result = if answered.is_ok() { "success" } else { "failure" };
+                metrics.called(&payload.happening.service, at, result);
+                answered?;
+            }
+            Ok(())
+        }
+    }
+
+    /// Tells those who only want to know that the rollout went from one phase to another.
+    pub(super) fn tell_of_phase(&self, before: &Phase, after: &Phase) {
+        let now = clock::now();
+        for at in passed(before, after) {
+            let message = match at {
+                At::PreRollout => "the canary is ready",
+                At::Step => "the next step begins",
+                At::PrePromotion => "the canary gets everything",
+                At::PostPromotion => "the canary has got everything",
+                At::Rollback | At::Event => "the canary gets nothing more",
+            };
+            self.tell(at, self.happening(None, now, message.to_owned()));
+        }
+    }
+
+    /// Tells those who want to know of everything what has happened.
+    pub(super) fn tell_of_note(&self, note: &Note, sentence: &str) {
+        if let Some(topic) = Topic::of(note) {
+            self.tell(At::Event, self.happening(Some(topic), clock::now(), sentence.to_owned()));
+        }
+    }
+
+    fn tell(&self, at: At, happening: Happening) {
+        if at == At::Event {
+            self.notifier.tell(&happening);
+        }
+        let since = happening.time;
+        for (index, told) in self.told.iter().enumerate() {
+            let Hook { at: wanted, is_blocking, .. } = told.hook();
+            if *wanted == at && !is_blocking {
+                told.tell(payload(happening.clone(), (at, index), since), &self.metrics);
+            }
+        }
+    }
+
+    /// Those who are told, by the configuration; who was there before keeps what waits for them.
+    pub(super) fn take_up_hooks(&mut self) {
+        let mut before = std::mem::take(&mut self.told);
+        for hook in &self.config.rollout.hooks {
+            let known = before.iter().position(|told| told.hook() == hook);
+            self.told.push(match known {
+                Some(known) => before.swap_remove(known),
+                None => Told::new(hook.clone(), self.metrics.clone()),
+            });
+        }
+    }
+
+    fn happening(&self, event: Option<Topic>, time: Timestamp, message: String) -> Happening {
+        let phase = self.record.as_ref().map_or(&Phase::Idle, |record| &record.phase);
+        Happening {
+            event,
+            service: self.config.name.clone(),
+            rollout: self.record.as_ref().map(|record| record.id.clone()),
+            stable: self.roles.stable().clone(),
+            canary: self.roles.canary().cloned(),
+            phase: phase.name(),
+            step: phase.step(),
+            steps: self.record.as_ref().map_or(0, |record| record.plan.steps().len()),
+            weight: self.weight,
+            time,
+            message,
+        }
+    }
+}
+
+/// What a hook is told. Its id is made of what a restart knows.
+fn payload(happening: Happening, (at, index): (At, usize), since: Timestamp) -> Payload {
+    let subject = happening.rollout.as_deref().unwrap_or(happening.service.as_str());
+    let what = happening.event.map_or_else(|| at.name(), Topic::name);
+    let id = format!("{subject}.{what}.{}.{index}", since.as_millis());
+    Payload { id, at, happening }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rollout::phase::RollBackReason;
+
+    #[test]
+    fn each_place_is_passed_once() {
+        let at = Timestamp::from_millis(1);
+        let step = |step| Phase::Stepping { step, since: at };
+        let paused = |step| Phase::Paused { step, since: at, reason: PauseReason::Hook };
+        let preparing = Phase::Preparing { since: at, full: false };
+        let promoting = Phase::Promoting { since: at };
+        let back = Phase::RollingBack { since: at, reason: RollBackReason::Command };
+        let promotion = vec![At::PrePromotion, At::PostPromotion];
+        for (before, after, wanted) in [
+            (&Phase::Idle, &preparing, vec![]),
+            (&preparing, &preparing, vec![]),
+            (&preparing, &step(0), vec![At::PreRollout]),
+            (&preparing, &paused(0), vec![At::PreRollout]),
+            (&preparing, &promoting, [vec![At::PreRollout], promotion.clone()].concat()),
+            (&step(0), &step(0), vec![]),
+            (&step(0), &paused(0), vec![]),
+            (&paused(0), &step(0), vec![]),
+            (&paused(0), &step(1), vec![At::Step]),
+            (&step(0), &step(1), vec![At::Step]),
+            (&step(1), &promoting, promotion),
+            (&promoting, &Phase::Baking { since: at }, vec![]),
+            (&step(0), &back, vec![At::Rollback]),
+            (&back, &back, vec![]),
+        ] {
+            assert_eq!(passed(before, after), wanted, "{before:?} to {after:?}");
+        }
+    }
+}

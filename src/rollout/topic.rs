@@ -1,0 +1,103 @@
+//! Kinds of things that happen to a rollout, for whoever wants to be told of some of them.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+use super::{note::Note, phase::PauseReason};
+
+/// A kind of thing that happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Topic {
+    /// A rollout began.
+    Started,
+    /// A step began.
+    Stepped,
+    /// A hook is asked.
+    Waiting,
+    /// A gate wants somebody to open it.
+    Gate,
+    /// It stays at a step for another reason.
+    Paused,
+    /// It goes on with a step.
+    Resumed,
+    /// It gets everything as soon as it is ready.
+    Hurried,
+    /// The new version became stable.
+    Promoted,
+    /// The new version is watched with the old one kept warm.
+    Baking,
+    /// It ended with the new version stable.
+    Succeeded,
+    /// The old version gets all traffic again.
+    RollingBack,
+    /// It ended with the old version stable.
+    RolledBack,
+}
+
+impl Topic {
+    /// All of them, with the words for them.
+    pub const ALL: [(&'static str, Self); 12] = [
+        ("started", Self::Started),
+        ("stepped", Self::Stepped),
+        ("waiting", Self::Waiting),
+        ("gate", Self::Gate),
+        ("paused", Self::Paused),
+        ("resumed", Self::Resumed),
+        ("hurried", Self::Hurried),
+        ("promoted", Self::Promoted),
+        ("baking", Self::Baking),
+        ("succeeded", Self::Succeeded),
+        ("rolling_back", Self::RollingBack),
+        ("rolled_back", Self::RolledBack),
+    ];
+
+    /// What kind of thing a note is about; nothing where nobody outside is concerned.
+    pub fn of(note: &Note) -> Option<Self> {
+        Some(match note {
+            Note::Started => Self::Started,
+            Note::Stepped { .. } => Self::Stepped,
+            Note::Paused { reason: PauseReason::Hook, .. } => Self::Waiting,
+            Note::Paused { reason: PauseReason::Gate, .. } => Self::Gate,
+            Note::Paused { .. } => Self::Paused,
+            Note::Resumed { .. } => Self::Resumed,
+            Note::Hurried => Self::Hurried,
+            Note::Promoted { .. } => Self::Promoted,
+            Note::Baking { .. } => Self::Baking,
+            Note::Succeeded => Self::Succeeded,
+            Note::RollingBack { .. } => Self::RollingBack,
+            Note::RolledBack { .. } => Self::RolledBack,
+            Note::ClockWentBack { .. } => return None,
+        })
+    }
+
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, topic)| *topic == self).map_or("", |(name, _)| name)
+    }
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Serialize for Topic {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_has_a_word_of_its_own() {
+        for (name, topic) in Topic::ALL {
+            assert_eq!(topic.to_string(), name);
+            assert_eq!(Topic::ALL.iter().filter(|(other, _)| *other == name).count(), 1);
+        }
+    }
+}

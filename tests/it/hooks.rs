@@ -1,0 +1,315 @@
+//! Who is asked before a rollout goes on, and who is told.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+};
+
+use ring::hmac;
+use serde_json::Value;
+
+use crate::support::{
+    Backend, Tidegate, Web,
+    backend::Seen,
+    certificates::{Authority, Files},
+    eventually, eventually_is, reply,
+};
+
+const STEPS: &str = "steps = [{ weight = 10, hold = '1h' }, { weight = 50, hold = '1h' }]\nbake = '1h'\n";
+
+/// A service with a canary, two long steps and these hooks.
+struct Setup {
+    stable: Backend,
+    canary: Backend,
+}
+
+impl Setup {
+    fn new() -> Self {
+        Self { stable: Backend::named("v1"), canary: Backend::named("v2") }
+    }
+
+    fn web(&self, keys: &str) -> Web {
+        Web::new(self.stable.address).canary(self.canary.address).table("rollout", &format!("{STEPS}{keys}"))
+    }
+
+    /// Starts a rollout.
+    fn start(&self, keys: &str) -> Tidegate {
+        let tidegate = Tidegate::start(self.web(keys));
+        tidegate.api("POST", "web/start", "");
+        tidegate
+    }
+}
+
+fn hook(at: &str, receiver: &Backend, keys: &str) -> String {
+    let url = format!("url = 'http://{}/called'", receiver.address);
+    format!("[[services.web.rollout.hooks]]\nat = '{at}'\n{url}\n{keys}\n")
+}
+
+/// Answers each call in turn, and the last answer for good.
+fn receiver(statuses: &'static [&'static str]) -> Backend {
+    let calls = AtomicUsize::new(0);
+    Backend::answering(move |_| {
+        let call = calls.fetch_add(1, SeqCst).min(statuses.len() - 1);
+        reply(statuses[call], &[], "checkout is\nred")
+    })
+}
+
+fn json(seen: &Seen) -> Value {
+    serde_json::from_slice(&seen.body).unwrap()
+}
+
+/// Waits until the rollout is paused for this reason.
+#[track_caller]
+fn paused(tidegate: &Tidegate, reason: &str) -> Value {
+    let is = |status: &Value| status["rollout"]["phase"] == "paused" && status["rollout"]["reason"] == reason;
+    eventually(|| tidegate.status(), is)
+}
+
+#[test]
+fn a_hook_that_says_yes_is_asked_once_at_each_place() {
+    let (setup, receiver) = (Setup::new(), receiver(&["204 No Content"]));
+    let asked = ["pre-rollout", "step", "pre-promotion"];
+    let told = ["post-promotion", "rollback"];
+    let hooks: String = asked.iter().chain(&told).map(|at| hook(at, &receiver, "")).collect();
+    let tidegate = setup.start(&hooks);
+    tidegate.wait_for_phase("stepping");
+    tidegate.api("POST", "web/promote", "");
+    eventually(|| tidegate.status(), |status| status["rollout"]["step"] == 1);
+    tidegate.api("POST", "web/promote", "");
+    tidegate.wait_for_phase("baking");
+    tidegate.api("POST", "web/rollback", "");
+    tidegate.wait_for_phase("rolled_back");
+    let seen = eventually(|| receiver.requests(), |seen| seen.len() >= 5);
+    let calls: Vec<_> = seen.iter().map(json).collect();
+    let places: Vec<_> = calls.iter().map(|call| call["at"].as_str().unwrap()).collect();
+    assert_eq!(places, [&asked[..], &told].concat());
+    let step = &calls[1];
+    assert_eq!(
+        (&step["service"], &step["stable"], &step["canary"]),
+        (&"web".into(), &"v1".into(), &"v2".into())
+    );
+    assert_eq!((&step["phase"], &step["step"], &step["steps"]), (&"paused".into(), &0.into(), &2.into()));
+    assert_eq!((&step["weight"], step["rollout"].is_string()), (&10.0.into(), true));
+    assert_eq!((&calls[0]["phase"], &calls[0]["weight"]), (&"preparing".into(), &0.0.into()));
+    assert_eq!((&calls[3]["stable"], &calls[4]["stable"]), (&"v2".into(), &"v1".into()));
+    let ids: std::collections::BTreeSet<_> = calls.iter().map(|call| call["id"].to_string()).collect();
+    assert_eq!(ids.len(), 5, "each has an id of its own");
+    let scrape = tidegate.scrape();
+    for at in asked.iter().chain(&told) {
+        scrape.expect("tidegate_hooks_total", &[("at", at), ("result", "success")], 1.0);
+    }
+    assert_eq!(receiver.count(), 5, "never once a tick");
+}
+
+#[test]
+fn while_a_hook_is_asked_the_rollout_waits_and_may_go_back() {
+    let setup = Setup::new();
+    let silent = Backend::scripted(|mut peer| peer.wait_for_end());
+    let tidegate = setup.start(&hook("step", &silent, "timeout = '1h'\ndeadline = '1h'"));
+    tidegate.wait_for_phase("stepping");
+    tidegate.api("POST", "web/promote", "");
+    let status = paused(&tidegate, "hook");
+    assert_eq!(status["weight"], 10.0);
+    eventually_is(1, || silent.connections());
+    tidegate.api("POST", "web/rollback", "");
+    tidegate.wait_for_phase("rolled_back");
+    assert_eq!(silent.connections(), 1);
+}
+
+#[test]
+fn a_no_pauses_and_resume_asks_again() {
+    let (setup, receiver) = (Setup::new(), receiver(&["409 Conflict", "200 OK"]));
+    let tidegate = setup.start(&hook("step", &receiver, "name = 'smoke'\nretries = 5"));
+    tidegate.wait_for_phase("stepping");
+    tidegate.api("POST", "web/promote", "");
+    let status = paused(&tidegate, "hook_failed");
+    let events = status["events"].as_array().unwrap();
+    let said = "paused at step 1: a hook did not let it go on: the hook `smoke`: status 409: checkout is red";
+    assert_eq!(events.last().unwrap()["what"], said);
+    assert_eq!(receiver.count(), 1, "a no is an answer, and is not asked for again");
+    tidegate.api("POST", "web/resume", "");
+    eventually(|| tidegate.status(), |status| status["rollout"]["step"] == 1);
+    let seen = receiver.requests();
+    assert_ne!(json(&seen[0])["id"], json(&seen[1])["id"], "it is another question");
+    tidegate.scrape().expect("tidegate_hooks_total", &[("at", "step"), ("result", "failure")], 1.0);
+}
+
+#[test]
+fn a_no_rolls_back_where_the_plan_says_so_and_before_the_first_user() {
+    let (setup, receiver) = (Setup::new(), receiver(&["403 Forbidden"]));
+    let roll_back = "on_hook_failure = 'roll_back'\n".to_owned();
+    let tidegate = setup.start(&(roll_back + &hook("pre-promotion", &receiver, "")));
+    tidegate.wait_for_phase("stepping");
+    tidegate.api("POST", "web/promote", "");
+    eventually(|| tidegate.status(), |status| status["rollout"]["step"] == 1);
+    tidegate.api("POST", "web/promote", "");
+    let status = tidegate.wait_for_phase("rolled_back");
+    assert_eq!(status["rollout"]["reason"]["kind"], "hook_failed");
+
+    let tidegate = setup.start(&hook("pre-rollout", &receiver, ""));
+    let status = tidegate.wait_for_phase("rolled_back");
+    let why = format!("the hook `http://{}/…`: status 403: checkout is red", receiver.address);
+    assert_eq!(status["rollout"]["reason"]["kind"], "prepare_failed");
+    assert_eq!(status["rollout"]["reason"]["why"], why);
+}
+
+#[test]
+fn trouble_is_tried_again_with_the_same_id_and_signed_anew() {
+    let (setup, files) = (Setup::new(), Files::new());
+    let receiver = receiver(&["503 Service Unavailable", "429 Too Many Requests", "200 OK"]);
+    let secret = files.write("secret", "s3cret\n");
+    let fields = files.write("fields", "Authorization: Bearer abc\nX-Team: web\n");
+    let keys =
+        format!("retries = 2\nsecret_file = '{}'\nheaders_file = '{}'", secret.display(), fields.display());
+    let tidegate = setup.start(&hook("pre-rollout", &receiver, &keys));
+    tidegate.wait_for_phase("stepping");
+    let seen = receiver.requests();
+    assert_eq!(seen.len(), 3);
+    for seen in &seen {
+        assert_eq!((seen.method(), seen.target()), ("POST", "/called"));
+        assert_eq!(seen.fields("content-type"), ["application/json"]);
+        assert_eq!(seen.fields("authorization"), ["Bearer abc"]);
+        assert_eq!(seen.fields("x-team"), ["web"]);
+        assert_eq!(seen.fields("x-tidegate-delivery"), [json(seen)["id"].as_str().unwrap()]);
+        assert_eq!(json(seen)["id"], json(&receiver.requests()[0])["id"]);
+        let signature = seen.fields("x-tidegate-signature")[0].to_owned();
+        let (time, mac) = signature.strip_prefix("t=").unwrap().split_once(",v1=").unwrap();
+        let mac: Vec<_> =
+            (0..mac.len()).step_by(2).map(|at| u8::from_str_radix(&mac[at..at + 2], 16).unwrap()).collect();
+        let message = [format!("{time}.").as_bytes(), &seen.body].concat();
+        hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, b"s3cret"), &message, &mac).unwrap();
+    }
+}
+
+#[test]
+fn whoever_wants_every_event_gets_each_once_and_in_order() {
+    let (setup, receiver) = (Setup::new(), receiver(&["200 OK"]));
+    let silent = Backend::scripted(|mut peer| peer.wait_for_end());
+    let hooks = hook("event", &silent, "timeout = '1h'\ndeadline = '1h'") + &hook("event", &receiver, "");
+    let tidegate = setup.start(&hooks);
+    tidegate.wait_for_phase("stepping");
+    tidegate.api("POST", "web/pause", "");
+    tidegate.api("POST", "web/resume", "");
+    tidegate.api("POST", "web/promote", "{\"full\": true}");
+    tidegate.wait_for_phase("baking");
+    tidegate.api("POST", "web/rollback", "");
+    tidegate.wait_for_phase("rolled_back");
+    let wanted =
+        ["started", "stepped", "paused", "resumed", "promoted", "baking", "rolling_back", "rolled_back"];
+    let seen = eventually(|| receiver.requests(), |seen| seen.len() >= wanted.len());
+    let events: Vec<_> = seen.iter().map(|seen| json(seen)["event"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(events, wanted);
+    assert_eq!(json(&seen[1])["message"], "step 1 began: the canary gets 10 % (it is ready)");
+    assert_eq!(silent.connections(), 1, "one that hangs holds up nobody else");
+}
+
+#[test]
+fn a_url_may_be_a_secret_of_a_file_and_speak_tls() {
+    let (setup, files, authority) = (Setup::new(), Files::new(), Authority::new("hooks"));
+    let pair = files.pair("receiver", &authority.issue(&["127.0.0.1"]));
+    let listener = format!("[listeners.tls]\ncertificates = [{{ {pair} }}]\n");
+    let behind = receiver(&["200 OK"]);
+    let secure = Tidegate::start(Web::new(behind.address).listener(&listener));
+    let url = files.write("url", &format!("https://{}/services/T0/secret\n", secure.address()));
+    let ca = files.write("ca.pem", &authority.pem);
+    let keys = |ca: &Path| {
+        let files = format!("url_file = '{}'\nca_file = '{}'", url.display(), ca.display());
+        format!("[[services.web.rollout.hooks]]\nat = 'pre-rollout'\n{files}\n")
+    };
+    setup.start(&keys(&ca)).wait_for_phase("stepping");
+    assert_eq!(behind.only_request().target(), "/services/T0/secret");
+    let others = files.write("others.pem", &Authority::new("others").pem);
+    let status = setup.start(&keys(&others)).wait_for_phase("rolled_back");
+    let why = status["rollout"]["reason"]["why"].as_str().unwrap();
+    assert!(why.contains("no TLS: invalid peer certificate") && !why.contains("T0"), "{why}");
+}
+
+/// A program with this text.
+fn program(files: &Files, name: &str, text: &str) -> String {
+    let path = files.write(name, &format!("#!/bin/sh\n{text}\n"));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
+}
+
+fn exec(setup: &Setup, program: &str, keys: &str) -> Tidegate {
+    let hook =
+        format!("[[services.web.rollout.hooks]]\nat = 'pre-rollout'\nexec = ['{program}', 'x y']\n{keys}");
+    let tidegate = Tidegate::start(format!("{}\n[hooks]\nallow_exec = true\n", setup.web(&hook)));
+    tidegate.api("POST", "web/start", "");
+    tidegate
+}
+
+#[test]
+fn a_program_is_told_and_its_status_is_the_answer() {
+    let (setup, files) = (Setup::new(), Files::new());
+    let out = files.path("out").display().to_string();
+    let yes = format!("echo \"$1 $TIDEGATE_AT $TIDEGATE_SERVICE $TIDEGATE_CANARY\" > {out}; cat >> {out}");
+    exec(&setup, &program(&files, "yes", &yes), "").wait_for_phase("stepping");
+    let told = fs::read_to_string(&out).unwrap();
+    let (line, payload) = told.split_once('\n').unwrap();
+    assert_eq!(line, "x y pre-rollout web v2");
+    let payload: Value = serde_json::from_str(payload).unwrap();
+    assert_eq!((&payload["at"], &payload["phase"]), (&"pre-rollout".into(), &"preparing".into()));
+
+    let no = program(&files, "no", "echo 'not today' >&2; exit 3");
+    let status = exec(&setup, &no, "").wait_for_phase("rolled_back");
+    assert_eq!(status["rollout"]["reason"]["why"], format!("the hook `{no}`: exit status: 3: not today"));
+}
+
+#[test]
+fn a_program_that_takes_too_long_ends_with_all_that_it_has_started() {
+    let (setup, files) = (Setup::new(), Files::new());
+    let pid = files.path("pid");
+    let slow = program(&files, "slow", &format!("sleep 1000 & echo $! > {}; wait", pid.display()));
+    let status = exec(&setup, &slow, "timeout = '500ms'").wait_for_phase("rolled_back");
+    let why = format!("the hook `{slow}`: no answer within 500ms");
+    assert_eq!(status["rollout"]["reason"]["why"], why);
+    let pid = fs::read_to_string(pid).unwrap();
+    // Its parent is gone, so whoever cleans up after it may take a moment.
+    let state = || fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+    eventually(state, |stat| stat.is_empty() || stat.contains(") Z "));
+}
+
+#[test]
+fn hooks_that_a_reload_adds_are_told_from_then_on() {
+    let (setup, receiver, files) = (Setup::new(), receiver(&["200 OK"]), Files::new());
+    let file = files.write("tidegate.toml", &setup.web("").to_string());
+    let tidegate = Tidegate::start_from(&file, false);
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    files.write("tidegate.toml", &setup.web(&hook("event", &receiver, "")).to_string());
+    assert_eq!(tidegate.ask("POST", "/api/v1/reload", "").status, 200);
+    tidegate.api("POST", "web/pause", "");
+    let seen = eventually(|| receiver.requests(), |seen| !seen.is_empty());
+    assert_eq!(json(&seen[0])["event"], "paused");
+}
+
+#[test]
+fn after_a_restart_the_same_question_is_asked_again() {
+    let (setup, files) = (Setup::new(), Files::new());
+    let silent = Backend::scripted(|mut peer| {
+        let _asked = peer.request();
+        peer.wait_for_end();
+    });
+    let hook = hook("step", &silent, "timeout = '1h'\ndeadline = '1h'");
+    let toml = format!("{}\n[store]\npath = '{}'\n", setup.web(&hook), files.path("store").display());
+    let tidegate = Tidegate::start(&toml);
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    tidegate.api("POST", "web/promote", "");
+    paused(&tidegate, "hook");
+    eventually_is(1, || silent.count());
+    drop(tidegate);
+    let lock = fs::File::open(files.path("store").join(".lock")).unwrap();
+    eventually(|| lock.try_lock().is_ok(), |locked| *locked);
+    drop(lock);
+    let tidegate = Tidegate::start(&toml);
+    paused(&tidegate, "hook");
+    eventually_is(2, || silent.count());
+    let [first, second] = [0, 1].map(|at: usize| json(&silent.requests()[at]));
+    assert_eq!(first, second, "its id and its time too");
+    tidegate.api("POST", "web/promote", "");
+    eventually(|| tidegate.status(), |status| status["rollout"]["step"] == 1);
+}
