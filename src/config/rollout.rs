@@ -134,7 +134,17 @@ pub(super) fn lower(
             steps::warn_if_mute(&plan, &analysis, &placed, place, report);
             let aa_test = raw.aa_test.unwrap_or(true);
             let freezes = Vec::new();
-            Some(Rollout { plan, analysis, checks, aa_test, warmup, freezes, probes, prepare_deadline, hooks })
+            Some(Rollout {
+                plan,
+                analysis,
+                checks,
+                aa_test,
+                warmup,
+                freezes,
+                probes,
+                prepare_deadline,
+                hooks,
+            })
         }
         Err(faults) => {
             faults.iter().for_each(|fault| steps::report_fault(fault, &placed, place.clone(), report));
