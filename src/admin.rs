@@ -13,6 +13,7 @@ mod failures;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod guard;
+mod history;
 pub mod problem;
 pub mod readiness;
 mod refusals;

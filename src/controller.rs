@@ -11,6 +11,7 @@ mod endpoints;
 mod execute;
 mod gained;
 mod grpc;
+pub mod history;
 mod metrics;
 mod prepare;
 mod probe;
@@ -126,6 +127,9 @@ pub enum CommandError {
     /// It would have to be saved before it happens, and cannot be.
     #[error("this cannot be saved, so nothing has changed: {0}")]
     NotSaved(StoreError),
+    /// What has happened cannot be read.
+    #[error("the history cannot be read: {0}")]
+    Unreadable(StoreError),
     /// Something came before it was saved.
     #[error("this was overtaken by something newer before it was saved, and has not happened")]
     Overtaken,

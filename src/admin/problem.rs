@@ -56,6 +56,7 @@ impl From<CommandError> for Problem {
             | CommandError::Gone { .. }
             | CommandError::Refused(_)
             | CommandError::Overtaken => StatusCode::CONFLICT,
+            CommandError::Unreadable(_) => StatusCode::INTERNAL_SERVER_ERROR,
             CommandError::NotSaved(_) | CommandError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, error.to_string())
