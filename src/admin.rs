@@ -14,6 +14,7 @@ mod failures;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod guard;
+mod history;
 mod idempotency;
 pub mod problem;
 pub mod readiness;

@@ -18,6 +18,7 @@ mod execute;
 mod gained;
 mod grpc;
 mod happening;
+pub mod history;
 mod hook;
 mod in_flight;
 mod metrics;
@@ -144,6 +145,9 @@ pub enum CommandError {
     /// It would have to be saved before it happens, and cannot be.
     #[error("this cannot be saved, so nothing has changed: {0}")]
     NotSaved(StoreError),
+    /// What has happened cannot be read.
+    #[error("the history cannot be read: {0}")]
+    Unreadable(StoreError),
     /// Something came before it was saved.
     #[error("this was overtaken by something newer before it was saved, and has not happened")]
     Overtaken,

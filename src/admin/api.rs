@@ -51,6 +51,7 @@ pub(super) fn router() -> Router<Controller> {
         .route("/services/{name}/resume", verb(Request::Rollout(Command::Resume)))
         .route("/services/{name}/flip", post(flip))
         .route("/services/{name}/undo", post(flip))
+        .merge(super::history::router())
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
 }

@@ -67,6 +67,7 @@ impl From<CommandError> for Problem {
             | CommandError::Refused(_)
             | CommandError::Overtaken => StatusCode::CONFLICT,
             CommandError::Changed(_) => StatusCode::PRECONDITION_FAILED,
+            CommandError::Unreadable(_) => StatusCode::INTERNAL_SERVER_ERROR,
             CommandError::NotSaved(_) | CommandError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, error.to_string())

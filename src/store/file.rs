@@ -253,13 +253,20 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
     synced.map_err(|error| StoreError::io("sync", folder, &error))
 }
 
-/// Takes the directory for this process. One that is read-only needs no lock: nobody can write it.
+/// Takes the directory for this process. The lock is held by a file that is open for reading, so that the
+/// file system can be made read-only meanwhile. In one that is so already there may be none, and need not:
+/// nobody can write it.
 fn lock(directory: &Path) -> Result<Option<File>, StoreError> {
     let path = directory.join(".lock");
-    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-    let mut file = match opened {
+    match OpenOptions::new().append(true).create(true).open(&path) {
+        Err(error) if error.kind() != ErrorKind::ReadOnlyFilesystem => {
+            return Err(StoreError::io("open", &path, &error));
+        }
+        _ => {}
+    }
+    let mut file = match File::open(&path) {
         Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(StoreError::io("open", &path, &error)),
     };
     // The one before may have been killed just now, and not be gone yet.
@@ -284,6 +291,6 @@ fn lock(directory: &Path) -> Result<Option<File>, StoreError> {
         Err(TryLockError::Error(error)) => return Err(StoreError::io("lock", &path, &error)),
     }
     // Only for whoever is told that it is locked: a full disk may well say no.
-    let _told = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+    let _told = fs::write(&path, std::process::id().to_string());
     Ok(Some(file))
 }

@@ -96,34 +96,42 @@ fn a_port_that_is_taken_is_said_so() {
 
 /// A running program, killed if the test does not end it.
 pub struct Program {
-    child: Child,
+    pub child: Child,
     pub listener: SocketAddr,
+    /// Where its admin side is, if it has one.
+    pub admin: Option<SocketAddr>,
 }
 
 impl Program {
     /// Starts it, and waits until it says where it listens.
     pub fn run(toml: impl ToString) -> (TempDir, Self) {
         let (folder, path) = file(toml);
-        let child = tidegate(&["run", "--config", &path]).stderr(Stdio::piped()).spawn().unwrap();
-        (folder, Self::watched(child))
+        (folder, Self::of(&path))
+    }
+
+    /// Starts it with the configuration in a file.
+    pub fn of(path: &str) -> Self {
+        Self::watched(tidegate(&["run", "--config", path]).stderr(Stdio::piped()).spawn().unwrap())
     }
 
     /// One that has been started, with its log piped; waits until it says where it listens.
-    fn watched(mut child: Child) -> Self {
+    pub fn watched(mut child: Child) -> Self {
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let (give, take) = mpsc::channel();
         thread::spawn(move || {
             let mut line = String::new();
             while log.read_line(&mut line).is_ok_and(|n| n > 0) {
-                if let Some((_, rest)) = line.split_once("\"listening on ") {
+                let said = ["\"listening on ", "\"admin API and metrics on ", "\"no admin API"];
+                if let Some(rest) = said.iter().find_map(|said| Some(line.split_once(said)?.1)) {
                     // Gone only if the test is over.
-                    let _gone = give.send(rest.split('"').next().unwrap().parse().unwrap());
+                    let _gone = give.send(rest.split('"').next().unwrap().parse().ok());
                 }
                 line.clear();
             }
         });
-        let listener = take.recv_timeout(patience()).expect("it says where it listens");
-        Self { child, listener }
+        let next = || take.recv_timeout(patience()).expect("it says where it listens");
+        let listener = next().expect("an address");
+        Self { child, listener, admin: next() }
     }
 
     pub fn id(&self) -> u32 {

@@ -14,6 +14,7 @@
 //! | `combinations` | the same exchanges with HTTP/1.1 and HTTP/2 on either side |
 //! | `config` | what a user is told about each mistake in a configuration |
 //! | `demo` | the demo, as somebody sees it who tries the program first |
+//! | `disk` | rollouts on a disk that is full, read-only, corrupt or taken |
 //! | `drain` | how it ends: nobody who behaves is cut off |
 //! | `evidence` | what a rollout is judged by, as far as the data plane tells it |
 //! | `failures` | what happens when a connection breaks, and who is blamed for it |
@@ -35,6 +36,7 @@
 //! | `operate` | the verbs of the command line, and the exit codes that pipelines go by |
 //! | `outlier` | endpoints whose requests fail are passed over for a while |
 //! | `plan` | what a plan can show with the traffic there is |
+//! | `killing` | the process is killed at any instant, and goes on where it was |
 //! | `limits` | how much is let in: of connections, heads, bodies and requests |
 //! | `proxy_protocol` | who may say whose connection it is, and who is believed |
 //! | `retry` | requests that have failed and are tried again |
@@ -80,6 +82,7 @@ mod cli;
 mod combinations;
 mod config;
 mod demo;
+mod disk;
 mod drain;
 mod evidence;
 mod failures;
@@ -94,6 +97,7 @@ mod headers;
 mod health;
 mod hooks;
 mod interop;
+mod killing;
 mod limits;
 mod manual;
 mod mirror;

@@ -10,23 +10,23 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    rollout::{Load, events},
-    support::{Backend, Tidegate, Web, eventually, reply},
+    rollout::{Load, events, in_order},
+    support::{Backend, Tidegate, Web, eventually},
 };
 
 /// Two versions, and a directory for what outlives the proxy in front of them.
-struct Site {
-    stable: Backend,
-    canary: Backend,
-    folder: TempDir,
+pub struct Site {
+    pub stable: Backend,
+    pub canary: Backend,
+    pub folder: TempDir,
 }
 
 /// A plan whose steps last until a person ends them.
-const BY_HAND: &str =
+pub const BY_HAND: &str =
     "steps = [{ weight = 20, hold = '1h' }, { weight = 50, hold = '1h' }]\nbake = '1h'\ndeadline = '1h'";
 
 impl Site {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             stable: Backend::named("v1"),
             canary: Backend::named("v2"),
@@ -34,7 +34,7 @@ impl Site {
         }
     }
 
-    fn web(&self, rollout: &str) -> Web {
+    pub fn web(&self, rollout: &str) -> Web {
         Web::new(self.stable.address)
             .canary(self.canary.address)
             .workers(2)
@@ -43,32 +43,32 @@ impl Site {
             .table("rollout.analysis", "minimum_requests = 50\nlatency_margin = false")
     }
 
-    fn toml(&self, web: &Web) -> String {
+    pub fn toml(&self, web: &Web) -> String {
         format!("{web}[store]\npath = '{}'\n", self.store().display())
     }
 
     #[track_caller]
-    fn start(&self, rollout: &str) -> Tidegate {
+    pub fn start(&self, rollout: &str) -> Tidegate {
         Tidegate::start(self.toml(&self.web(rollout)))
     }
 
     /// Ends it, and waits until it has let go of its files.
-    fn stop(&self, tidegate: Tidegate) {
+    pub fn stop(&self, tidegate: Tidegate) {
         drop(tidegate);
         let lock = fs::File::open(self.store().join(".lock")).unwrap();
         eventually(|| lock.try_lock().is_ok(), |locked| *locked);
     }
 
-    fn store(&self) -> PathBuf {
+    pub fn store(&self) -> PathBuf {
         self.folder.path().join("state")
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.store().join("web").join(name)
     }
 
     /// What is saved.
-    fn saved(&self) -> Value {
+    pub fn saved(&self) -> Value {
         saved(&self.file("state.json"))
     }
 }
@@ -257,93 +257,7 @@ fn another_plan_is_for_the_next_rollout() {
 }
 
 #[test]
-fn a_corrupt_record_gives_way_to_the_one_before_and_it_is_said() {
-    let site = Site::new();
-    let tidegate = site.start(BY_HAND);
-    tidegate.api("POST", "web/start", "");
-    tidegate.wait_for_phase("stepping");
-    site.stop(tidegate);
-    // The last save was of evidence alone, so the one before says the same.
-    fs::write(site.file("state.json"), "{\"schema\":1,").unwrap();
-    let tidegate = site.start(BY_HAND);
-    let status = tidegate.status();
-    assert_eq!((&status["rollout"]["phase"], &status["weight"]), (&"stepping".into(), &20.0.into()));
-    let said = events(&status);
-    assert!(said.iter().any(|event| event.contains("state.json is corrupt at byte 0")), "{said:#?}");
-    tidegate.api("POST", "web/promote", "");
-    site.stop(tidegate);
-    // With the record of a transition lost nobody knows what the canary may have: it goes back.
-    fs::write(site.file("state.json"), "").unwrap();
-    let older = fs::read(site.file("state.json.last")).unwrap();
-    let tidegate = site.start(BY_HAND);
-    let went_on = tidegate.status();
-    assert_eq!(went_on["weight"], 50.0, "evidence alone was lost");
-    tidegate.api("POST", "web/pause", "");
-    site.stop(tidegate);
-    fs::write(site.file("state.json"), "").unwrap();
-    fs::write(site.file("state.json.last"), older).unwrap();
-    let tidegate = site.start(BY_HAND);
-    let status = tidegate.status();
-    assert_eq!((&status["rollout"]["phase"], &status["weight"]), (&"rolled_back".into(), &0.0.into()));
-    assert_eq!(status["rollout"]["reason"]["kind"], "cannot_go_on");
-    site.stop(tidegate);
-    // Without any record the roles are those of the history.
-    fs::write(site.file("state.json"), "").unwrap();
-    fs::write(site.file("state.json.last"), "").unwrap();
-    let tidegate = site.start(BY_HAND);
-    let status = tidegate.status();
-    assert_eq!(
-        (&status["stable"], &status["rollout"], &status["weight"]),
-        (&"v1".into(), &Value::Null, &0.0.into())
-    );
-}
-
-#[test]
-fn what_cannot_be_saved_is_no_advance_and_a_way_back_all_the_same() {
-    let site = Site::new();
-    let tidegate = site.start(BY_HAND);
-    tidegate.api("POST", "web/start", "");
-    tidegate.wait_for_phase("stepping");
-    // A file cannot be written where a folder is.
-    let in_the_way = site.file("state.json.next");
-    eventually(|| fs::create_dir(&in_the_way).is_ok(), |made| *made);
-    let refused = tidegate.ask("POST", "/api/v1/services/web/promote", "");
-    assert_eq!(refused.status, 503, "{}", refused.text());
-    assert!(refused.text().contains("this cannot be saved, so nothing has changed"), "{}", refused.text());
-    let status = tidegate.status();
-    assert_eq!((&status["weight"], &status["rollout"]["step"]), (&20.0.into(), &0.into()));
-    assert!(status["unsaved"].as_str().unwrap().contains("state.json.next"), "{status:#}");
-    tidegate.scrape().expect("tidegate_store_unsaved", &[("service", "web")], 1.0);
-    assert_eq!(tidegate.ask("GET", "/readyz", "").status, 200);
-    assert_eq!(tidegate.client().get("/").status, 200);
-    let said = events(&status);
-    assert!(
-        said.last().unwrap().starts_with("this cannot be saved, and so does not happen: step 2 began"),
-        "{said:#?}"
-    );
-    // The way back happens, and is saved as soon as that works.
-    let status = tidegate.api("POST", "web/rollback", "");
-    assert_eq!((&status["weight"], &status["stable"]), (&0.0.into(), &"v1".into()));
-    let status = tidegate.wait_for_phase("rolled_back");
-    assert!(status["unsaved"].is_string());
-    let refused = tidegate.ask("POST", "/api/v1/services/web/start", "");
-    assert_eq!(refused.status, 503);
-    assert_eq!(tidegate.status()["rollout"]["phase"], "rolled_back", "as before");
-    let refused = tidegate.ask("PUT", "/api/v1/services/web/weight", "{\"canary\": 10}");
-    assert_eq!((refused.status, &tidegate.status()["weight"]), (503, &0.0.into()));
-    fs::remove_dir(&in_the_way).unwrap();
-    let status = eventually(|| tidegate.status(), |status| status["unsaved"].is_null());
-    assert_eq!(events(&status).last().unwrap(), "what happens can be saved again");
-    tidegate.scrape().expect("tidegate_store_unsaved", &[("service", "web")], 0.0);
-    tidegate.set_weight(10.0);
-    site.stop(tidegate);
-    let tidegate = site.start(BY_HAND);
-    let status = tidegate.status();
-    assert_eq!((&status["weight"], &status["rollout"]["phase"]), (&10.0.into(), &"rolled_back".into()));
-}
-
-#[test]
-fn a_canary_that_became_ready_when_nothing_could_be_saved_is_not_forgotten() {
+fn the_history_is_read_in_pages_and_by_rollout() {
     let site = Site::new();
     let tidegate = site.start(BY_HAND);
     tidegate.api("POST", "web/start", "");
@@ -351,55 +265,101 @@ fn a_canary_that_became_ready_when_nothing_could_be_saved_is_not_forgotten() {
     tidegate.api("POST", "web/rollback", "");
     tidegate.wait_for_phase("rolled_back");
     site.stop(tidegate);
-    // In preparing at the restart, and then nothing can be saved for a while.
-    let refusing = crate::support::Refusing::new();
-    let web = |canary| {
-        let web = Web::new(site.stable.address).canary(canary);
-        site.toml(&web.table("rollout", BY_HAND))
-    };
-    let tidegate = Tidegate::start(web(refusing.address));
+    let tidegate = site.start(BY_HAND);
+    tidegate.set_weight(5.0);
     tidegate.api("POST", "web/start", "");
-    tidegate.wait_for_phase("preparing");
-    site.stop(tidegate);
-    let tidegate = Tidegate::start(web(refusing.address));
-    let in_the_way = site.file("state.json.next");
-    eventually(|| fs::create_dir(&in_the_way).is_ok(), |made| *made);
-    let canary = refusing.open("v2");
-    eventually(|| tidegate.status(), |status| status["unsaved"].is_string());
-    assert_eq!(tidegate.status()["rollout"]["phase"], "preparing");
-    fs::remove_dir(&in_the_way).unwrap();
     tidegate.wait_for_phase("stepping");
-    drop((tidegate, canary));
+    let all = tidegate.api("GET", "web/history", "");
+    let entries = all["entries"].as_array().unwrap();
+    let field = |name: &str| entries.iter().map(|entry| entry[name].clone()).collect::<Vec<_>>();
+    assert_eq!(field("seq"), [7, 6, 5, 4, 3, 2, 1]);
+    assert_eq!(field("weight"), [20.0, 0.0, 5.0, 0.0, 0.0, 20.0, 0.0]);
+    assert_eq!(entries[2]["kind"], "weight");
+    assert_eq!(
+        (&entries[0]["note"]["kind"], &entries[0]["phase"]["phase"]),
+        (&"stepped".into(), &"stepping".into())
+    );
+    assert_eq!(all["next"], Value::Null);
+    let page = tidegate.api("GET", "web/history?limit=2&before=6", "");
+    assert_eq!(page["entries"].as_array().unwrap()[..], entries[2..4]);
+    assert_eq!(page["next"], 4);
+    let rollouts = tidegate.api("GET", "web/rollouts", "");
+    let rollouts = rollouts["rollouts"].as_array().unwrap();
+    let phases: Vec<_> = rollouts.iter().map(|past| (&past["phase"], &past["entries"])).collect();
+    let runs = (&"stepping".into(), &serde_json::json!([6, 7]));
+    assert_eq!(phases, [runs, (&"rolled_back".into(), &serde_json::json!([1, 4]))]);
+    assert_eq!(rollouts[0]["id"], tidegate.status()["rollout"]["id"]);
+    assert_eq!(rollouts[1]["what"], "rolled back: somebody asked for it");
+    assert_eq!(tidegate.api("GET", "web/rollouts?limit=1", "")["rollouts"].as_array().unwrap().len(), 1);
+    for (path, status) in [
+        ("web/history?limit=0", 400),
+        ("web/history?limit=1001", 400),
+        ("web/history?limti=1", 400),
+        ("web/rollouts?before=1", 400),
+        ("nobody/history", 404),
+        ("nobody/rollouts", 404),
+    ] {
+        assert_eq!(tidegate.ask("GET", &format!("/api/v1/services/{path}"), "").status, status, "{path}");
+    }
 }
 
+/// What a schema has been written as still is read: `tests/it/state` has a folder for each.
 #[test]
-fn a_bad_canary_is_rolled_back_while_nothing_can_be_saved() {
+fn a_state_of_every_schema_is_read() {
     let site = Site::new();
-    let bad = Backend::answering(|_| reply("500 Internal Server Error", &[], "bad"));
-    let web = Web::new(site.stable.address).canary(bad.address).table("rollout", BY_HAND);
-    let tidegate = Tidegate::start(site.toml(&web));
-    tidegate.api("POST", "web/start", "");
-    tidegate.wait_for_phase("stepping");
-    let in_the_way = site.file("state.json.next");
-    eventually(|| fs::create_dir(&in_the_way).is_ok(), |made| *made);
-    let load = Load::on(&tidegate);
-    let status = tidegate.wait_for_phase("rolled_back");
-    drop(load);
-    assert_eq!((&status["weight"], &status["rollout"]["reason"]["kind"]), (&0.0.into(), &"verdict".into()));
-    fs::remove_dir(&in_the_way).unwrap();
-    site.stop(tidegate);
-    assert_eq!(site.saved()["rollout"]["phase"]["phase"], "rolled_back");
+    let schemas = Path::new("tests/it/state").read_dir().unwrap().map(|entry| entry.unwrap().path());
+    for schema in schemas {
+        let folder = site.store().join("web");
+        let _none = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        for file in schema.read_dir().unwrap().map(|entry| entry.unwrap()) {
+            fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+        }
+        let tidegate = site.start(BY_HAND);
+        let status = tidegate.status();
+        let rollout = &status["rollout"];
+        let stands = (&rollout["phase"], &rollout["step"], &status["weight"], &status["unsaved"]);
+        assert_eq!(
+            stands,
+            (&"stepping".into(), &1.into(), &50.0.into(), &Value::Null),
+            "{}",
+            schema.display()
+        );
+        let seen = rollout["verdict"]["rollout"]["canary"]["requests"].as_u64();
+        assert!(
+            seen > Some(100),
+            "{}: no evidence; write_the_state_of_this_schema writes it anew, until it is released",
+            schema.display()
+        );
+        let said = events(&status);
+        in_order(
+            &said,
+            &["the rollout began", "step 1 began", "step 2 began", "the rollout goes on after a restart"],
+        );
+        assert!(!said.iter().any(|event| event.contains("cannot be read")), "{said:#?}");
+        tidegate.api("POST", "web/promote", "");
+        site.stop(tidegate);
+    }
 }
 
+/// Writes `tests/it/state/v1` anew. Only for as long as no version with schema 1 has been released: after
+/// that its files stay as they are, and another schema gets a folder of its own.
 #[test]
-fn a_directory_that_is_taken_ends_the_start() {
+#[ignore = "writes what another test reads"]
+fn write_the_state_of_this_schema() {
     let site = Site::new();
     let tidegate = site.start(BY_HAND);
-    let toml = site.toml(&site.web(BY_HAND));
-    let (code, said) = crate::cli::ends(toml);
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("error: cannot use the store"), "{said}");
-    let process = std::process::id();
-    assert!(said.contains(&format!("another process (number {process}) uses the store")), "{said}");
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    tidegate.api("POST", "web/promote", "");
+    let requests = |status: &Value| status["rollout"]["verdict"]["rollout"]["canary"]["requests"].as_u64();
+    let load = Load::on(&tidegate);
+    eventually(|| requests(&tidegate.status()), |seen| seen.unwrap_or(0) > 200);
+    drop(load);
     site.stop(tidegate);
+    let to = Path::new("tests/it/state").join(format!("v{}", tidegate::store::SCHEMA));
+    fs::create_dir_all(&to).unwrap();
+    for name in ["state.json", "history-000000000001.jsonl"] {
+        fs::copy(site.file(name), to.join(name)).unwrap();
+    }
 }

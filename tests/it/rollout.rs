@@ -86,7 +86,7 @@ pub fn events(status: &Value) -> Vec<String> {
 }
 
 #[track_caller]
-fn in_order(events: &[String], wanted: &[&str]) {
+pub fn in_order(events: &[String], wanted: &[&str]) {
     let mut rest = events.iter();
     for beginning in wanted {
         assert!(

@@ -34,7 +34,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "controller",
         &["model", "clock", "tls", "config", "analysis", "rollout", "store", "routing", "telemetry"],
     ),
-    ("admin", &["model", "clock", "tls", "config", "rollout", "controller"]),
+    ("admin", &["model", "clock", "tls", "config", "rollout", "store", "controller"]),
     // The front.
     (
         "app",

@@ -1,0 +1,236 @@
+//! What becomes of rollouts on a disk that is full, read-only, corrupt or taken.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::{
+    restart::{BY_HAND, Site},
+    rollout::{Load, events},
+    support::{Backend, Tidegate, Web, eventually, reply},
+};
+
+#[test]
+fn a_corrupt_record_gives_way_to_the_one_before_and_it_is_said() {
+    let site = Site::new();
+    let tidegate = site.start(BY_HAND);
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    site.stop(tidegate);
+    // The last save was of evidence alone, so the one before says the same.
+    fs::write(site.file("state.json"), "{\"schema\":1,").unwrap();
+    let tidegate = site.start(BY_HAND);
+    let status = tidegate.status();
+    assert_eq!((&status["rollout"]["phase"], &status["weight"]), (&"stepping".into(), &20.0.into()));
+    let said = events(&status);
+    assert!(said.iter().any(|event| event.contains("state.json is corrupt at byte 0")), "{said:#?}");
+    tidegate.api("POST", "web/promote", "");
+    site.stop(tidegate);
+    // With the record of a transition lost nobody knows what the canary may have: it goes back.
+    fs::write(site.file("state.json"), "").unwrap();
+    let older = fs::read(site.file("state.json.last")).unwrap();
+    let tidegate = site.start(BY_HAND);
+    let went_on = tidegate.status();
+    assert_eq!(went_on["weight"], 50.0, "evidence alone was lost");
+    tidegate.api("POST", "web/pause", "");
+    site.stop(tidegate);
+    fs::write(site.file("state.json"), "").unwrap();
+    fs::write(site.file("state.json.last"), older).unwrap();
+    let tidegate = site.start(BY_HAND);
+    let status = tidegate.status();
+    assert_eq!((&status["rollout"]["phase"], &status["weight"]), (&"rolled_back".into(), &0.0.into()));
+    assert_eq!(status["rollout"]["reason"]["kind"], "cannot_go_on");
+    site.stop(tidegate);
+    // Without any record the roles are those of the history.
+    fs::write(site.file("state.json"), "").unwrap();
+    fs::write(site.file("state.json.last"), "").unwrap();
+    let tidegate = site.start(BY_HAND);
+    let status = tidegate.status();
+    assert_eq!(
+        (&status["stable"], &status["rollout"], &status["weight"]),
+        (&"v1".into(), &Value::Null, &0.0.into())
+    );
+}
+
+#[test]
+fn what_cannot_be_saved_is_no_advance_and_a_way_back_all_the_same() {
+    let site = Site::new();
+    let tidegate = site.start(BY_HAND);
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    // A file cannot be written where a folder is.
+    let in_the_way = site.file("state.json.next");
+    eventually(|| fs::create_dir(&in_the_way).is_ok(), |made| *made);
+    let refused = tidegate.ask("POST", "/api/v1/services/web/promote", "");
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert!(refused.text().contains("this cannot be saved, so nothing has changed"), "{}", refused.text());
+    let status = tidegate.status();
+    assert_eq!((&status["weight"], &status["rollout"]["step"]), (&20.0.into(), &0.into()));
+    assert!(status["unsaved"].as_str().unwrap().contains("state.json.next"), "{status:#}");
+    tidegate.scrape().expect("tidegate_store_unsaved", &[("service", "web")], 1.0);
+    assert_eq!(tidegate.ask("GET", "/readyz", "").status, 200);
+    assert_eq!(tidegate.client().get("/").status, 200);
+    let said = events(&status);
+    assert!(
+        said.last().unwrap().starts_with("this cannot be saved, and so does not happen: step 2 began"),
+        "{said:#?}"
+    );
+    // The way back happens, and is saved as soon as that works.
+    let status = tidegate.api("POST", "web/rollback", "");
+    assert_eq!((&status["weight"], &status["stable"]), (&0.0.into(), &"v1".into()));
+    let status = tidegate.wait_for_phase("rolled_back");
+    assert!(status["unsaved"].is_string());
+    let refused = tidegate.ask("POST", "/api/v1/services/web/start", "");
+    assert_eq!(refused.status, 503);
+    assert_eq!(tidegate.status()["rollout"]["phase"], "rolled_back", "as before");
+    let refused = tidegate.ask("PUT", "/api/v1/services/web/weight", "{\"canary\": 10}");
+    assert_eq!((refused.status, &tidegate.status()["weight"]), (503, &0.0.into()));
+    fs::remove_dir(&in_the_way).unwrap();
+    let status = eventually(|| tidegate.status(), |status| status["unsaved"].is_null());
+    assert_eq!(events(&status).last().unwrap(), "what happens can be saved again");
+    tidegate.scrape().expect("tidegate_store_unsaved", &[("service", "web")], 0.0);
+    tidegate.set_weight(10.0);
+    site.stop(tidegate);
+    let tidegate = site.start(BY_HAND);
+    let status = tidegate.status();
+    assert_eq!((&status["weight"], &status["rollout"]["phase"]), (&10.0.into(), &"rolled_back".into()));
+}
+
+#[test]
+fn a_canary_that_became_ready_when_nothing_could_be_saved_is_not_forgotten() {
+    let site = Site::new();
+    let tidegate = site.start(BY_HAND);
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    tidegate.api("POST", "web/rollback", "");
+    tidegate.wait_for_phase("rolled_back");
+    site.stop(tidegate);
+    // In preparing at the restart, and then nothing can be saved for a while.
+    let refusing = crate::support::Refusing::new();
+    let web = |canary| {
+        let web = Web::new(site.stable.address).canary(canary);
+        site.toml(&web.table("rollout", BY_HAND))
+    };
+    let tidegate = Tidegate::start(web(refusing.address));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("preparing");
+    site.stop(tidegate);
+    let tidegate = Tidegate::start(web(refusing.address));
+    let in_the_way = site.file("state.json.next");
+    eventually(|| fs::create_dir(&in_the_way).is_ok(), |made| *made);
+    let canary = refusing.open("v2");
+    eventually(|| tidegate.status(), |status| status["unsaved"].is_string());
+    assert_eq!(tidegate.status()["rollout"]["phase"], "preparing");
+    fs::remove_dir(&in_the_way).unwrap();
+    tidegate.wait_for_phase("stepping");
+    drop((tidegate, canary));
+}
+
+#[test]
+fn a_bad_canary_is_rolled_back_while_nothing_can_be_saved() {
+    let site = Site::new();
+    let bad = Backend::answering(|_| reply("500 Internal Server Error", &[], "bad"));
+    let web = Web::new(site.stable.address).canary(bad.address).table("rollout", BY_HAND);
+    let tidegate = Tidegate::start(site.toml(&web));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let in_the_way = site.file("state.json.next");
+    eventually(|| fs::create_dir(&in_the_way).is_ok(), |made| *made);
+    let load = Load::on(&tidegate);
+    let status = tidegate.wait_for_phase("rolled_back");
+    drop(load);
+    assert_eq!((&status["weight"], &status["rollout"]["reason"]["kind"]), (&0.0.into(), &"verdict".into()));
+    fs::remove_dir(&in_the_way).unwrap();
+    site.stop(tidegate);
+    assert_eq!(site.saved()["rollout"]["phase"]["phase"], "rolled_back");
+}
+
+#[test]
+fn a_directory_that_is_taken_ends_the_start() {
+    let site = Site::new();
+    let tidegate = site.start(BY_HAND);
+    let toml = site.toml(&site.web(BY_HAND));
+    let (code, said) = crate::cli::ends(toml);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("error: cannot use the store"), "{said}");
+    let process = std::process::id();
+    assert!(said.contains(&format!("another process (number {process}) uses the store")), "{said}");
+    site.stop(tidegate);
+}
+
+/// A real disk, of 256 KiB: a file system in memory that the process alone sees, which takes root.
+#[test]
+fn a_disk_that_is_full_or_read_only_stops_no_request() {
+    let Some(unshare) = crate::support::external::program("unshare") else { return };
+    let site = Site::new();
+    let (disk, config) = (site.folder.path().join("disk"), site.folder.path().join("tidegate.toml"));
+    fs::create_dir(&disk).unwrap();
+    let web = site.web(BY_HAND);
+    fs::write(&config, format!("{web}[store]\npath = '{}/state'\n", disk.display())).unwrap();
+    // The shell does what it is told on its input, in the same view of the file systems.
+    let script = format!(
+        "mount -t tmpfs -o size=256k tidegate '{disk}' || exit 9
+         '{exe}' run --config '{config}' 2>&1 >/dev/null 3>&- & tidegate=$!
+         while read -r command; do eval \"$command\"; echo done >&3; done
+         kill -s INT $tidegate; wait $tidegate",
+        disk = disk.display(),
+        exe = env!("CARGO_BIN_EXE_tidegate"),
+        config = config.display(),
+    );
+    let tried =
+        std::process::Command::new(&unshare).args(["-m", "mount", "-t", "tmpfs", "x"]).arg(&disk).output();
+    if !tried.is_ok_and(|tried| tried.status.success()) {
+        return crate::support::external::missing("the right to mount a file system, which");
+    }
+    let shell = std::process::Command::new(unshare)
+        .args(["-m", "bash", "-c", &format!("exec 3>&1 1>&2; {script}")])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut program = crate::cli::Program::watched(shell);
+    let mut to = program.child.stdin.take().unwrap();
+    let mut from = std::io::BufReader::new(program.child.stdout.take().unwrap());
+    let mut tell = |command: String| {
+        use std::io::{BufRead as _, Write as _};
+        writeln!(to, "{command}").unwrap();
+        let mut line = String::new();
+        from.read_line(&mut line).unwrap();
+        assert_eq!(line, "done\n", "{command}");
+    };
+    let admin = program.admin.unwrap();
+    let ask = |method: &str, path: &str| {
+        let mut client = crate::support::Raw::connect(admin);
+        client.send(format!("{method} {path} HTTP/1.1\r\nHost: {admin}\r\nContent-Length: 0\r\n\r\n"));
+        client.response_to(method)
+    };
+    let api = |method: &str, verb: &str| ask(method, &format!("/api/v1/services/web{verb}"));
+    let status = || serde_json::from_slice::<Value>(&api("GET", "").body).unwrap();
+    assert_eq!(api("POST", "/start").status, 200);
+    eventually(status, |status| status["rollout"]["phase"] == "stepping");
+    let full = format!("head -c 1m /dev/zero > '{}/ballast' || true", disk.display());
+    let remount = |how: &str| format!("mount -o remount,{how} '{}'", disk.display());
+    for (spoil, mend, words) in [
+        (full, format!("rm '{}/ballast'", disk.display()), "no space is left"),
+        (remount("ro"), remount("rw"), "read-only"),
+    ] {
+        tell(spoil);
+        let refused = api("POST", "/promote");
+        assert_eq!(refused.status, 503, "{}", refused.text());
+        assert!(refused.text().contains(words), "{}", refused.text());
+        let now = status();
+        assert_eq!(now["weight"], 20.0);
+        assert!(now["unsaved"].as_str().unwrap().contains(words), "{now:#}");
+        assert_eq!(ask("GET", "/readyz").status, 200);
+        assert_eq!(crate::support::Raw::connect(program.listener).get("/").status, 200);
+        let back = api("POST", "/rollback");
+        assert_eq!((back.status, &status()["weight"]), (200, &0.0.into()));
+        tell(mend);
+        eventually(status, |status| status["unsaved"].is_null());
+        eventually(|| api("POST", "/start").status, |status| *status == 200);
+        eventually(status, |status| status["rollout"]["phase"] == "stepping");
+    }
+    drop(to);
+    eventually(|| program.child.try_wait().unwrap(), Option::is_some);
+}
