@@ -7,8 +7,11 @@ use serde_json::Value;
 use crate::support::{Backend, Tidegate, Web, python::python};
 
 /// Where routes are written.
-const SOURCES: [&str; 2] =
-    [include_str!("../../src/admin/api.rs"), include_str!("../../src/admin/server.rs")];
+const SOURCES: [&str; 3] = [
+    include_str!("../../src/admin/api.rs"),
+    include_str!("../../src/admin/history.rs"),
+    include_str!("../../src/admin/server.rs"),
+];
 
 fn document(tidegate: &Tidegate) -> Value {
     let response = tidegate.ask("GET", "/api/v1/openapi.json", "");

@@ -303,11 +303,11 @@ fn the_history_is_read_in_pages_and_by_rollout() {
     }
 }
 
-/// What a schema has been written as still is read: `tests/it/state` has a folder for each.
+/// What a schema has been written as still is read: `tests/state` has a folder for each.
 #[test]
 fn a_state_of_every_schema_is_read() {
     let site = Site::new();
-    let schemas = Path::new("tests/it/state").read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let schemas = Path::new("tests/state").read_dir().unwrap().map(|entry| entry.unwrap().path());
     for schema in schemas {
         let folder = site.store().join("web");
         let _none = fs::remove_dir_all(&folder);
@@ -342,7 +342,7 @@ fn a_state_of_every_schema_is_read() {
     }
 }
 
-/// Writes `tests/it/state/v1` anew. Only for as long as no version with schema 1 has been released: after
+/// Writes `tests/state/v1` anew. Only for as long as no version with schema 1 has been released: after
 /// that its files stay as they are, and another schema gets a folder of its own.
 #[test]
 #[ignore = "writes what another test reads"]
@@ -357,7 +357,7 @@ fn write_the_state_of_this_schema() {
     eventually(|| requests(&tidegate.status()), |seen| seen.unwrap_or(0) > 200);
     drop(load);
     site.stop(tidegate);
-    let to = Path::new("tests/it/state").join(format!("v{}", tidegate::store::SCHEMA));
+    let to = Path::new("tests/state").join(format!("v{}", tidegate::store::SCHEMA));
     fs::create_dir_all(&to).unwrap();
     for name in ["state.json", "history-000000000001.jsonl"] {
         fs::copy(site.file(name), to.join(name)).unwrap();
