@@ -18,6 +18,7 @@ use tidegate::{
         Controller, Inputs,
         publish::{Compiled, Publisher},
     },
+    store::Store,
     telemetry::ledger::Hub,
     tls::reload::Keeper,
 };
@@ -69,7 +70,8 @@ fn api() -> Router {
     let compiled = Compiled::new(&config, &mut keeper).expect("nobody speaks TLS");
     let publisher = Arc::new(Publisher::new(compiled));
     let (hub, tick) = (Arc::new(Hub::new(1)), Duration::from_secs(60));
-    let inputs = Inputs { config: &config, publisher, hub, tick, registry: &registry };
+    let store = Store::in_memory();
+    let inputs = Inputs { config: &config, publisher, hub, tick, store, registry: &registry };
     let controller = Controller::start(inputs).expect("nothing else is registered");
     let admin = config.admin.as_ref().expect("it has an admin side");
     router(admin, controller, registry, Readiness::default())

@@ -21,7 +21,8 @@ fuzz_target!(|data: &[u8]| {
         Ok(made) => made.names.join(" "),
         Err(fault) => format!("{fault}; {}", fault.remedy()),
     };
-    let authorities = Authorities(certificate).load().map_or_else(|fault| fault.to_string(), |_| String::new());
+    let authorities =
+        Authorities(certificate).load().map_or_else(|fault| fault.to_string(), |_| String::new());
     for text in [said, authorities] {
         assert!(!text.contains(char::is_control), "{text:?}");
     }

@@ -11,16 +11,13 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Version, reque
 use ipnet::IpNet;
 use libfuzzer_sys::fuzz_target;
 use tidegate::{
+    model::protocol::Protocol,
     net::timers::Timers,
     proxy::{
         client::{Client, Patience},
         fuzzing,
     },
-    model::protocol::Protocol,
-    routing::{
-        edge::Edge,
-        snapshot::Endpoint,
-    },
+    routing::{edge::Edge, snapshot::Endpoint},
 };
 
 const HOP_BY_HOP: [&str; 7] = [

@@ -45,7 +45,7 @@ use crate::{
 /// The door for `fuzz/`: what a gRPC health check's answer says.
 #[cfg(fuzzing)]
 pub fn serving_status(framed: &[u8]) -> Option<u64> {
-    grpc::serving_status(framed)
+    super::grpc::serving_status(framed)
 }
 
 /// How long one waits for new names; those that take longer have no address for a while.

@@ -12,7 +12,7 @@ use super::{
     sticky::{self, Cookie},
 };
 use crate::{
-    model::outcome::Outcome,
+    model::{failure::GrpcStatuses, outcome::Outcome},
     routing::{
         edge::Edge,
         snapshot::{Endpoint, StickyCookie},
@@ -68,9 +68,9 @@ pub fn grpc_timeout_field(left: Duration) -> HeaderValue {
     grpc::format_timeout(left)
 }
 
-/// How a call ended, as its fields say.
+/// How a call ended, as its fields say, where nobody has named other statuses.
 pub fn grpc_outcome(fields: &HeaderMap) -> Outcome {
-    grpc::outcome(fields)
+    grpc::outcome(fields, GrpcStatuses::default())
 }
 
 /// The number that the client's cookie holds, signed if there is a signer.
