@@ -36,6 +36,11 @@ pub(super) fn is_known(headers: &HeaderMap, revision: u64) -> bool {
     }
 }
 
+/// Whether it names revisions, another one than which could come.
+pub(super) fn names_known(headers: &HeaderMap) -> bool {
+    matches!(tags(headers, header::IF_NONE_MATCH, true), Some(Tags::These(_)))
+}
+
 /// A weak tag is only ever as good as another where nothing is changed.
 fn tags(headers: &HeaderMap, name: HeaderName, weak: bool) -> Option<Tags> {
     let mut values = headers.get_all(name).iter().map(|value| value.to_str().unwrap_or_default()).peekable();
@@ -77,5 +82,7 @@ mod tests {
         let known = |value: &'static str| is_known(&headers(header::IF_NONE_MATCH, &[value]), 7);
         assert!(known("W/\"7\"") && known("\"6\", \"7\"") && known("*"));
         assert!(!known("\"8\"") && !known("") && !is_known(&HeaderMap::new(), 7));
+        let names = |value: &'static str| names_known(&headers(header::IF_NONE_MATCH, &[value]));
+        assert!(names("\"7\"") && !names("*") && !names_known(&HeaderMap::new()));
     }
 }

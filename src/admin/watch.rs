@@ -91,7 +91,8 @@ pub(super) async fn service(
     let mut status = watching.controller.watch(&name)?;
     let is_known = |status: &ServiceStatus| revision::is_known(&headers, status.revision);
     let known = is_known(&status.borrow());
-    if known && !wait.is_zero() {
+    // No other could come that `*` does not stand for, too.
+    if known && !wait.is_zero() && revision::names_known(&headers) {
         let _place = watching.place()?;
         tokio::select! {
             // Whichever it is, what is there then is the answer.

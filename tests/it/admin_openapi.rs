@@ -65,7 +65,7 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
     std::fs::write(&file, Web::new(backend.address).canary(backend.address).to_string()).unwrap();
     let tidegate = Tidegate::start_from(&file, false);
     let output = Command::new(python)
-        .args(["-m", "schemathesis.cli", "run", "--no-color", "--max-examples=25", "--seed=1"])
+        .args(["-m", "schemathesis.cli", "run", "--no-color", "--max-examples=10", "--seed=1"])
         // A stream has no end.
         .args(["--exclude-path-regex", "events$", "--phases", "examples,coverage,fuzzing"])
         .args(["--checks", CHECKS])
@@ -80,6 +80,6 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
 }
 
 /// What is looked at. That a right request is accepted is not, because whether it makes sense depends on the
-/// rollout.
+/// rollout; and methods are looked at above, because a key that was used already is a fault of its own.
 const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,\
-                      response_headers_conformance,response_schema_conformance,unsupported_method";
+                      response_headers_conformance,response_schema_conformance";

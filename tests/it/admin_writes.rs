@@ -207,6 +207,8 @@ fn who_waits_is_answered_by_the_change() {
         let told = waiting.join().unwrap();
         assert_eq!((told.status, &json_of(&told)["stable"]), (200, &"v2".into()));
     });
+    let any = setup.tidegate.ask_with("If-None-Match: *\r\n", "GET", &format!("{WEB}?wait=60s"), "");
+    assert_eq!(any.status, 304, "there is none that it does not stand for");
     let fresh = setup.tidegate.ask("GET", &format!("{WEB}?wait=60s"), "");
     assert_eq!(fresh.status, 200, "who has seen nothing has nothing to wait for");
 }
