@@ -12,10 +12,12 @@ use std::{
 
 use super::{eventually::patience, external::missing};
 
-/// A Python that has a module: `TIDEGATE_TEST_PYTHON`, the one that CI installs, or the machine's.
+/// A Python that has a module: `TIDEGATE_TEST_PYTHON`, the one that CI installs, or the machine's. Found from
+/// any folder.
 pub fn python(module: &str) -> Option<PathBuf> {
     let given = env::var_os("TIDEGATE_TEST_PYTHON").map(PathBuf::from);
-    let candidates = given.into_iter().chain(["target/python/bin/python3".into(), "python3".into()]);
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python3");
+    let candidates = given.into_iter().chain([installed, "python3".into()]);
     let has = |python: &PathBuf| {
         let import = format!("import {module}");
         let tried = Command::new(python).args(["-c", &import]).stderr(Stdio::null()).status();
