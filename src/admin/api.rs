@@ -34,7 +34,7 @@ pub(super) fn router() -> Router<Controller> {
                         name: Named,
                         caller: Caller,
                         body: Option<Body<Plain>>| {
-                let Plain { reason } = body.map(|Body(body)| body).unwrap_or_default();
+                let Body(Plain { reason }) = body.unwrap_or_default();
                 ask(controller, name, request, caller.because(reason)?).await
             },
         )
@@ -111,7 +111,7 @@ async fn start(
     caller: Caller,
     body: Option<Body<Force>>,
 ) -> Result<Response, Problem> {
-    let Force { force, reason } = body.map(|Body(body)| body).unwrap_or_default();
+    let Body(Force { force, reason }) = body.unwrap_or_default();
     ask(controller, name, Request::Rollout(Command::Start { force }), caller.because(reason)?).await
 }
 
@@ -121,7 +121,7 @@ async fn flip(
     caller: Caller,
     body: Option<Body<Force>>,
 ) -> Result<Response, Problem> {
-    let Force { force, reason } = body.map(|Body(body)| body).unwrap_or_default();
+    let Body(Force { force, reason }) = body.unwrap_or_default();
     ask(controller, name, Request::Flip { force }, caller.because(reason)?).await
 }
 
@@ -140,7 +140,7 @@ async fn promote(
     caller: Caller,
     body: Option<Body<PromoteBody>>,
 ) -> Result<Response, Problem> {
-    let PromoteBody { full, reason } = body.map(|Body(body)| body).unwrap_or_default();
+    let Body(PromoteBody { full, reason }) = body.unwrap_or_default();
     ask(controller, name, Request::Rollout(Command::Promote { full }), caller.because(reason)?).await
 }
 
@@ -195,6 +195,7 @@ pub(super) async fn no_such_method() -> Problem {
 }
 
 /// A JSON body, whatever its content type says: `curl -d` calls everything a form.
+#[derive(Default)]
 pub(super) struct Body<T>(T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {

@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, pin::pin};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, header};
 use http_body_util::{BodyExt, Full, Limited};
@@ -14,7 +14,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpStream, lookup_host},
 };
 use tokio_rustls::TlsConnector;
 
@@ -67,6 +67,25 @@ pub(super) async fn connect(reach: &Reach<'_>, speaks: Protocol) -> anyhow::Resu
         bail!("it speaks another protocol than it is asked in");
     }
     Ok(Box::new(stream))
+}
+
+/// Connects to the first address of a host that takes a connection.
+///
+/// # Errors
+/// When the host has no address, or what the last one said.
+pub(super) async fn connect_to(
+    (host, port): (&str, u16),
+    tls: Option<&Connector>,
+    speaks: Protocol,
+) -> anyhow::Result<Box<dyn Stream>> {
+    let mut last = anyhow!("no address");
+    for address in lookup_host((host, port)).await.context("no address")? {
+        match connect(&Reach { host, address, tls, send_proxy_protocol: None }, speaks).await {
+            Ok(stream) => return Ok(stream),
+            Err(why) => last = why,
+        }
+    }
+    Err(last)
 }
 
 /// Asks, and takes an answer with the first `most` bytes of its body; the rest is not waited for.
@@ -126,7 +145,7 @@ pub(super) async fn ask_health(
             bail!("status {}", head.status);
         }
         let body = Limited::new(body, MAX_HEALTH).collect().await;
-        let body = body.map_err(|error| anyhow::anyhow!(error)).context("no whole answer")?;
+        let body = body.map_err(|error| anyhow!(error)).context("no whole answer")?;
         let status = body.trailers().unwrap_or(&head.headers).get("grpc-status");
         match status.map(HeaderValue::as_bytes) {
             Some(b"0") => {}

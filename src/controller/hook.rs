@@ -10,7 +10,6 @@ use ring::hmac;
 use serde::Serialize;
 use siphasher::sip::SipHasher13;
 use tokio::{
-    net::lookup_host,
     sync::mpsc,
     time::{self, Instant},
 };
@@ -166,31 +165,17 @@ pub(super) async fn post(
     body: Bytes,
 ) -> anyhow::Result<(u16, Bytes)> {
     let (address, more, tls) = blocking(move || open(target)).await?;
-    let found = lookup_host((address.host.as_str(), address.port)).await.context("no address")?;
-    let mut last = anyhow!("no address");
-    for place in found {
-        let reach = client::Reach {
-            host: &address.host,
-            address: place,
-            tls: tls.as_ref().map(|tls| &**tls.connector()),
-            send_proxy_protocol: None,
-        };
-        match client::connect(&reach, Protocol::Http1).await {
-            Ok(stream) => {
-                let request = Request::post(&address.path)
-                    .header(header::HOST, &address.authority)
-                    .header(header::CONTENT_TYPE, content_type)
-                    .header(header::CONNECTION, "close");
-                let fields = fields.into_iter().chain(more);
-                let request = fields.fold(request, |request, (name, value)| request.header(name, value));
-                let answer = client::ask(stream, Protocol::Http1, request.body(Full::new(body))?, MAX_ANSWER);
-                let answer = answer.await?;
-                return Ok((answer.status, answer.body));
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+    let tls = tls.as_ref().map(|tls| &**tls.connector());
+    let stream = client::connect_to((&address.host, address.port), tls, Protocol::Http1).await?;
+    let request = Request::post(&address.path)
+        .header(header::HOST, &address.authority)
+        .header(header::CONTENT_TYPE, content_type)
+        .header(header::CONNECTION, "close");
+    let fields = fields.into_iter().chain(more);
+    let request = fields.fold(request, |request, (name, value)| request.header(name, value));
+    let request = request.body(Full::new(body))?;
+    let answer = client::ask(stream, Protocol::Http1, request, MAX_ANSWER).await?;
+    Ok((answer.status, answer.body))
 }
 
 /// Reads the files of a target. They are read each time, so that what has been replaced is used at once.

@@ -68,8 +68,8 @@ pub fn step(phase: Phase, plan: &Plan, event: Event, now: Timestamp) -> Result<T
             Phase::Paused { step, reason: PauseReason::Freeze, .. } => resume(&phase, plan, step, now),
             _ => stay(phase),
         }),
-        Event::Drained => Ok(match phase {
-            Phase::RollingBack { reason, .. } => rolled_back(plan, reason, now),
+        Event::Drained => Ok(match &phase {
+            Phase::RollingBack { reason, .. } => rolled_back(&phase, plan, reason.clone(), now),
             _ => stay(phase),
         }),
     }
@@ -132,7 +132,7 @@ fn tick(phase: Phase, plan: &Plan, decision: Decision, now: Timestamp) -> Transi
             Err(by) => go(&phase, Phase::Baking { since: now }, plan, Note::ClockWentBack { by }),
         },
         Phase::RollingBack { since, ref reason } => match elapsed(since, now) {
-            Ok(elapsed) if elapsed >= plan.drain() => rolled_back(plan, reason.clone(), now),
+            Ok(elapsed) if elapsed >= plan.drain() => rolled_back(&phase, plan, reason.clone(), now),
             Ok(_) => stay(phase),
             Err(by) => {
                 let to = Phase::RollingBack { since: now, reason: reason.clone() };
@@ -265,10 +265,8 @@ fn resume(from: &Phase, plan: &Plan, step: usize, now: Timestamp) -> Transition 
     go(from, Phase::Stepping { step, since: now }, plan, Note::Resumed { step })
 }
 
-fn rolled_back(plan: &Plan, reason: RollBackReason, now: Timestamp) -> Transition {
-    let (from, to) = (Exposure::NONE, Phase::RolledBack { at: now, reason: reason.clone() });
-    let effects = in_safe_order(from, to.exposure(plan));
-    Transition { phase: to, effects, note: Some(Note::RolledBack { reason }) }
+fn rolled_back(from: &Phase, plan: &Plan, reason: RollBackReason, now: Timestamp) -> Transition {
+    go(from, Phase::RolledBack { at: now, reason: reason.clone() }, plan, Note::RolledBack { reason })
 }
 
 fn go(from: &Phase, to: Phase, plan: &Plan, note: Note) -> Transition {

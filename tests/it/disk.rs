@@ -13,9 +13,7 @@ use crate::{
 #[test]
 fn a_corrupt_record_gives_way_to_the_one_before_and_it_is_said() {
     let site = Site::new();
-    let tidegate = site.start(BY_HAND);
-    tidegate.api("POST", "web/start", "");
-    tidegate.wait_for_phase("stepping");
+    let tidegate = site.stepping();
     site.stop(tidegate);
     // The last save was of evidence alone, so the one before says the same.
     fs::write(site.file("state.json"), "{\"schema\":1,").unwrap();
@@ -55,9 +53,7 @@ fn a_corrupt_record_gives_way_to_the_one_before_and_it_is_said() {
 #[test]
 fn what_cannot_be_saved_is_no_advance_and_a_way_back_all_the_same() {
     let site = Site::new();
-    let tidegate = site.start(BY_HAND);
-    tidegate.api("POST", "web/start", "");
-    tidegate.wait_for_phase("stepping");
+    let tidegate = site.stepping();
     // A file cannot be written where a folder is.
     let in_the_way = site.file("state.json.next");
     eventually(|| fs::create_dir(&in_the_way).is_ok(), |made| *made);
@@ -99,9 +95,7 @@ fn what_cannot_be_saved_is_no_advance_and_a_way_back_all_the_same() {
 #[test]
 fn a_canary_that_became_ready_when_nothing_could_be_saved_is_not_forgotten() {
     let site = Site::new();
-    let tidegate = site.start(BY_HAND);
-    tidegate.api("POST", "web/start", "");
-    tidegate.wait_for_phase("stepping");
+    let tidegate = site.stepping();
     tidegate.api("POST", "web/rollback", "");
     tidegate.wait_for_phase("rolled_back");
     site.stop(tidegate);

@@ -52,6 +52,15 @@ impl Site {
         Tidegate::start(self.toml(&self.web(rollout)))
     }
 
+    /// Started by hand, and in its first step.
+    #[track_caller]
+    pub fn stepping(&self) -> Tidegate {
+        let tidegate = self.start(BY_HAND);
+        tidegate.api("POST", "web/start", "");
+        tidegate.wait_for_phase("stepping");
+        tidegate
+    }
+
     /// Ends it, and waits until it has let go of its files.
     pub fn stop(&self, tidegate: Tidegate) {
         drop(tidegate);
@@ -91,9 +100,7 @@ fn on_canary(tidegate: &Tidegate) -> Vec<usize> {
 #[test]
 fn a_rollout_goes_on_where_it_was() {
     let site = Site::new();
-    let tidegate = site.start(BY_HAND);
-    tidegate.api("POST", "web/start", "");
-    tidegate.wait_for_phase("stepping");
+    let tidegate = site.stepping();
     let before = tidegate.api("POST", "web/promote", "");
     assert_eq!((&before["rollout"]["step"], &before["weight"]), (&1.into(), &50.0.into()));
     let users = on_canary(&tidegate);
@@ -168,9 +175,7 @@ fn checksum(body: &str) -> String {
 #[test]
 fn evidence_is_kept_and_counted_once() {
     let site = Site::new();
-    let tidegate = site.start(BY_HAND);
-    tidegate.api("POST", "web/start", "");
-    tidegate.wait_for_phase("stepping");
+    let tidegate = site.stepping();
     let requests = |status: &Value| status["rollout"]["verdict"]["rollout"]["canary"]["requests"].as_u64();
     let load = Load::on(&tidegate);
     eventually(|| requests(&tidegate.status()), |seen| seen.unwrap_or(0) > 200);
@@ -223,9 +228,7 @@ fn whoever_became_stable_stays_so_until_the_configuration_says_otherwise() {
 #[test]
 fn a_rollout_whose_roles_are_written_anew_is_over() {
     let site = Site::new();
-    let tidegate = site.start(BY_HAND);
-    tidegate.api("POST", "web/start", "");
-    tidegate.wait_for_phase("stepping");
+    let tidegate = site.stepping();
     site.stop(tidegate);
     let stable = site.stable.address;
     let v3 = format!("endpoints = ['http://{}']", site.canary.address);
@@ -247,9 +250,7 @@ fn a_rollout_whose_roles_are_written_anew_is_over() {
 #[test]
 fn another_plan_is_for_the_next_rollout() {
     let site = Site::new();
-    let tidegate = site.start(BY_HAND);
-    tidegate.api("POST", "web/start", "");
-    tidegate.wait_for_phase("stepping");
+    let tidegate = site.stepping();
     site.stop(tidegate);
     let tidegate = site.start("steps = [{ weight = 1 }]");
     let status = tidegate.status();
@@ -259,9 +260,7 @@ fn another_plan_is_for_the_next_rollout() {
 #[test]
 fn the_history_is_read_in_pages_and_by_rollout() {
     let site = Site::new();
-    let tidegate = site.start(BY_HAND);
-    tidegate.api("POST", "web/start", "");
-    tidegate.wait_for_phase("stepping");
+    let tidegate = site.stepping();
     tidegate.api("POST", "web/rollback", "");
     tidegate.wait_for_phase("rolled_back");
     site.stop(tidegate);
@@ -348,9 +347,7 @@ fn a_state_of_every_schema_is_read() {
 #[ignore = "writes what another test reads"]
 fn write_the_state_of_this_schema() {
     let site = Site::new();
-    let tidegate = site.start(BY_HAND);
-    tidegate.api("POST", "web/start", "");
-    tidegate.wait_for_phase("stepping");
+    let tidegate = site.stepping();
     tidegate.api("POST", "web/promote", "");
     let requests = |status: &Value| status["rollout"]["verdict"]["rollout"]["canary"]["requests"].as_u64();
     let load = Load::on(&tidegate);

@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, Uri, header};
 use http_body_util::Full;
 use serde_json::Value;
-use tokio::net::lookup_host;
 
 use crate::{
-    controller::client::{self, Answer, Reach, Stream},
+    controller::client::{self, Answer},
     model::protocol::Protocol,
     tls::client::{Client as Tls, Connector, Settings},
 };
@@ -61,25 +60,11 @@ impl Client {
             .header(header::ACCEPT, "application/json")
             .header(header::CONNECTION, "close")
             .body(Full::default())?;
-        let stream = self.connect(&uri).await?;
-        let Answer { status, body } = client::ask(stream, Protocol::Http1, request, MAX_ANSWER).await?;
-        Ok((StatusCode::from_u16(status)?, body))
-    }
-
-    /// Connects to the first address of a host that takes a connection.
-    async fn connect(&self, uri: &Uri) -> anyhow::Result<Box<dyn Stream>> {
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let port = uri.port_u16().unwrap_or_else(|| if self.tls.is_some() { 443 } else { 80 });
-        let tls = self.tls.as_deref();
-        let mut failed = Err(anyhow!("the host has no address"));
-        for address in lookup_host((host, port)).await.context("no address")? {
-            let reach = Reach { host, address, tls, send_proxy_protocol: None };
-            match client::connect(&reach, Protocol::Http1).await {
-                Ok(stream) => return Ok(stream),
-                Err(why) => failed = Err(why),
-            }
-        }
-        failed
+        let stream = client::connect_to((host, port), self.tls.as_deref(), Protocol::Http1).await?;
+        let Answer { status, body } = client::ask(stream, Protocol::Http1, request, MAX_ANSWER).await?;
+        Ok((StatusCode::from_u16(status)?, body))
     }
 }
 
