@@ -134,8 +134,12 @@ fn a_connection_that_was_made_before_the_end_gets_its_first_request_served() {
     let mut clients: Vec<_> = (0..20).map(|_| tidegate.client()).collect();
     tidegate.drain(Duration::ZERO);
     wait_until_unready(&tidegate);
+    // All at once: they have a second.
     for client in &mut clients {
-        let response = client.get("/");
+        client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    }
+    for client in &mut clients {
+        let response = client.response_to("GET");
         assert_eq!((response.status, response.fields("connection")), (200, vec!["close"]));
         client.expect_end();
     }
