@@ -59,6 +59,23 @@ impl<'a> Report<'a> {
         self.push(Severity::Error, Some(line), problem.into())
     }
 
+    /// The same about text that cannot be read. What a `url` on the line is set to is not quoted, since it may be
+    /// one of those that are as good as a password.
+    pub(super) fn error_in_unread(
+        &mut self,
+        span: Range<usize>,
+        problem: impl Into<String>,
+    ) -> &mut Diagnostic {
+        let mut line = self.line(span);
+        let value = line.quote.split_once("url").and_then(|(_, rest)| rest.trim_start().strip_prefix('='));
+        if let Some(value) = value {
+            let shown = line.quote.len() - value.len();
+            let hide = |c: char| if c == '"' || c == ' ' { c } else { '*' };
+            line.quote = line.quote[..shown].chars().chain(value.chars().map(hide)).collect();
+        }
+        self.push(Severity::Error, Some(line), problem.into())
+    }
+
     /// The same, about the file as a whole.
     pub(super) fn error_in_file(&mut self, problem: impl Into<String>) -> &mut Diagnostic {
         self.push(Severity::Error, None, problem.into())
@@ -169,6 +186,18 @@ mod tests {
 
     fn line(text: &str, span: Range<usize>) -> Line {
         Report::new("x.toml", text).line(span)
+    }
+
+    #[test]
+    fn what_a_url_is_set_to_is_not_quoted_where_nothing_can_be_read() {
+        let quote = |text| {
+            let mut report = Report::new("x.toml", text);
+            report.error_in_unread(0..1, "").place.line.clone().unwrap().quote
+        };
+        assert_eq!(quote("url = https://a/b"), "url = ***********");
+        assert_eq!(quote("a = { url =\"https://a/b\" }"), "a = { url =\"***********\" *");
+        assert_eq!(quote("curl = 1"), "curl = *");
+        assert_eq!(quote("a = 'url'"), "a = 'url'");
     }
 
     #[test]

@@ -62,7 +62,7 @@ fn syntax(message: &str, span: Range<usize>, report: &mut Report<'_>) {
         (other, Some(expected)) => (other, format!("expected here: {expected}")),
         (other, None) => (other, "see https://toml.io for how TOML is written".to_owned()),
     };
-    report.error(span, format!("this is not TOML: {problem}")).help(remedy);
+    report.error_in_unread(span, format!("this is not TOML: {problem}")).help(remedy);
 }
 
 /// A key or table that is already there.
