@@ -126,11 +126,11 @@ async fn flip(
 }
 
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default, expecting = "an object such as {\"full\": true}")]
+#[serde(deny_unknown_fields, default, expecting = "an object such as {\"full\": true, \"reason\": \"…\"}")]
 struct PromoteBody {
     /// Skip the steps that are left.
     full: bool,
-    /// Why.
+    /// Why; has to be said where steps are skipped.
     reason: Option<String>,
 }
 
@@ -141,6 +141,11 @@ async fn promote(
     body: Option<Body<PromoteBody>>,
 ) -> Result<Response, Problem> {
     let Body(PromoteBody { full, reason }) = body.unwrap_or_default();
+    if full && reason.as_deref().is_none_or(|reason| reason.trim().is_empty()) {
+        let detail = "`full` needs a `reason`, because it goes past all steps, gates and hooks that are left: \
+                      write {\"full\": true, \"reason\": \"…\"}";
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+    }
     ask(controller, name, Request::Rollout(Command::Promote { full }), caller.because(reason)?).await
 }
 

@@ -143,7 +143,12 @@ fn commands_that_make_no_sense_now_are_a_409() {
     }
     problem(&tidegate.ask("POST", &format!("{WEB}/promote"), "{"), 400);
     problem(&tidegate.ask("POST", &format!("{WEB}/promote"), r#"{"fully": true}"#), 400);
-    let detail = problem(&tidegate.ask("POST", &format!("{WEB}/promote"), r#"{"full": true}"#), 409);
+    for body in [r#"{"full": true}"#, r#"{"full": true, "reason": " "}"#] {
+        let detail = problem(&tidegate.ask("POST", &format!("{WEB}/promote"), body), 422);
+        assert!(detail.starts_with("`full` needs a `reason`"), "{detail}");
+    }
+    let body = r#"{"full": true, "reason": "a hot fix"}"#;
+    let detail = problem(&tidegate.ask("POST", &format!("{WEB}/promote"), body), 409);
     assert!(detail.starts_with("cannot `promote --full` while idle"), "{detail}");
 }
 

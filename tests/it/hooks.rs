@@ -192,7 +192,7 @@ fn whoever_wants_every_event_gets_each_once_and_in_order() {
     tidegate.wait_for_phase("stepping");
     tidegate.api("POST", "web/pause", "");
     tidegate.api("POST", "web/resume", "");
-    tidegate.api("POST", "web/promote", "{\"full\": true}");
+    tidegate.api("POST", "web/promote", "{\"full\": true, \"reason\": \"a test\"}");
     tidegate.wait_for_phase("baking");
     tidegate.api("POST", "web/rollback", "");
     tidegate.wait_for_phase("rolled_back");

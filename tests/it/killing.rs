@@ -74,7 +74,7 @@ fn operate(admin: SocketAddr, mut random: StdRng, asked: &AtomicUsize) -> Seen {
         let weight = format!("{{\"canary\": {}}}", random.random_range(1..100));
         let (method, path, body) = match (status["rollout"]["phase"].as_str(), dice) {
             (Some("stepping"), 0..6) => ("POST", "/promote", ""),
-            (Some("stepping"), 6) => ("POST", "/promote", "{\"full\": true}"),
+            (Some("stepping"), 6) => ("POST", "/promote", "{\"full\": true, \"reason\": \"a dice\"}"),
             (Some("stepping"), 7) => ("POST", "/pause", ""),
             (Some("stepping" | "paused"), 8) | (Some("baking"), 3..9) => ("POST", "/rollback", ""),
             (Some("paused"), 0..8) => ("POST", "/resume", ""),

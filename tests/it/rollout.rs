@@ -224,7 +224,7 @@ fn people_pause_resume_promote_and_roll_back() {
     // From the start again, and all the way at once.
     tidegate.api("POST", "web/start", "");
     tidegate.wait_for_phase("stepping");
-    let status = tidegate.api("POST", "web/promote", r#"{"full": true}"#);
+    let status = tidegate.api("POST", "web/promote", r#"{"full": true, "reason": "a test"}"#);
     assert_eq!(status["stable"], "v2");
     tidegate.wait_for_phase("baking");
     assert_eq!(tidegate.client().get("/").text(), "v2");

@@ -110,8 +110,9 @@ pub(in crate::cli) enum Verb {
     },
     /// Go to the next step now; open the gate at which the rollout waits.
     Promote {
-        /// Give the canary everything, past all steps, gates and hooks that are left: for hot fixes.
-        #[arg(long)]
+        /// Give the canary everything, past all steps, gates and hooks that are left: for hot fixes. Say why with
+        /// --reason.
+        #[arg(long, requires = "reason")]
         full: bool,
         #[command(flatten)]
         look: Look,
