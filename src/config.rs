@@ -379,6 +379,8 @@ pub struct Rollout {
     pub probes: Vec<Probe>,
     /// Longest time that they may take to accept connections and answer well (default 1 min).
     pub prepare_deadline: Duration,
+    /// How long nothing has been under way at a backend without weight until it counts as drained (default 10 s).
+    pub drained_after: Duration,
     /// Who is asked before it goes on, and who is told.
     pub hooks: Vec<Hook>,
 }
@@ -394,6 +396,7 @@ impl Default for Rollout {
             warmup: None,
             probes: Vec::new(),
             prepare_deadline: Duration::from_secs(60),
+            drained_after: Duration::from_secs(10),
             hooks: Vec::new(),
         }
     }

@@ -11,6 +11,7 @@ pub mod check;
 mod client;
 pub mod context;
 pub mod discovery;
+mod drained;
 mod endpoints;
 mod events;
 mod exec;

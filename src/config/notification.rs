@@ -89,7 +89,7 @@ impl Section for RawNotification {
 }
 
 /// What nobody wants to know of unless they say so.
-const LEFT_OUT: [Topic; 2] = [Topic::Waiting, Topic::Baking];
+const LEFT_OUT: [Topic; 3] = [Topic::Waiting, Topic::Baking, Topic::Drained];
 const PER_MINUTE: RangeInclusive<u32> = 1..=1000;
 
 /// Who is told; `services` are those that there are.

@@ -39,6 +39,7 @@ pub(super) struct RawRollout {
     warmup: Option<Time>,
     aa_test: Option<bool>,
     prepare_deadline: Option<Time>,
+    drained_after: Option<Time>,
     probes: Option<Vec<Table<RawProbe>>>,
     hooks: Option<Vec<Spanned<Table<RawHook>>>>,
     on_hook_failure: Option<Text>,
@@ -120,6 +121,8 @@ pub(super) fn lower(
     let written = raw.prepare_deadline.as_ref();
     let prepare_deadline =
         time_or(Rollout::default().prepare_deadline, written, "prepare_deadline", TIMEOUT, report);
+    let written = raw.drained_after.as_ref();
+    let drained_after = time_or(Rollout::default().drained_after, written, "drained_after", WAIT, report);
     let draft = Draft {
         strategy,
         steps,
@@ -143,6 +146,7 @@ pub(super) fn lower(
                 freezes,
                 probes,
                 prepare_deadline,
+                drained_after,
                 hooks,
             })
         }

@@ -7,7 +7,11 @@ use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGaugeVec,
 use super::aa::Outcome;
 use crate::{
     config::hook::At,
-    model::{name::ServiceName, role::Roles, weight::Weight},
+    model::{
+        name::{BackendName, ServiceName},
+        role::Roles,
+        weight::Weight,
+    },
     rollout::phase::Phase,
 };
 
@@ -26,6 +30,7 @@ pub(super) struct Metrics {
     save_seconds: Histogram,
     aa: IntCounterVec,
     hooks: IntCounterVec,
+    drained: IntGaugeVec,
 }
 
 impl Metrics {
@@ -79,6 +84,13 @@ impl Metrics {
                 Opts::new("tidegate_hooks_total", "Hooks that were asked or told, by what came of it."),
                 &["service", "at", "result"],
             )?,
+            drained: IntGaugeVec::new(
+                Opts::new(
+                    "tidegate_backend_drained",
+                    "Whether nobody is sent to the backend, and nothing has been under way there for a while.",
+                ),
+                &["service", "backend"],
+            )?,
         };
         registry.register(Box::new(metrics.unsaved.clone()))?;
         registry.register(Box::new(metrics.saves.clone()))?;
@@ -89,6 +101,7 @@ impl Metrics {
         registry.register(Box::new(metrics.ended.clone()))?;
         registry.register(Box::new(metrics.evidence.clone()))?;
         registry.register(Box::new(metrics.hooks.clone()))?;
+        registry.register(Box::new(metrics.drained.clone()))?;
         Ok(metrics)
     }
 
@@ -185,6 +198,17 @@ impl Metrics {
             Outcome::FalseAlarm => "false_alarm",
         };
         self.aa.with_label_values(&[service.as_str(), outcome]).inc();
+    }
+
+    /// Whether a backend may be taken away.
+    pub(super) fn drained(&self, service: &ServiceName, backend: &BackendName, is_drained: bool) {
+        self.drained.with_label_values(&[service.as_str(), backend.as_str()]).set(i64::from(is_drained));
+    }
+
+    /// The backend is not there any more.
+    pub(super) fn without(&self, service: &ServiceName, backend: &BackendName) {
+        // What was never set need not be removed.
+        let _absent = self.drained.remove_label_values(&[service.as_str(), backend.as_str()]);
     }
 
     /// A hook was asked or told: `success`, `failure` or `dropped`.

@@ -9,6 +9,7 @@ use super::{
     aa::{AaStatus, AaTest},
     check::Checks,
     context::Context,
+    drained::{Drained, Look},
     events::Events,
     gained::Gained,
     hook::Told,
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     analysis::{Analysis, explain::explain, verdict::Verdict},
     clock,
-    config::Service,
+    config::{Backend, Service},
     model::{
         name::BackendName,
         role::{Role, Roles},
@@ -31,7 +32,7 @@ use crate::{
         units::format_duration,
         weight::Weight,
     },
-    rollout::{check::Subject, event::Event, phase::Phase, trial},
+    rollout::{check::Subject, event::Event, phase::Phase, topic::Topic, trial},
     store::record::{Entry, Kind, Position, Rollout},
     telemetry::{ledger::Hub, reader::Totals},
 };
@@ -61,6 +62,7 @@ pub(super) struct ServiceTask {
     /// Of stable against itself, while no rollout runs.
     pub(super) aa_test: Option<AaTest>,
     pub(super) aa: AaStatus,
+    drained: Drained,
     pub(super) journal: Journal,
     pub(super) tick: Duration,
     /// On whose behalf things happen now, if on anybody's.
@@ -104,6 +106,7 @@ impl ServiceTask {
             checks: None,
             aa_test: None,
             aa: AaStatus::default(),
+            drained: Drained::default(),
             journal: Journal::new(store.clone()),
             context: None,
             events: Events::of(events),
@@ -159,6 +162,7 @@ impl ServiceTask {
                 }
                 request = requests.recv() => {
                     let Some((ask, answer)) = request else {
+                        self.without(&[]);
                         return self.metrics.end(&self.config.name, &self.roles);
                     };
                     self.obey(ask, answer);
@@ -192,8 +196,18 @@ impl ServiceTask {
             };
             self.note(Kind::Configuration, what);
         }
+        self.without(&config.backends);
         self.config = config;
         self.take_up_hooks();
+    }
+
+    /// No backends but these are there any more.
+    fn without(&mut self, there: &[Backend]) {
+        let is_there = |name: &BackendName| there.iter().any(|backend| backend.name == *name);
+        for gone in self.config.backends.iter().filter(|backend| !is_there(&backend.name)) {
+            self.metrics.without(&self.config.name, &gone.name);
+        }
+        self.drained.keep(is_there);
     }
 
     /// Begins another revision if it does not stand as it did.
@@ -217,6 +231,7 @@ impl ServiceTask {
         self.come_again();
         self.keep_to_the_calendar();
         self.notice_drained();
+        self.look_who_is_drained();
         let running = self.record.as_ref().filter(|record| record.phase.is_running());
         if running.is_none() {
             self.checks = None;
@@ -244,18 +259,54 @@ impl ServiceTask {
     /// up a snapshot with its next request, so counts of the same moment prove nothing yet.
     fn notice_drained(&mut self) {
         let Some(Rollout { phase: Phase::RollingBack { since, .. }, .. }) = &self.record else { return };
-        if clock::now().since(*since) >= self.tick && self.in_flight(self.roles.canary()) == 0 {
+        let in_flight = self.roles.canary().map_or(0, |canary| self.attempts(canary).0);
+        if clock::now().since(*since) >= self.tick && in_flight == 0 {
             self.happen(Event::Drained);
         }
     }
 
-    /// Attempts that are under way at a backend.
-    fn in_flight(&self, backend: Option<&BackendName>) -> u64 {
-        let of = |backend: &BackendName| {
-            let role = |role| delta(&self.now, &Reading::default(), (&self.config, backend, role)).in_flight;
-            Role::ALL.into_iter().map(role).sum()
-        };
-        backend.map_or(0, of)
+    /// Tells who may be taken away, and who not any more.
+    fn look_who_is_drained(&mut self) {
+        let mut drained = std::mem::take(&mut self.drained);
+        // A worker takes up a snapshot with its next request: a time without a tick in it proves nothing.
+        let after = self.config.rollout.drained_after.max(self.tick);
+        let mut news = Vec::new();
+        for backend in self.config.backends.iter().map(|backend| &backend.name) {
+            let (in_flight, ended) = self.attempts(backend);
+            let look = Look { is_in_use: self.is_in_use(backend), in_flight, ended };
+            if drained.look(backend, look, after) {
+                news.push(format!(
+                    "{backend} is drained: nothing was under way there for {}",
+                    format_duration(after)
+                ));
+            }
+            self.metrics.drained(&self.config.name, backend, drained.is(backend));
+        }
+        self.drained = drained;
+        for what in news {
+            self.tell_of_topic(Topic::Drained, what.clone());
+            self.note(Kind::Drained, what);
+        }
+    }
+
+    /// Whether anybody may be sent to a backend, now or as the rollout goes on.
+    fn is_in_use(&self, backend: &BackendName) -> bool {
+        let goes_on = |phase: &Phase| phase.is_running() && !matches!(phase, Phase::RollingBack { .. });
+        match self.roles.role_of(backend) {
+            Some(Role::Stable) => true,
+            Some(Role::Canary) => {
+                self.weight > Weight::ZERO
+                    || self.record.as_ref().is_some_and(|record| goes_on(&record.phase))
+            }
+            None => false,
+        }
+    }
+
+    /// Attempts at a backend, in whatever role: those that are under way, and those that have ended.
+    fn attempts(&self, backend: &BackendName) -> (u64, u64) {
+        let of = |role| self.now.totals.get(&(self.config.name.clone(), backend.clone(), role));
+        let each = Role::ALL.into_iter().filter_map(of);
+        each.fold((0, 0), |(in_flight, ended), of| (in_flight + of.in_flight, ended + of.requests()))
     }
 
     /// Has checks of what is measured elsewhere their say.
@@ -343,7 +394,7 @@ impl ServiceTask {
         }
     }
 
-    fn backend_status(&self, backend: &crate::config::Backend) -> BackendStatus {
+    fn backend_status(&self, backend: &Backend) -> BackendStatus {
         let role = self.roles.role_of(&backend.name);
         let canary_has = if self.roles.canary().is_some() { self.weight } else { Weight::ZERO };
         let (start, since) = &self.window.start;
@@ -364,6 +415,7 @@ impl ServiceTask {
                 None => Weight::ZERO,
             },
             in_flight: totals.in_flight,
+            drained: self.drained.is(&backend.name) && !self.is_in_use(&backend.name),
             requests_total: totals.requests(),
             failures_total: totals.failures,
             recent: Recent::new(&recent, since.elapsed().as_secs_f64()),

@@ -115,6 +115,9 @@ pub struct BackendStatus {
     pub weight: Weight,
     /// Attempts that have begun and not ended.
     pub in_flight: u64,
+    /// Whether it may be taken away: nobody is sent there, and nothing has been under way there for
+    /// `drained_after`.
+    pub drained: bool,
     /// Attempts that ended since the start.
     pub requests_total: u64,
     /// Those of them that failed.

@@ -190,8 +190,13 @@ impl ServiceTask {
     /// Tells those who want to know of everything what has happened.
     pub(super) fn tell_of_note(&self, note: &Note, sentence: &str) {
         if let Some(topic) = Topic::of(note) {
-            self.tell(At::Event, self.happening(Some(topic), clock::now(), sentence.to_owned()));
+            self.tell_of_topic(topic, sentence.to_owned());
         }
+    }
+
+    /// The same of what is no rollout's doing.
+    pub(super) fn tell_of_topic(&self, topic: Topic, sentence: String) {
+        self.tell(At::Event, self.happening(Some(topic), clock::now(), sentence));
     }
 
     fn tell(&self, at: At, happening: Happening) {

@@ -33,11 +33,13 @@ pub enum Topic {
     RollingBack,
     /// It ended with the old version stable.
     RolledBack,
+    /// A backend may be taken away: nothing is under way there any more.
+    Drained,
 }
 
 impl Topic {
     /// All of them, with the words for them.
-    pub const ALL: [(&'static str, Self); 12] = [
+    pub const ALL: [(&'static str, Self); 13] = [
         ("started", Self::Started),
         ("stepped", Self::Stepped),
         ("waiting", Self::Waiting),
@@ -50,6 +52,7 @@ impl Topic {
         ("succeeded", Self::Succeeded),
         ("rolling_back", Self::RollingBack),
         ("rolled_back", Self::RolledBack),
+        ("drained", Self::Drained),
     ];
 
     /// What kind of thing a note is about; nothing where nobody outside is concerned.

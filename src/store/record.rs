@@ -104,6 +104,8 @@ pub enum Kind {
     Configuration,
     /// One endpoint of the canary's is to blame, and not the version.
     Endpoint,
+    /// Nothing is under way at a backend any more.
+    Drained,
     /// The process was started anew.
     Restart,
     /// Something is the matter with the store, or is not any more.

@@ -94,7 +94,7 @@ fn a_hot_fix_need_not_be_told_to_go_on_when_it_is_ready() {
     let canary = Refusing::new();
     let (_stable, tidegate) = start(canary.address, "bake = '1h'", "");
     tidegate.api("POST", "web/start", "");
-    let status = tidegate.api("POST", "web/promote", r#"{"full": true}"#);
+    let status = tidegate.api("POST", "web/promote", r#"{"full": true, "reason": "a hot fix"}"#);
     assert_eq!((stands(&status).0, &status["rollout"]["full"]), ("preparing", &true.into()));
     assert_eq!((&status["stable"], &status["weight"]), (&"v1".into(), &0.0.into()));
     let canary = canary.open("v2");
@@ -155,4 +155,28 @@ fn nobody_flips_to_a_backend_that_is_not_there_without_force() {
     assert_eq!(status["stable"], "v1");
     drop(tidegate);
     drop(canary);
+}
+
+#[test]
+fn a_version_may_be_taken_away_when_nothing_is_under_way_there() {
+    let plan = "drain = '1h'\ndrained_after = '0s'";
+    let (_stable, canary, tidegate, client) = rolled_back_with_an_answer_under_way(plan);
+    let backend = |status: &Value, name: &str| {
+        let backends = status["backends"].as_array().unwrap();
+        backends.iter().find(|backend| backend["name"] == name).unwrap().clone()
+    };
+    let metric = |name| tidegate.scrape().sum("tidegate_backend_drained", &[("backend", name)]);
+    assert_eq!((&backend(&tidegate.status(), "v2")["drained"], metric("v2")), (&false.into(), 0.0));
+    drop(client);
+    let drained = eventually(|| tidegate.status(), |status| backend(status, "v2")["drained"] == true);
+    assert_eq!((&backend(&drained, "v1")["drained"], metric("v1")), (&false.into(), 0.0));
+    eventually(|| metric("v2"), |drained| *drained == 1.0);
+    let said = drained["events"].to_string();
+    assert!(said.contains("v2 is drained: nothing was under way there for 50ms"), "{said}");
+    tidegate.wait_for_phase("rolled_back");
+    // Not any more, as soon as somebody may be sent there.
+    let status = tidegate.api("PUT", "web/weight", r#"{"canary": 50}"#);
+    assert_eq!(backend(&status, "v2")["drained"], false);
+    eventually(|| metric("v2"), |drained| *drained == 0.0);
+    canary.close_connections();
 }
