@@ -11,17 +11,20 @@ use tokio::sync::{Mutex, watch};
 use self::reload::{Opened, Reloader};
 
 use crate::{
-    access_log::{AccessLog, Counts, Reopen, queue::Queue},
+    access_log::{AccessLog, Counts, Reopen},
     admin::{self, access::Access, readiness::Readiness, reload::Reload, server::Served},
+    clock,
     config::{self, Config, Listener, ListenerTls, LogOutput, Shutdown},
     controller::{
         Controller, Inputs,
         discovery::Discovery,
         publish::{Compiled, Publisher},
+        spans::Spans,
         standing,
     },
     model::name::ServiceName,
-    proxy::client::Patience,
+    proxy::{client::Patience, context::Witnesses},
+    spans,
     store::Store,
     telemetry::{
         exposition::CellsCollector, health_exposition::HealthCollector,
@@ -41,6 +44,9 @@ use crate::{
 /// What most often is the matter.
 const TAKEN: &str = "(`ss -ltnp` shows who has the port)";
 
+/// How long a process that ends waits for its last spans, whatever is left until the deadline.
+const LAST_SPANS: Duration = Duration::from_secs(1);
+
 /// What is not in the configuration, because nobody who runs Tidegate need choose it.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -50,12 +56,15 @@ pub struct Options {
     pub certificates: Duration,
     /// How often the configuration's file is.
     pub configuration: Duration,
+    /// How long a span waits for others to be exported with it.
+    pub spans: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let files = Duration::from_secs(2);
-        Self { tick: Duration::from_secs(1), certificates: files, configuration: files }
+        let second = Duration::from_secs(1);
+        Self { tick: second, certificates: files, configuration: files, spans: second }
     }
 }
 
@@ -73,6 +82,7 @@ pub struct Running {
     readiness: Readiness,
     workers: Workers,
     access_log: Option<AccessLog>,
+    spans: Option<Spans>,
     shutdown: watch::Receiver<Shutdown>,
 }
 
@@ -113,13 +123,15 @@ pub async fn start(config: &Config, file: Option<&Path>, options: Options) -> an
     // Before anybody asks: what has become of the roles is what holds.
     standing::place(&mut compiled, config, |_| true, &store);
     let publisher = Arc::new(Publisher::new(compiled));
-    let (access_log, queues) = start_access_log(config, count, &registry)?;
+    let mut witnesses: Vec<_> = (0..count).map(|_| Witnesses::default()).collect();
+    let access_log = start_access_log(config, &mut witnesses, &registry)?;
+    let spans = start_spans(config, &mut witnesses, &registry, options.spans)?;
     // Before anybody asks for an endpoint.
     let mut discovery = Discovery::new(Arc::clone(&publisher), Arc::clone(&hub));
     let addresses = discovery.resolve_new(config).await;
     discovery.follow(config, addresses);
     let workers =
-        Workers::start(count, publisher.snapshots(), &hub, queues).context("cannot start the workers")?;
+        Workers::start(count, publisher.snapshots(), &hub, witnesses).context("cannot start the workers")?;
     workers.listeners().change(ListenerChanges { opened: opening, ..ListenerChanges::default() }).await;
     let inputs = Inputs {
         config,
@@ -146,6 +158,7 @@ pub async fn start(config: &Config, file: Option<&Path>, options: Options) -> an
             controller: controller.clone(),
             discovery,
             shutdown: shutdown_control,
+            spans: spans.as_ref().map(Spans::control),
             access: admin_side.as_ref().map(|(access, _)| access.clone()),
         };
         let reloader = Reloader { running, file: file.to_owned(), began_with, asked, metrics };
@@ -174,7 +187,7 @@ pub async fn start(config: &Config, file: Option<&Path>, options: Options) -> an
     }
     tokio::spawn(Keeper::run(keeper, options.certificates));
     readiness.set(true);
-    Ok(Running { listeners, admin, controller, reload, readiness, workers, access_log, shutdown })
+    Ok(Running { listeners, admin, controller, reload, readiness, workers, access_log, spans, shutdown })
 }
 
 impl Running {
@@ -184,10 +197,16 @@ impl Running {
     /// # Errors
     /// When a worker panicked.
     pub async fn drain(mut self, delay: Duration) -> Result<(), Panicked> {
+        let deadline = self.shutdown.borrow().deadline;
+        let begin = clock::monotonic() + delay;
         let drained = self.drain_workers(delay).await;
         self.controller.settle().await;
         if let Some(log) = self.access_log {
             log.written().await;
+        }
+        if let Some(spans) = self.spans {
+            let left = deadline.saturating_sub(clock::monotonic().saturating_duration_since(begin));
+            spans.flushed(left.max(LAST_SPANS)).await;
         }
         drained
     }
@@ -295,21 +314,37 @@ fn open_store(config: &Config) -> anyhow::Result<Store> {
     Ok(opened)
 }
 
-/// The access log, if there is to be one, and a queue to it for each worker.
+/// The access log, if there is to be one, which each worker gets a queue to.
 fn start_access_log(
     config: &Config,
-    workers: usize,
+    witnesses: &mut [Witnesses],
     registry: &Registry,
-) -> anyhow::Result<(Option<AccessLog>, Vec<Queue>)> {
-    let Some(settings) = &config.access_log else { return Ok((None, Vec::new())) };
+) -> anyhow::Result<Option<AccessLog>> {
+    let Some(settings) = &config.access_log else { return Ok(None) };
     let counts = Counts::new().and_then(|counts| counts.register(registry).map(|()| counts));
     let counts = counts.context("cannot register the metrics")?;
-    let started = AccessLog::start(settings, workers, &counts);
+    let started = AccessLog::start(settings, witnesses.len(), &counts);
     let (log, queues) = started.with_context(|| match &settings.output {
         LogOutput::Stdout => "cannot start the access log".to_owned(),
         LogOutput::File(path) => format!("cannot write the access log to {}", path.display()),
     })?;
-    Ok((Some(log), queues))
+    witnesses.iter_mut().zip(queues).for_each(|(witnesses, queue)| witnesses.access_log = Some(queue));
+    Ok(Some(log))
+}
+
+/// What has spans sent, if there is tracing, which each worker gets a queue to.
+fn start_spans(
+    config: &Config,
+    witnesses: &mut [Witnesses],
+    registry: &Registry,
+    every: Duration,
+) -> anyhow::Result<Option<Spans>> {
+    let Some(settings) = &config.tracing else { return Ok(None) };
+    let counts = spans::Counts::new().and_then(|counts| counts.register(registry).map(|()| counts));
+    let counts = counts.context("cannot register the metrics")?;
+    let (spans, queues) = Spans::start(settings.clone(), witnesses.len(), &counts, every);
+    witnesses.iter_mut().zip(queues).for_each(|(witnesses, queue)| witnesses.spans = Some(queue));
+    Ok(Some(spans))
 }
 
 /// One worker for each CPU that the process may use, container limits included.

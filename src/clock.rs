@@ -14,6 +14,13 @@ pub fn now() -> Timestamp {
     Timestamp::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// The wall clock, as nanoseconds since the Unix epoch.
+#[expect(clippy::disallowed_methods, reason = "this is the one place")]
+pub fn nanos() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// The monotonic clock, for measuring how long something took.
 #[inline]
 #[expect(clippy::disallowed_methods, reason = "this is the one place")]

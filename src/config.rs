@@ -50,6 +50,7 @@ pub mod target;
 mod template;
 mod timeouts;
 mod tls;
+pub mod tracing;
 mod upgrades;
 mod written;
 
@@ -72,7 +73,7 @@ use ipnet::IpNet;
 
 use http::{HeaderName, HeaderValue};
 
-use self::{hook::Hook, notification::Notification, probe::Probe};
+use self::{hook::Hook, notification::Notification, probe::Probe, tracing::Tracing};
 use crate::{
     analysis::settings::Settings,
     model::{
@@ -118,6 +119,8 @@ pub struct Config {
     pub store: Option<Store>,
     /// What is written about each exchange, if anything.
     pub access_log: Option<AccessLog>,
+    /// Which exchanges have spans and where these go, if any have.
+    pub tracing: Option<Tracing>,
     /// What is done to paths before a route is looked for.
     pub paths: PathRules,
     /// Which requests lead to which service; at least one.

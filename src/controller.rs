@@ -30,6 +30,7 @@ pub mod publish;
 mod requests;
 mod save;
 mod service;
+pub mod spans;
 pub mod standing;
 pub mod status;
 mod waiting;

@@ -29,6 +29,7 @@ pub mod config;
 pub mod access_log;
 pub mod net;
 pub mod proxy;
+pub mod spans;
 pub mod telemetry;
 pub mod upstream;
 pub mod worker;

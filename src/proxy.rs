@@ -28,6 +28,7 @@ pub mod reply;
 mod retry;
 mod slow;
 pub mod sticky;
+mod trace;
 mod tunnel;
 pub mod upgrade;
 mod upload;

@@ -31,7 +31,7 @@ use crate::{
         Controller,
         discovery::Discovery,
         publish::{Compiled, Publisher},
-        standing,
+        spans, standing,
     },
     model::name::ServiceName,
     net::listen,
@@ -64,6 +64,8 @@ pub(super) struct Running {
     pub(super) controller: Controller,
     pub(super) discovery: Discovery,
     pub(super) shutdown: watch::Sender<Shutdown>,
+    /// What has spans sent, if there is tracing.
+    pub(super) spans: Option<spans::Control>,
     /// Who may use the admin side, if there is one.
     pub(super) access: Option<Access>,
 }
@@ -104,6 +106,9 @@ impl Running {
         self.controller.take_up(&config);
         self.discovery.follow(&config, addresses);
         self.shutdown.send_replace(config.shutdown.clone());
+        if let Some((spans, tracing)) = self.spans.as_ref().zip(config.tracing.clone()) {
+            spans.take_up(tracing);
+        }
         if let Some((access, admin)) = self.access.as_ref().zip(config.admin.clone()) {
             access.take_up(admin);
         }
@@ -122,6 +127,7 @@ impl Running {
             shutdown: _,
             store,
             access_log,
+            tracing,
             paths: _,
             routes: _,
             services: _,
@@ -134,7 +140,12 @@ impl Running {
             ("[access_log]", *access_log != self.config.access_log),
         ];
         let changed = changed.into_iter().filter(|(_, changed)| *changed);
-        changed.map(|(what, _)| format!("a change of `{what}` needs a restart")).collect()
+        let mut reasons: Vec<_> =
+            changed.map(|(what, _)| format!("a change of `{what}` needs a restart")).collect();
+        if tracing.is_some() != self.config.tracing.is_some() {
+            reasons.push("adding or removing `[tracing]` needs a restart".to_owned());
+        }
+        reasons
     }
 
     /// Why running rollouts do not allow it.
@@ -246,6 +257,7 @@ fn differences(before: &Config, after: &Config) -> Vec<String> {
         ("[[notifications]]", before.notifications != after.notifications),
         ("[paths]", before.paths != after.paths),
         ("[shutdown]", before.shutdown != after.shutdown),
+        ("[tracing]", before.tracing != after.tracing),
         ("[admin]", before.admin != after.admin),
     ];
     words.extend(

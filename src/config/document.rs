@@ -19,6 +19,7 @@ use super::{
     service::{self, RawServices},
     shutdown::{self, RawShutdown},
     store::{self, RawStore},
+    tracing::{self, RawTracing},
     written::Table,
 };
 
@@ -35,6 +36,7 @@ pub(super) struct RawDocument {
     shutdown: Option<Table<RawShutdown>>,
     store: Option<Spanned<Table<RawStore>>>,
     access_log: Option<Table<RawAccessLog>>,
+    tracing: Option<Spanned<Table<RawTracing>>>,
     listeners: Option<Vec<Spanned<Table<RawListener>>>>,
     admin: Option<Spanned<Table<RawAdmin>>>,
     paths: Option<Table<RawPaths>>,
@@ -52,6 +54,7 @@ pub(super) fn lower(raw: RawDocument, report: &mut Report<'_>) -> Config {
         shutdown,
         store,
         access_log,
+        tracing,
         listeners,
         admin,
         paths,
@@ -78,6 +81,7 @@ pub(super) fn lower(raw: RawDocument, report: &mut Report<'_>) -> Config {
         shutdown: shutdown::lower(shutdown.unwrap_or_default().0, report),
         store: store.and_then(|raw| store::lower(raw, report)),
         access_log: access_log.map(|raw| access_log::lower(raw, report)),
+        tracing: tracing.and_then(|raw| tracing::lower(raw, report)),
         paths: paths::lower(paths.unwrap_or_default().0, report),
         routes,
         services,

@@ -50,6 +50,7 @@ use super::{
     store::RawStore,
     timeouts::RawTimeouts,
     tls::{RawPair, RawTls},
+    tracing::RawTracing,
 };
 use crate::rollout::plan::Strategy;
 
@@ -216,6 +217,7 @@ fn the_reference_mentions_every_key() {
         (".shutdown", keys::<RawShutdown>()),
         (".store", keys::<RawStore>()),
         (".access_log", keys::<RawAccessLog>()),
+        (".tracing", keys::<RawTracing>()),
         (".listeners", keys::<RawListener>()),
         (".listeners.request_id", keys::<RawRequestId>()),
         (".listeners.tls", keys::<RawTls>()),

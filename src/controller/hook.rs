@@ -164,22 +164,50 @@ pub(super) async fn post(
     fields: Fields,
     body: Bytes,
 ) -> anyhow::Result<(u16, Bytes)> {
-    let (address, more, tls) = blocking(move || open(target)).await?;
+    post_to(&open(target).await?, content_type, fields, body).await
+}
+
+/// The same to a target that has been opened.
+///
+/// # Errors
+/// As above.
+pub(super) async fn post_to(
+    opened: &Opened,
+    content_type: &'static str,
+    fields: Fields,
+    body: Bytes,
+) -> anyhow::Result<(u16, Bytes)> {
+    let Opened { address, fields: more, tls } = opened;
     let tls = tls.as_ref().map(|tls| &**tls.connector());
     let stream = client::connect_to((&address.host, address.port), tls, Protocol::Http1).await?;
     let request = Request::post(&address.path)
         .header(header::HOST, &address.authority)
         .header(header::CONTENT_TYPE, content_type)
         .header(header::CONNECTION, "close");
-    let fields = fields.into_iter().chain(more);
+    let fields = fields.into_iter().chain(more.iter().cloned());
     let request = fields.fold(request, |request, (name, value)| request.header(name, value));
     let request = request.body(Full::new(body))?;
     let answer = client::ask(stream, Protocol::Http1, request, MAX_ANSWER).await?;
     Ok((answer.status, answer.body))
 }
 
+/// A target whose files have been read.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) address: Address,
+    fields: Fields,
+    tls: Option<Client>,
+}
+
 /// Reads the files of a target. They are read each time, so that what has been replaced is used at once.
-fn open(target: Target) -> anyhow::Result<(Address, Fields, Option<Client>)> {
+///
+/// # Errors
+/// When one of them is not what it should be.
+pub(super) async fn open(target: Target) -> anyhow::Result<Opened> {
+    blocking(move || read(target)).await
+}
+
+fn read(target: Target) -> anyhow::Result<Opened> {
     let Target { address, ca, headers } = target;
     let address = match address {
         Source::Url(address) => address,
@@ -189,7 +217,7 @@ fn open(target: Target) -> anyhow::Result<(Address, Fields, Option<Client>)> {
             first.parse().with_context(|| format!("the URL in `{}`", path.display()))?
         }
     };
-    let headers = match headers {
+    let fields = match headers {
         None => Vec::new(),
         Some(path) => {
             let fields = read_text(&path)?.lines().map(field).collect::<Option<Vec<_>>>();
@@ -197,7 +225,7 @@ fn open(target: Target) -> anyhow::Result<(Address, Fields, Option<Client>)> {
         }
     };
     let tls = address.is_https.then(|| Client::new(Settings { ca, ..Settings::default() })).transpose()?;
-    Ok((address, headers, tls))
+    Ok(Opened { address, fields, tls })
 }
 
 fn field(line: &str) -> Option<(HeaderName, HeaderValue)> {

@@ -22,7 +22,7 @@ use crate::{
         members::{Member, with_addresses},
         snapshot::{Backend, BackendId, Endpoint, RouteId, Service, ServiceId, Snapshot, Topology},
         split::Split,
-        table::{Rule, Target},
+        table::{PathMatch, Rule, Target},
     },
     store::record::Position,
     tls::{
@@ -234,16 +234,22 @@ fn compile(config: &Config, id: impl Fn(&ServiceName) -> ServiceId) -> (Vec<Rule
             Lead::Service(service) => place(service).and_then(|place| u16::try_from(place).ok()),
             Lead::Redirect(_) => None,
         };
+        let label = config.tracing.is_some().then(|| filter::Label {
+            name: Arc::clone(name),
+            path: match path {
+                PathMatch::Exact(path) | PathMatch::Prefix(path) => path.as_str().into(),
+                PathMatch::Regex(pattern) => pattern.as_str().into(),
+            },
+        });
+        let is_plain = *filters == Filters::default() && counted.is_none() && label.is_none();
         let target = match lead {
-            Lead::Service(service) if *filters == Filters::default() && counted.is_none() => {
-                Target::Service(id(service))
-            }
+            Lead::Service(service) if is_plain => Target::Service(id(service)),
             lead => {
                 let end = match lead {
                     Lead::Service(service) => End::Service(id(service)),
                     Lead::Redirect(redirect) => End::Redirect(redirect.clone()),
                 };
-                filtered.push(filter::Route { counted, ..with_filters(end, filters) });
+                filtered.push(filter::Route { counted, label, ..with_filters(end, filters) });
                 Target::Route(RouteId(filtered.len() as u32 - 1))
             }
         };
@@ -259,7 +265,7 @@ fn compile(config: &Config, id: impl Fn(&ServiceName) -> ServiceId) -> (Vec<Rule
 fn with_filters(end: End, filters: &Filters) -> filter::Route {
     let Filters { request, response, hostname, path, timeouts, failures } = filters.clone();
     let failures = failures.map(Box::new);
-    filter::Route { end, request, response, hostname, path, timeouts, failures, counted: None }
+    filter::Route { end, request, response, hostname, path, timeouts, failures, counted: None, label: None }
 }
 
 fn of_service(service: &config::Service, keeper: &mut Keeper) -> Result<Service, Fault> {

@@ -28,7 +28,7 @@ pub(super) struct Attempt {
     fails: Cell<Option<bool>>,
     /// Whose it is, where the endpoint is told.
     origin: Option<Rc<Origin>>,
-    /// What hears of it, if the exchange is logged.
+    /// What hears of it, if the exchange is logged or sampled.
     entry: Option<Rc<LogEntry>>,
     /// Its part in a pair, if the request is at both backends.
     half: Option<Rc<Half>>,
@@ -60,13 +60,13 @@ impl Attempt {
         self.origin.as_ref()
     }
 
-    /// Tells the access log of it.
+    /// Tells the access log and tracing of it.
     pub(super) fn log_to(&mut self, entry: &Rc<LogEntry>) {
         entry.attempted(self.endpoint.member().address);
         self.entry = Some(Rc::clone(entry));
     }
 
-    /// What hears of it, if the exchange is logged.
+    /// What hears of it, if the exchange is logged or sampled.
     pub(super) fn entry(&self) -> Option<&Rc<LogEntry>> {
         self.entry.as_ref()
     }
@@ -121,7 +121,7 @@ impl Attempt {
             half.answered(status);
         }
         if let Some(entry) = &self.entry {
-            entry.head_came();
+            entry.head_came(status);
         }
         if self.endpoint.weighs_latency() {
             let now = clock::monotonic();
@@ -146,7 +146,7 @@ impl Attempt {
             let by_status = self.fails.get().filter(|_| outcome.is_status());
             let failed = by_status.unwrap_or_else(|| outcome.is_failure());
             if let Some(entry) = &self.entry {
-                entry.ended(outcome);
+                entry.ended(outcome, failed);
             }
             if let Some(half) = &self.half {
                 half.ended(outcome, failed);

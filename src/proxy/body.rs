@@ -73,7 +73,7 @@ impl ResponseBody {
         Self { source: Source::Backend(Box::new(relay)), busy }
     }
 
-    /// What the exchange has to say to the access log, if it is logged.
+    /// What the exchange has to say to the access log and to tracing, if it is logged or sampled.
     pub(super) fn entry(&self) -> Option<&Rc<LogEntry>> {
         self.busy.entry()
     }
@@ -195,6 +195,9 @@ impl Relay {
                 headers::prepare_trailers(trailers);
                 if let Some(failures) = self.trailers {
                     self.outcome = grpc::outcome(trailers, failures);
+                    if let Some(entry) = self.attempt.entry() {
+                        entry.called(trailers);
+                    }
                 }
             }
             return polled

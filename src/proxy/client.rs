@@ -462,12 +462,12 @@ pub struct Busy {
     client: Rc<Client>,
     /// Its place among those that the service has at a time.
     permit: Option<Permit>,
-    /// What the exchange has to say to the access log, if it is logged.
+    /// What the exchange has to say to the access log and to tracing, if it is logged or sampled.
     entry: Option<Rc<LogEntry>>,
 }
 
 impl Busy {
-    /// The same for an exchange that is logged, if there is an entry.
+    /// The same for an exchange that is logged or sampled, if there is an entry.
     pub(super) fn logged(mut self, entry: Option<Rc<LogEntry>>) -> Self {
         self.entry = entry;
         self
@@ -488,7 +488,7 @@ impl Busy {
         &self.client
     }
 
-    /// What the exchange has to say to the access log, if it is logged.
+    /// What the exchange has to say to the access log and to tracing, if it is logged or sampled.
     pub(super) fn entry(&self) -> Option<&Rc<LogEntry>> {
         self.entry.as_ref()
     }

@@ -19,14 +19,14 @@ use super::{
     upload::RequestBody,
 };
 use crate::{
-    access_log::queue::Queue,
-    clock,
+    access_log, clock,
     model::{name::ServiceName, role::Role},
     net::timers::Timers,
     routing::{
         members::Members,
         snapshot::{BackendId, Service, ServiceId, Snapshot, Topology},
     },
+    spans,
     telemetry::{
         cells::Writer,
         ledger::{Entry, Hub, Key, Ledger, Part, WorkerCells},
@@ -46,6 +46,15 @@ pub struct Shared {
     gates: Gates,
 }
 
+/// Where one worker tells of exchanges, beside counting them.
+#[derive(Debug, Default)]
+pub struct Witnesses {
+    /// Where they are logged, if they are.
+    pub access_log: Option<access_log::queue::Queue>,
+    /// Where their spans go, if there is tracing.
+    pub spans: Option<spans::queue::Queue>,
+}
+
 /// What one worker has at hand for its requests. Lives and dies on its thread.
 #[derive(Debug)]
 pub struct Context {
@@ -58,7 +67,8 @@ pub struct Context {
     rng: RefCell<SmallRng>,
     timers: Rc<Timers>,
     draining: Cell<bool>,
-    access_log: Option<Rc<Queue>>,
+    /// Nothing where there are none, so that this is all that is looked at.
+    witnesses: Option<Rc<Witnesses>>,
     pulse: Rc<Cell<u64>>,
     tunnels: RefCell<Slab<Rc<End>>>,
 }
@@ -84,22 +94,29 @@ impl Context {
             rng: RefCell::new(SmallRng::seed_from_u64(seed)),
             timers: Rc::default(),
             draining: Cell::new(false),
-            access_log: None,
+            witnesses: None,
             pulse: Rc::default(),
             tunnels: RefCell::default(),
         }
     }
 
-    /// The same with an access log.
+    /// The same with somebody to tell.
     #[must_use]
-    pub fn logging(self, queue: Option<Queue>) -> Self {
-        Self { access_log: queue.map(Rc::new), ..self }
+    pub fn telling(self, witnesses: Witnesses) -> Self {
+        let anybody = witnesses.access_log.is_some() || witnesses.spans.is_some();
+        Self { witnesses: anybody.then(|| Rc::new(witnesses)), ..self }
     }
 
-    /// Where exchanges are logged, if they are.
+    /// Whom exchanges are told to, if to anybody.
     #[inline]
-    pub(super) fn access_log(&self) -> Option<&Rc<Queue>> {
-        self.access_log.as_ref()
+    pub(super) fn witnesses(&self) -> Option<&Rc<Witnesses>> {
+        self.witnesses.as_ref()
+    }
+
+    /// Whether there is tracing.
+    #[inline]
+    pub(super) fn traces(&self) -> bool {
+        self.witnesses.as_ref().is_some_and(|witnesses| witnesses.spans.is_some())
     }
 
     /// The newest snapshot and what this worker has for it. A request asks once and keeps the answer.

@@ -25,6 +25,7 @@ use super::{
     mirror, names, over_h2,
     reply::Local,
     retry::{self, Retry},
+    trace,
     upgrade::{self, Offer, Opened},
     upload::{Progress, RequestBody, Upload},
     way::Way,
@@ -152,6 +153,7 @@ fn route(
     }
     let (view, assignment) = (way.view(), way.assignment());
     if let Some(entry) = entry {
+        entry.takes(way.route());
         entry.assigned(view.snapshot.topology(), way.service(), assignment);
     }
     let key = hash_key::find(&way.service().policy, client, &parts);
@@ -165,6 +167,8 @@ fn route(
 
     let version = parts.version;
     let upgrade = headers::prepare_request(&mut parts, client, attempt.endpoint().address());
+    // Before the route's changes, which may be to take it away.
+    trace::pass_on(context, client, entry.map(|entry| &**entry), &mut parts.headers);
     way.change_request(&mut parts).inspect_err(|_| attempt.forget())?;
     let (body, progress) = RequestBody::new(body, client, limits, started);
     if let (Some(entry), Some(progress)) = (entry, &progress) {
@@ -217,6 +221,9 @@ fn relay(
     deadline.disarm();
     let upload = progress.map(Upload::new);
     let outcome = outcome_of_head(head.status, &head.headers, is_call.then(|| way.grpc_failures()));
+    if let Some(entry) = attempt.entry().filter(|_| is_call) {
+        entry.called(&head.headers);
+    }
     let trailers = grpc::awaits_trailers(outcome, &head.headers).then(|| way.grpc_failures());
     let idle_timeout = timeouts.idle;
     let relay = Relay { body, held, attempt, outcome, trailers, call, deadline, upload, idle_timeout };

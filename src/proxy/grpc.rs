@@ -131,6 +131,12 @@ pub(super) fn awaits_trailers(outcome: Outcome, headers: &HeaderMap) -> bool {
     outcome == Outcome::GrpcFailure && !has_status(headers)
 }
 
+/// The name of the status that these fields say.
+pub(super) fn name_of_status(fields: &HeaderMap) -> Option<&'static str> {
+    let code: usize = fields.get(STATUS)?.to_str().ok()?.parse().ok()?;
+    GrpcStatuses::NAMES.get(code).copied()
+}
+
 /// Whether a response's head ends the call.
 pub(super) fn has_status(headers: &HeaderMap) -> bool {
     headers.contains_key(STATUS)

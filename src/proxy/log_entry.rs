@@ -1,39 +1,45 @@
-//! What one exchange has to say to the access log, gathered on its way.
+//! What one exchange has to say to the access log and to tracing, gathered on its way.
 //!
-//! There is one only where the exchange is logged. Whoever has a part in the exchange holds it: the
+//! There is one only where the exchange is logged or sampled. Whoever has a part in the exchange holds it: the
 //! client's connection while it is busy, the attempt at the backend, which outlives that in a tunnel.
 //! When the last of them lets go, however that comes about, the exchange has ended and the record is
-//! written.
+//! handed on.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
     io::Write as _,
     net::{IpAddr, SocketAddr},
     rc::Rc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use http::{Request, StatusCode, Version, header};
+use http::{HeaderMap, Request, StatusCode, Version, header};
 
-use super::{client::Client, context::Context, upload::Progress};
+use super::{
+    client::Client,
+    context::{Context, Witnesses},
+    grpc,
+    trace::Trace,
+    upload::Progress,
+};
 use crate::{
-    access_log::{
-        queue::Queue,
-        record::{Record, Text, Texts},
-    },
+    access_log::record::{Record, Text, Texts},
     clock,
     model::{outcome::Outcome, role::Role, time::Timestamp},
     routing::{
+        filter::Route,
         snapshot::{Service, Topology},
         split::{Assignment, Reason},
     },
     telemetry::ledger::LocalReason,
 };
 
-/// An exchange that will be logged.
+/// An exchange that will be logged or has spans.
 #[derive(Debug)]
 pub(super) struct LogEntry {
-    queue: Rc<Queue>,
+    witnesses: Rc<Witnesses>,
+    is_logged: bool,
+    trace: Option<Box<Trace>>,
     at: Timestamp,
     started: Instant,
     client: IpAddr,
@@ -52,14 +58,23 @@ pub(super) struct LogEntry {
 }
 
 impl LogEntry {
-    /// Notes a request as it came, if there is a log and the request is in its sample.
+    /// Notes a request as it came, if there is a log or tracing and the request is in its sample.
     #[inline]
     pub(super) fn begin<B>(context: &Context, client: &Client, request: &Request<B>) -> Option<Rc<Self>> {
-        let queue = context.access_log()?;
-        queue.takes(|| context.random()).then(|| Rc::new(Self::new(queue, client, request)))
+        let witnesses = context.witnesses()?;
+        let is_logged = witnesses.access_log.as_ref().is_some_and(|log| log.takes(|| context.random()));
+        let spans = witnesses.spans.as_ref();
+        let trace = spans.and_then(|spans| Trace::begin(spans, context, client, request.headers()));
+        let is_told = is_logged || trace.is_some();
+        is_told.then(|| Rc::new(Self::new(witnesses, (is_logged, trace), client, request)))
     }
 
-    fn new<B>(queue: &Rc<Queue>, client: &Client, request: &Request<B>) -> Self {
+    fn new<B>(
+        witnesses: &Rc<Witnesses>,
+        (is_logged, trace): (bool, Option<Box<Trace>>),
+        client: &Client,
+        request: &Request<B>,
+    ) -> Self {
         let (uri, headers) = (request.uri(), request.headers());
         let mut texts = Texts::default();
         texts.set(Text::Method, request.method().as_str().as_bytes());
@@ -80,7 +95,9 @@ impl LogEntry {
             }
         }
         Self {
-            queue: Rc::clone(queue),
+            witnesses: Rc::clone(witnesses),
+            is_logged,
+            trace,
             at: clock::now(),
             started: clock::monotonic(),
             client: client.address(headers),
@@ -95,6 +112,18 @@ impl LogEntry {
             attempts: Cell::default(),
             local_reply: Cell::default(),
             outcome: Cell::default(),
+        }
+    }
+
+    /// What is recorded for tracing, if it is.
+    pub(super) fn trace(&self) -> Option<&Trace> {
+        self.trace.as_deref()
+    }
+
+    /// It takes this route, if it is one with a name.
+    pub(super) fn takes(&self, route: Option<&Route>) {
+        if let (Some(trace), Some(label)) = (&self.trace, route.and_then(|route| route.label.as_ref())) {
+            trace.takes(label);
         }
     }
 
@@ -116,6 +145,11 @@ impl LogEntry {
             self.texts.borrow_mut().replace(Text::Endpoint, &text[..length]);
         }
         self.attempts.set(self.attempts.get() + 1);
+        if let (Some(trace), Some((role, _))) = (&self.trace, self.assigned.get()) {
+            let texts = self.texts.borrow();
+            let backend = String::from_utf8_lossy(texts.get(Text::Backend).unwrap_or_default());
+            trace.attempted((backend.into(), role), endpoint, self.elapsed());
+        }
         // What came of the one before is not what is told.
         self.head_at.set(None);
         self.outcome.set(None);
@@ -128,13 +162,30 @@ impl LogEntry {
     }
 
     /// The head of the backend's response has come.
-    pub(super) fn head_came(&self) {
+    pub(super) fn head_came(&self, status: StatusCode) {
         self.head_at.set(Some(clock::monotonic()));
+        if let Some(trace) = &self.trace {
+            trace.head_came(status.as_u16());
+        }
     }
 
-    /// What became of the attempt.
-    pub(super) fn ended(&self, outcome: Outcome) {
+    /// These fields of a gRPC call's response may say how it ended.
+    pub(super) fn called(&self, fields: &HeaderMap) {
+        if let (Some(trace), Some(status)) = (&self.trace, grpc::name_of_status(fields)) {
+            trace.called(status);
+        }
+    }
+
+    /// What became of the attempt, and whether that counts against the backend.
+    pub(super) fn ended(&self, outcome: Outcome, failed: bool) {
         self.outcome.set(Some(outcome));
+        if let Some(trace) = &self.trace {
+            trace.ended(self.elapsed(), outcome, failed);
+        }
+    }
+
+    fn elapsed(&self) -> Duration {
+        clock::monotonic() - self.started
     }
 
     /// Tidegate answers itself.
@@ -162,14 +213,14 @@ impl Drop for LogEntry {
     fn drop(&mut self) {
         let uploaded = self.upload.get().map_or(0, |progress| progress.bytes.get());
         let assigned = self.assigned.get();
-        self.queue.push(Record {
+        let record = Record {
             at: self.at,
             client: self.client,
             protocol: protocol(self.version),
             status: self.status.get().map(|status| status.as_u16()),
             bytes_in: self.bytes_in.get() + uploaded,
             bytes_out: self.bytes_out.get(),
-            duration: clock::monotonic() - self.started,
+            duration: self.elapsed(),
             head_after: self.head_at.get().map(|at| at - self.started),
             role: assigned.map(|(role, _)| role.as_str()),
             assignment: assigned.map(|(_, reason)| reason.as_str()),
@@ -177,7 +228,16 @@ impl Drop for LogEntry {
             local_reply: self.local_reply.get().map(LocalReason::label),
             outcome: self.outcome.get().map(Outcome::label),
             texts: self.texts.take(),
-        });
+        };
+        let Witnesses { access_log, spans } = &*self.witnesses;
+        let trace = self.trace.take().zip(spans.as_ref());
+        let Some(log) = access_log.as_ref().filter(|_| self.is_logged) else {
+            return trace.map_or((), |(trace, spans)| spans.push(trace.into_exchange(record)));
+        };
+        if let Some((trace, spans)) = trace {
+            spans.push(trace.into_exchange(record.clone()));
+        }
+        log.push(record);
     }
 }
 

@@ -124,6 +124,9 @@ pub(super) fn begin(context: &Rc<Context>, client: &Rc<Client>, key: Option<u64>
     // few copies, and each buffer is small.
     let mut request = copy_head(&routed.request);
     request.headers_mut().insert(MARK.0, MARK.1);
+    if let Some(trace) = routed.attempt.entry().and_then(|entry| entry.trace()) {
+        trace.pass_aside(request.headers_mut());
+    }
     routed.attempt.pair_with(pair.half(Role::Stable));
     let copy = Box::new(Copy {
         context: Rc::clone(context),

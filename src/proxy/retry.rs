@@ -260,7 +260,7 @@ pub(super) async fn send(routed: &mut Routed, context: &Context) -> Answered {
         made = Some(next.made);
         let (mut attempt, assignment) = (next.attempt, next.assignment);
         // Before waiting: whoever has not noticed yet that it was given up gets no more of the body.
-        let request = retry.request();
+        let mut request = retry.request();
         if !next.wait.is_zero() {
             tokio::time::sleep(next.wait).await;
         }
@@ -269,6 +269,9 @@ pub(super) async fn send(routed: &mut Routed, context: &Context) -> Answered {
             let (topology, service) = (routed.way.view().snapshot.topology(), routed.way.service());
             entry.assigned(topology, service, assignment);
             attempt.log_to(entry);
+            if let Some(trace) = entry.trace() {
+                trace.pass_again(request.headers_mut());
+            }
         }
         routed.attempt = attempt;
         routed.way.assign(assignment);
@@ -326,6 +329,9 @@ fn let_go(answered: Answered, routed: &mut Routed) {
         Ok((held, response)) => {
             let (way, is_call) = (&routed.way, routed.wait.is_call);
             attempt.answered(response.status(), way.fails(response.status(), is_call));
+            if let Some(entry) = attempt.entry().filter(|_| is_call) {
+                entry.called(response.headers());
+            }
             let call = is_call.then(|| way.grpc_failures());
             let now = attempt.end(outcome_of_head(response.status(), response.headers(), call));
             drop(response);

@@ -151,7 +151,7 @@ pub(super) async fn open(routed: &mut Routed, exchange: &mut Busy) -> Result<Ope
         }
     };
     if let Some(entry) = routed.attempt.entry() {
-        entry.head_came();
+        entry.head_came(head.status);
     }
     headers::prepare_response(&mut head);
     routed.way.change_response(&mut head.headers);

@@ -37,7 +37,7 @@ pub(super) struct Way {
     view: Rc<View>,
     service: ServiceId,
     assignment: Assignment,
-    /// The route, if it does more than lead to a service.
+    /// The route, if it does more than lead to a service or has a label.
     route: Option<RouteId>,
     /// What the client is to remember. Seldom, so its size is not carried by every exchange.
     cookie: Option<Box<HeaderValue>>,
@@ -150,7 +150,8 @@ impl Way {
         Some(Self { view, service, assignment: canary, route, cookie: None })
     }
 
-    fn route(&self) -> Option<&Route> {
+    /// The route, if it does more than lead to a service or has a label.
+    pub(super) fn route(&self) -> Option<&Route> {
         self.route.map(|id| self.view.snapshot.topology().route(id))
     }
 

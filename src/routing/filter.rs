@@ -2,14 +2,14 @@
 //! removed, host and path rewritten, or the client sent elsewhere. Everything that can be prepared is
 //! a value already.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::snapshot::{ServiceId, Timeouts};
 use crate::model::failure::Failures;
 
-/// A route that does more than lead to a service.
+/// A route that does more than lead to a service, or has a label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// Where it ends.
@@ -28,6 +28,17 @@ pub struct Route {
     pub failures: Option<Box<Failures>>,
     /// Its place among the routes of its service that are counted apart, if it is one.
     pub counted: Option<u16>,
+    /// How it is named in spans, if there are any.
+    pub label: Option<Label>,
+}
+
+/// How a route is named in spans.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    /// What it is called.
+    pub name: Arc<str>,
+    /// What the path has to be.
+    pub path: Arc<str>,
 }
 
 /// Where a route ends.

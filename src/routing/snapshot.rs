@@ -39,7 +39,7 @@ pub struct ServiceId(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendId(pub u32);
 
-/// The place of a route among those of its topology that do more than lead to a service.
+/// The place of a route among those of its topology that do more than lead to a service, or have a label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RouteId(pub u32);
 

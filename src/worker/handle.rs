@@ -24,10 +24,9 @@ use super::{
     spread::Spread,
 };
 use crate::{
-    access_log::queue::Queue,
     proxy::{
         client::Patience,
-        context::{Context, Shared},
+        context::{Context, Shared, Witnesses},
     },
     routing::{edge::Edge, snapshot::Snapshot},
     telemetry::ledger::Hub,
@@ -132,8 +131,8 @@ pub struct Workers {
 pub struct Panicked;
 
 impl Workers {
-    /// Starts `count` workers, which have no listeners yet. Those for which there is an access log's queue
-    /// write to it.
+    /// Starts `count` workers, which have no listeners yet. Those for which there are witnesses tell them of
+    /// their exchanges.
     ///
     /// # Errors
     /// When a thread or its runtime cannot be had. Those that were started are stopped.
@@ -141,19 +140,19 @@ impl Workers {
         count: usize,
         snapshots: &Arc<ArcSwap<Snapshot>>,
         hub: &Arc<Hub>,
-        access_logs: Vec<Queue>,
+        witnesses: Vec<Witnesses>,
     ) -> io::Result<Self> {
         let (stage, _) = watch::channel(Stage::Serving);
         let (sign_off, ended) = mpsc::channel(count.max(1));
         let shared = Arc::new(Shared::default());
-        let mut access_logs = access_logs.into_iter();
+        let mut witnesses = witnesses.into_iter();
         let (mut threads, mut listeners) = (Vec::new(), Vec::new());
         for index in 0..count {
             let (changes, changed) = mpsc::channel(CHANGES);
             listeners.push(changes);
             let (snapshots, hub, shared) = (Arc::clone(snapshots), Arc::clone(hub), Arc::clone(&shared));
             let (stage, sign_off) = (stage.subscribe(), sign_off.clone());
-            let access_log = access_logs.next();
+            let witnesses = witnesses.next().unwrap_or_default();
             let runtime = || -> io::Result<LocalRuntime> {
                 Builder::new_current_thread().enable_all().build_local(Default::default())
             };
@@ -172,7 +171,7 @@ impl Workers {
                     }
                 };
                 runtime.block_on(async {
-                    let context = Context::new(index, hub, snapshots, shared, seed()).logging(access_log);
+                    let context = Context::new(index, hub, snapshots, shared, seed()).telling(witnesses);
                     run(Rc::new(context), changed, stage).await;
                 });
             };

@@ -52,6 +52,7 @@
 //! | `rollout` | whole rollouts with real requests |
 //! | `routing` | which service a request gets to |
 //! | `shielding` | users who are shielded from the canary's failures |
+//! | `spans` | spans of sampled exchanges: what they tell, what backends are told, and that nobody waits |
 //! | `splice` | large bodies, which take a short way through the kernel |
 //! | `simulate` | plans in simulated time, and recordings judged again |
 //! | `send_proxy_protocol` | backends that are told whose each connection is |
@@ -123,6 +124,7 @@ mod send_proxy_protocol;
 mod shielding;
 mod simulate;
 mod smuggling;
+mod spans;
 mod splice;
 mod sticky;
 mod support;

@@ -13,6 +13,7 @@ const METRICS: &[&str] = &[
     include_str!("../../src/app/reload.rs"),
     include_str!("../../src/controller/metrics.rs"),
     include_str!("../../src/controller/notify.rs"),
+    include_str!("../../src/spans.rs"),
     include_str!("../../src/telemetry/exposition.rs"),
     include_str!("../../src/telemetry/health_exposition.rs"),
     include_str!("../../src/telemetry/in_flight_exposition.rs"),

@@ -62,7 +62,7 @@ impl Filed {
 
     /// The same; it must not be taken up, for this reason.
     #[track_caller]
-    fn is_refused(&self, toml: impl ToString, status: u16, why: &str) {
+    pub fn is_refused(&self, toml: impl ToString, status: u16, why: &str) {
         let response = self.reload(toml);
         assert_eq!(response.status, status, "{}", response.text());
         let json: Value = serde_json::from_slice(&response.body).unwrap();

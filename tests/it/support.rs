@@ -5,6 +5,7 @@ pub mod backend;
 pub mod browser;
 pub mod certificates;
 pub mod client;
+pub mod collector;
 pub mod eventually;
 pub mod external;
 pub mod hyper_backend;

@@ -25,14 +25,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // The data plane, which knows nothing of control.
     ("telemetry", &["model", "clock"]),
     ("access_log", &["model", "config"]),
+    // What an exchange was, on its way from the data plane to whoever sends it.
+    ("spans", &["model", "routing", "access_log"]),
     ("net", &["model", "config"]),
     ("upstream", &["model", "clock", "tls", "routing", "telemetry", "net"]),
-    ("proxy", &["model", "clock", "tls", "routing", "telemetry", "access_log", "net", "upstream"]),
-    ("worker", &["model", "clock", "tls", "routing", "telemetry", "access_log", "net", "upstream", "proxy"]),
+    ("proxy", &["model", "clock", "tls", "routing", "telemetry", "access_log", "spans", "net", "upstream"]),
+    ("worker", &["model", "clock", "tls", "routing", "telemetry", "net", "upstream", "proxy"]),
     // Control, which knows of the data plane only its counts and the snapshot that it reads.
     (
         "controller",
-        &["model", "clock", "tls", "config", "analysis", "rollout", "store", "routing", "telemetry"],
+        &["model", "clock", "tls", "config", "analysis", "rollout", "store", "routing", "telemetry", "spans"],
     ),
     ("admin", &["model", "clock", "tls", "config", "rollout", "store", "controller"]),
     // The front.
@@ -49,6 +51,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "store",
             "telemetry",
             "access_log",
+            "spans",
             "net",
             "upstream",
             "proxy",

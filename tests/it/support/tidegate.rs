@@ -30,6 +30,7 @@ const OPTIONS: Options = Options {
     tick: Duration::from_millis(50),
     certificates: Duration::from_millis(20),
     configuration: Duration::from_millis(20),
+    spans: Duration::from_millis(20),
 };
 
 /// A running Tidegate. It is drained when it is dropped, and a panic in it fails the test.
