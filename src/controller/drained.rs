@@ -5,7 +5,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::model::name::BackendName;
+use super::service::ServiceTask;
+use crate::{
+    model::{name::BackendName, role::Role, units::format_duration, weight::Weight},
+    rollout::{phase::Phase, topic::Topic},
+    store::record::Kind,
+};
 
 /// How a backend stands at a look.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +61,52 @@ impl Drained {
     /// Forgets backends that are gone.
     pub(super) fn keep(&mut self, is_there: impl Fn(&BackendName) -> bool) {
         self.0.retain(|backend, _| is_there(backend));
+    }
+}
+
+impl ServiceTask {
+    /// Tells who may be taken away, and who not any more.
+    pub(super) fn look_who_is_drained(&mut self) {
+        let mut drained = std::mem::take(&mut self.drained);
+        // A worker takes up a snapshot with its next request: a time without a tick in it proves nothing.
+        let after = self.config.rollout.drained_after.max(self.tick);
+        let mut news = Vec::new();
+        for backend in self.config.backends.iter().map(|backend| &backend.name) {
+            let (in_flight, ended) = self.attempts(backend);
+            let look = Look { is_in_use: self.is_in_use(backend), in_flight, ended };
+            if drained.look(backend, look, after) {
+                news.push(format!(
+                    "{backend} is drained: nothing was under way there for {}",
+                    format_duration(after)
+                ));
+            }
+            self.metrics.drained(&self.config.name, backend, drained.is(backend));
+        }
+        self.drained = drained;
+        for what in news {
+            self.tell_of_topic(Topic::Drained, what.clone());
+            self.note(Kind::Drained, what);
+        }
+    }
+
+    /// Whether anybody may be sent to a backend, now or as the rollout goes on.
+    pub(super) fn is_in_use(&self, backend: &BackendName) -> bool {
+        let goes_on = |phase: &Phase| phase.is_running() && !matches!(phase, Phase::RollingBack { .. });
+        match self.roles.role_of(backend) {
+            Some(Role::Stable) => true,
+            Some(Role::Canary) => {
+                self.weight > Weight::ZERO
+                    || self.record.as_ref().is_some_and(|record| goes_on(&record.phase))
+            }
+            None => false,
+        }
+    }
+
+    /// Attempts at a backend, in whatever role: those that are under way, and those that have ended.
+    pub(super) fn attempts(&self, backend: &BackendName) -> (u64, u64) {
+        let of = |role| self.now.totals.get(&(self.config.name.clone(), backend.clone(), role));
+        let each = Role::ALL.into_iter().filter_map(of);
+        each.fold((0, 0), |(in_flight, ended), of| (in_flight + of.in_flight, ended + of.requests()))
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     aa::{AaStatus, AaTest},
     check::Checks,
     context::Context,
-    drained::{Drained, Look},
+    drained::Drained,
     events::Events,
     gained::Gained,
     hook::Told,
@@ -32,7 +32,7 @@ use crate::{
         units::format_duration,
         weight::Weight,
     },
-    rollout::{check::Subject, event::Event, phase::Phase, topic::Topic, trial},
+    rollout::{check::Subject, event::Event, phase::Phase, trial},
     store::record::{Entry, Kind, Position, Rollout},
     telemetry::{ledger::Hub, reader::Totals},
 };
@@ -62,7 +62,7 @@ pub(super) struct ServiceTask {
     /// Of stable against itself, while no rollout runs.
     pub(super) aa_test: Option<AaTest>,
     pub(super) aa: AaStatus,
-    drained: Drained,
+    pub(super) drained: Drained,
     pub(super) journal: Journal,
     pub(super) tick: Duration,
     /// On whose behalf things happen now, if on anybody's.
@@ -263,50 +263,6 @@ impl ServiceTask {
         if clock::now().since(*since) >= self.tick && in_flight == 0 {
             self.happen(Event::Drained);
         }
-    }
-
-    /// Tells who may be taken away, and who not any more.
-    fn look_who_is_drained(&mut self) {
-        let mut drained = std::mem::take(&mut self.drained);
-        // A worker takes up a snapshot with its next request: a time without a tick in it proves nothing.
-        let after = self.config.rollout.drained_after.max(self.tick);
-        let mut news = Vec::new();
-        for backend in self.config.backends.iter().map(|backend| &backend.name) {
-            let (in_flight, ended) = self.attempts(backend);
-            let look = Look { is_in_use: self.is_in_use(backend), in_flight, ended };
-            if drained.look(backend, look, after) {
-                news.push(format!(
-                    "{backend} is drained: nothing was under way there for {}",
-                    format_duration(after)
-                ));
-            }
-            self.metrics.drained(&self.config.name, backend, drained.is(backend));
-        }
-        self.drained = drained;
-        for what in news {
-            self.tell_of_topic(Topic::Drained, what.clone());
-            self.note(Kind::Drained, what);
-        }
-    }
-
-    /// Whether anybody may be sent to a backend, now or as the rollout goes on.
-    fn is_in_use(&self, backend: &BackendName) -> bool {
-        let goes_on = |phase: &Phase| phase.is_running() && !matches!(phase, Phase::RollingBack { .. });
-        match self.roles.role_of(backend) {
-            Some(Role::Stable) => true,
-            Some(Role::Canary) => {
-                self.weight > Weight::ZERO
-                    || self.record.as_ref().is_some_and(|record| goes_on(&record.phase))
-            }
-            None => false,
-        }
-    }
-
-    /// Attempts at a backend, in whatever role: those that are under way, and those that have ended.
-    fn attempts(&self, backend: &BackendName) -> (u64, u64) {
-        let of = |role| self.now.totals.get(&(self.config.name.clone(), backend.clone(), role));
-        let each = Role::ALL.into_iter().filter_map(of);
-        each.fold((0, 0), |(in_flight, ended), of| (in_flight + of.in_flight, ended + of.requests()))
     }
 
     /// Has checks of what is measured elsewhere their say.
