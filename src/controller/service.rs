@@ -10,7 +10,7 @@ use super::{
     check::Checks,
     context::Context,
     events::Events,
-    gained::Gained,
+    gained::{Evidence, Gained},
     hook::Told,
     metrics::Metrics,
     notify::Notifier,
@@ -223,7 +223,10 @@ impl ServiceTask {
         }
         let phase = running.map_or(Phase::Idle, |record| record.phase.clone());
         let between = (&*self.now, &*self.before);
-        let gained = Gained::between(between, &self.config, &self.roles, self.analysis.routes_told());
+        let nobody_drawn = running.is_some_and(|record| trial::is_by_rules(&phase, &record.plan));
+        let evidence = if nobody_drawn { Evidence::All } else { Evidence::Drawn };
+        let told = (evidence, self.analysis.routes_told());
+        let gained = Gained::between(between, &self.config, &self.roles, told);
         let Some(gained) = gained else { return };
         self.test_itself(gained.stable());
         let analysis = &mut self.analysis;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{phase::Phase, plan::Plan, trial};
 use crate::{
     analysis::{
-        Analysis, ArmTick, Learned, Tick,
+        Analysis, ArmTick, Learned, Sent, Tick,
         error_rate::Sample,
         settings::Settings,
         verdict::{Arms, Verdict},
@@ -98,6 +98,22 @@ pub struct Arm {
     /// What endpoints did that were still warming up, which is in none of the above.
     #[serde(default, skip_serializing_if = "Sample::is_empty")]
     pub warming: Sample,
+    /// What was sent there by something other than chance, which is in none of the above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent: Option<Box<SentThere>>,
+}
+
+/// What was sent to an arm by something other than chance.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SentThere {
+    /// Requests that ended.
+    pub requests: u64,
+    /// Those of them that failed.
+    pub failures: u64,
+    /// How long they took, as pairs of bucket and count.
+    #[serde(default, with = "histogram::sparse", skip_serializing_if = "Histogram::is_empty")]
+    pub latency: Histogram,
 }
 
 /// What both arms did on one route.
@@ -132,13 +148,20 @@ impl Endpoint {
 
 impl Arm {
     fn of(tick: &ArmTick<'_>) -> Self {
-        let ArmTick { requests, failures, latency, warming } = *tick;
-        Self { requests, failures, latency: latency.clone(), warming }
+        let ArmTick { requests, failures, latency, warming, sent } = *tick;
+        let sent = sent.map(|Sent { sample: Sample { requests, failures }, latency }| {
+            Box::new(SentThere { requests, failures, latency: latency.clone() })
+        });
+        Self { requests, failures, latency: latency.clone(), warming, sent }
     }
 
     fn tick(&self) -> ArmTick<'_> {
-        let Self { requests, failures, latency, warming } = self;
-        ArmTick { requests: *requests, failures: *failures, latency, warming: *warming }
+        let Self { requests, failures, latency, warming, sent } = self;
+        let sent = sent.as_deref().map(|SentThere { requests, failures, latency }| Sent {
+            sample: Sample { requests: *requests, failures: *failures },
+            latency,
+        });
+        ArmTick { warming: *warming, sent, ..ArmTick::new(*requests, *failures, latency) }
     }
 }
 

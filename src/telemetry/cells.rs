@@ -100,8 +100,13 @@ impl Cells {
         Self { latency, whole: Some(Arc::clone(whole)), ..Self::default() }
     }
 
+    /// What they are a part of in the end.
     fn whole(&self) -> &Self {
-        self.whole.as_deref().unwrap_or(self)
+        let mut cells = self;
+        while let Some(whole) = &cells.whole {
+            cells = whole;
+        }
+        cells
     }
 
     #[inline]
@@ -164,12 +169,13 @@ impl Writer {
     /// its response, where there was one.
     #[inline]
     pub fn end(&self, outcome: Outcome, failed: bool, latency: Option<Duration>) {
-        let cells = &*self.cells;
-        cells.whole().in_flight.sub_one();
+        let mut cells = &*self.cells;
         cells.end(outcome, failed, latency);
-        if let Some(whole) = &cells.whole {
-            whole.end(outcome, failed, latency);
+        while let Some(whole) = &cells.whole {
+            cells = whole;
+            cells.end(outcome, failed, latency);
         }
+        cells.in_flight.sub_one();
     }
 
     /// An attempt ends without having said anything about the backend, and is not counted.
@@ -220,5 +226,20 @@ mod tests {
         }
         assert_eq!((whole.outcome(Outcome::ServerError), whole.failures(), whole.in_flight()), (2, 2, 0));
         assert_eq!(whole.connect_failures(), 2);
+    }
+
+    #[test]
+    fn a_part_of_a_part_is_counted_in_both() {
+        let whole = Arc::new(Cells::default());
+        let part = Arc::new(Cells::part_of(&whole, true));
+        let writer = Writer::new(Arc::new(Cells::part_of(&part, false)));
+        writer.begin();
+        assert_eq!((whole.in_flight(), part.in_flight()), (1, 0));
+        writer.end(Outcome::Success, false, Some(Duration::from_millis(2)));
+        for cells in [&whole, &part] {
+            let mut latency = Histogram::default();
+            cells.add_latency(&mut latency);
+            assert_eq!((cells.outcome(Outcome::Success), cells.in_flight(), latency.total()), (1, 0, 1));
+        }
     }
 }
