@@ -71,6 +71,9 @@ pub struct ArmTick<'a> {
     /// They are in none of the above and compared with nothing, since they may differ from those of the
     /// other arm; but limits hold for them too.
     pub sent: Option<Sent<'a>>,
+    /// Failures of the canary that no user saw, since stable answered in its place. They are failures all
+    /// the same; but they cost nobody anything.
+    pub shielded: u64,
 }
 
 /// Requests that were sent to a backend by something other than chance.
@@ -85,7 +88,7 @@ pub struct Sent<'a> {
 impl<'a> ArmTick<'a> {
     /// What an arm did of whose requests nothing is to be told apart.
     pub const fn new(requests: u64, failures: u64, latency: &'a Histogram) -> Self {
-        Self { requests, failures, latency, warming: Sample { requests: 0, failures: 0 }, sent: None }
+        Self { requests, failures, latency, warming: Sample { requests: 0, failures: 0 }, sent: None, shielded: 0 }
     }
 
     /// Counts are read while they grow, so a failure may be seen before its request.
@@ -301,7 +304,7 @@ impl Analysis {
         self.dispersion.update(samples.stable);
         if let Some(budget) = &mut self.budget {
             let all = Arms { canary: tick.canary.all(), ..samples };
-            budget.update(all, usual.unwrap_or(0.0));
+            budget.update(all, tick.canary.shielded, usual.unwrap_or(0.0));
         }
         self.find().decision
     }

@@ -10,7 +10,7 @@ use crate::{
         histogram::Histogram,
         role::{Role, Roles},
     },
-    telemetry::reader::{Counted, Share, Totals},
+    telemetry::reader::{Counted, RetryTotals, Share, Totals},
 };
 
 /// What came in between two readings.
@@ -18,6 +18,8 @@ pub(super) struct Gained {
     arms: Arms<Totals>,
     evidence: Evidence,
     routes: Vec<Arms<Sample>>,
+    /// Failures of the canary that were shielded.
+    shielded: u64,
 }
 
 /// Which requests are compared.
@@ -48,7 +50,9 @@ impl Gained {
             sample(counted)
         };
         let routes = routes.map(|route| Arms { stable: of(&stable, route), canary: of(&canary, route) });
-        Some(Self { routes: routes.collect(), evidence, arms: Arms { stable, canary } })
+        let spared = |counts: &Counts| counts.retries.get(&service.name).map_or(0, RetryTotals::spared);
+        let shielded = spared(now).saturating_sub(spared(before));
+        Some(Self { routes: routes.collect(), evidence, shielded, arms: Arms { stable, canary } })
     }
 
     /// What came in for stable.
@@ -60,7 +64,8 @@ impl Gained {
     pub(super) fn tell<T>(&self, to: impl FnOnce(&Tick<'_>) -> T) -> T {
         let Arms { stable, canary } = &self.arms;
         let (stable, canary) = (Arm::of(stable, self.evidence), Arm::of(canary, self.evidence));
-        to(&Tick { stable: stable.tick(), canary: canary.tick(), routes: &self.routes })
+        let canary = ArmTick { shielded: self.shielded, ..canary.tick() };
+        to(&Tick { stable: stable.tick(), canary, routes: &self.routes })
     }
 }
 

@@ -356,3 +356,31 @@ fn what_stable_answers_in_the_canarys_place_is_not_compared() {
     assert_eq!(requests(&verdict, "sent", "stable"), [failed, 0]);
     assert_eq!(tidegate.status()["rollout"]["phase"], "stepping");
 }
+
+#[test]
+fn what_a_shield_spares_users_is_no_harm() {
+    let (stable, canary) = (Backend::named("v1"), partly_bad());
+    let step = "steps = [{ weight = 30, hold = '1h' }]";
+    let mut targets = ["/"; 20];
+    targets[10] = "/bad";
+    let web = with_a_rule(&stable, &canary, step, "absolute_tolerance = 0.5\nmax_harm = 50");
+    let start = |web: Web| {
+        let tidegate = Tidegate::start(web);
+        tidegate.api("POST", "web/start", "");
+        tidegate.wait_for_phase("stepping");
+        tidegate
+    };
+    let all = "attempts = 0\nshield = true\nbudget = { percent = 100 }";
+    let tidegate = start(web.clone().table("retry", all));
+    let load = Load::of(&tidegate, &targets, |_| {});
+    let verdict = || tidegate.status()["rollout"]["verdict"].clone();
+    let failed = eventually(verdict, |verdict| requests(verdict, "rollout", "canary")[1] > 150);
+    drop(load);
+    assert!(failed["decision"] != "roll_back" && failed["harm"]["spent"].as_f64() < Some(50.0), "{failed}");
+
+    let tidegate = start(web);
+    let load = Load::of(&tidegate, &targets, |_| {});
+    let status = tidegate.wait_for_phase("rolled_back");
+    drop(load);
+    assert_eq!(status["rollout"]["verdict"]["reason"]["kind"], "harm_spent");
+}
