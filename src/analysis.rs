@@ -88,7 +88,14 @@ pub struct Sent<'a> {
 impl<'a> ArmTick<'a> {
     /// What an arm did of whose requests nothing is to be told apart.
     pub const fn new(requests: u64, failures: u64, latency: &'a Histogram) -> Self {
-        Self { requests, failures, latency, warming: Sample { requests: 0, failures: 0 }, sent: None, shielded: 0 }
+        Self {
+            requests,
+            failures,
+            latency,
+            warming: Sample { requests: 0, failures: 0 },
+            sent: None,
+            shielded: 0,
+        }
     }
 
     /// Counts are read while they grow, so a failure may be seen before its request.

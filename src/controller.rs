@@ -26,6 +26,7 @@ mod notify;
 mod prepare;
 mod probe;
 pub mod publish;
+mod recording;
 mod requests;
 mod save;
 mod service;

@@ -9,7 +9,12 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{phase::Phase, plan::Plan, trial};
+use super::{
+    check::{self, CheckStatus},
+    phase::Phase,
+    plan::Plan,
+    trial,
+};
 use crate::{
     analysis::{
         Analysis, ArmTick, Learned, Sent, Tick,
@@ -49,6 +54,9 @@ pub struct Line {
     /// What each of the canary's endpoints has done since the rollout began, where that is counted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<Endpoint>,
+    /// How the checks stood of what is measured elsewhere, where there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckStatus>,
     /// In the first line of a rollout, what was known of stable before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learned: Option<Box<Learned>>,
@@ -175,8 +183,8 @@ impl Arm {
 
 impl Line {
     /// What came in with a tick that ended at a moment, in a phase and at a weight; nothing where there is
-    /// no evidence. `routes` are those that the analysis was told of. Whoever knows of endpoints, or begins
-    /// a rollout, adds that.
+    /// no evidence. `routes` are those that the analysis was told of. Whoever knows of endpoints or
+    /// checks, or begins a rollout, adds that.
     pub fn of(
         at: Timestamp,
         (phase, weight): (&Phase, Weight),
@@ -197,6 +205,7 @@ impl Line {
             canary: Arm::of(&tick.canary),
             routes: routes.iter().zip(tick.routes).map(route).collect(),
             endpoints: Vec::new(),
+            checks: Vec::new(),
             learned: None,
         })
     }
@@ -255,6 +264,7 @@ impl Replay {
         let mut verdict = decision.map(|_| analysis.verdict())?;
         let endpoints: Vec<_> = line.endpoints.iter().map(Endpoint::sample).collect();
         verdict.attribute(&endpoints, |index| Arc::clone(&line.endpoints[index].endpoint));
+        check::consider(&mut verdict, &line.checks);
         Some(verdict)
     }
 }
@@ -359,6 +369,25 @@ mod tests {
         let held = decided(&format!(",{endpoints}"));
         assert_eq!(held.decision, Decision::Hold);
         assert!(matches!(&held.reason, Reason::OneEndpoint { endpoint, .. } if &**endpoint == "10.0.0.2:80"));
+    }
+
+    #[test]
+    fn checks_have_their_say() {
+        let arms = r#""stable":{"requests":900,"failures":0},"canary":{"requests":200,"failures":0}"#;
+        let decided = |standing: &str| {
+            let check = format!(
+                r#"{{"name":"memory","standing":"{standing}","why":"5 is over 3","stable":null,"canary":5.0,"measured":1,"failures":3}}"#
+            );
+            let text = format!(r#"{{"at":1,"phase":"stepping","step":0,{arms},"checks":[{check}]}}"#);
+            let read = line(&text);
+            assert_eq!(line(&serde_json::to_string(&read).unwrap()), read);
+            replay().take_in(&read).unwrap()
+        };
+        assert_eq!(decided("passed").decision, Decision::Advance);
+        assert_eq!(decided("inconclusive").decision, Decision::Hold);
+        let failed = decided("failed");
+        assert_eq!(failed.decision, Decision::RollBack);
+        assert!(matches!(&failed.reason, Reason::CheckFailed { name, .. } if &**name == "memory"));
     }
 
     #[test]

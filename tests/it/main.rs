@@ -111,6 +111,7 @@ mod pool;
 mod probes;
 mod proxy_protocol;
 mod readme;
+mod recording;
 mod reload;
 mod resending;
 mod resolve;
