@@ -7,7 +7,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, BufRead as _, BufReader, Seek as _, SeekFrom, Write as _},
     net::SocketAddr,
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
@@ -18,6 +18,7 @@ use std::{
     thread,
 };
 
+use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use super::{
@@ -29,7 +30,7 @@ use crate::{
     analysis::error_rate::Sample,
     clock,
     config::Recordings,
-    model::name::ServiceName,
+    model::{name::ServiceName, time::Timestamp},
     rollout::{
         check::CheckStatus,
         phase::Phase,
@@ -53,11 +54,27 @@ const EXTENSION: &str = ".jsonl";
 /// The recording of the rollout that runs.
 #[derive(Debug)]
 pub(super) struct Recording {
-    lines: SyncSender<Box<Line>>,
-    /// Comes when everything is written.
-    written: oneshot::Receiver<()>,
+    queue: SyncSender<Message>,
     /// Whether the first line has been given to it.
     begun: bool,
+}
+
+/// What its thread is given.
+#[derive(Debug)]
+enum Message {
+    Line(Box<Line>),
+    /// To be told when all is written that was given before.
+    Written(oneshot::Sender<()>),
+}
+
+/// What is recorded, and where.
+#[derive(Debug)]
+struct Subject {
+    recordings: Recordings,
+    service: ServiceName,
+    rollout: String,
+    /// Of a rollout that goes on after a restart, when that was saved from which it does.
+    saved: Option<Timestamp>,
 }
 
 /// Why a recording ends before its rollout.
@@ -68,33 +85,37 @@ struct Lost {
 }
 
 impl Recording {
-    /// Begins the recording of a rollout with this id. Nothing is made before there is a line.
-    fn begin(recordings: &Recordings, service: &ServiceName, rollout: &str) -> io::Result<Self> {
-        let (lines, source) = sync_channel(QUEUE);
-        let (done, written) = oneshot::channel();
-        let (recordings, service, rollout) = (recordings.clone(), service.clone(), rollout.to_owned());
+    /// Begins a recording, or goes on with it. Nothing is made before there is a line.
+    fn begin(subject: Subject) -> io::Result<Self> {
+        let (queue, source) = sync_channel(QUEUE);
+        let begun = subject.saved.is_some();
         thread::Builder::new().name("recording".to_owned()).spawn(move || {
-            if let Err(error) = write(&recordings, &service, &rollout, &source) {
+            if let Err(error) = subject.write(&source) {
+                let Subject { recordings, service, rollout, saved: _ } = &subject;
                 let directory = recordings.directory.display();
-                tracing::error!(%service, %rollout, %directory, %error, "the rollout is recorded no further");
+                tracing::error!(%service, rollout, %directory, %error, "the rollout is recorded no further");
             }
-            // Nobody may wait for it.
-            let _gone = done.send(());
         })?;
-        Ok(Self { lines, written, begun: false })
+        Ok(Self { queue, begun })
     }
 
     fn take(&self, line: Box<Line>) -> Result<(), Lost> {
-        self.lines.try_send(line).map_err(|error| Lost { is_news: matches!(error, TrySendError::Full(_)) })
+        let sent = self.queue.try_send(Message::Line(line));
+        sent.map_err(|error| Lost { is_news: matches!(error, TrySendError::Full(_)) })
     }
 }
 
 impl ServiceTask {
-    /// A rollout begins: it is recorded, if that is wanted.
-    pub(super) fn begin_recording(&mut self) {
+    /// A rollout begins, or goes on from what was `saved`: it is recorded, if that is wanted.
+    pub(super) fn begin_recording(&mut self, saved: Option<Timestamp>) {
         let recordings = self.config.rollout.recordings.as_ref();
         self.recording = recordings.zip(self.record.as_ref()).and_then(|(recordings, rollout)| {
-            let begun = Recording::begin(recordings, &self.config.name, &rollout.id);
+            let begun = Recording::begin(Subject {
+                recordings: recordings.clone(),
+                service: self.config.name.clone(),
+                rollout: rollout.id.clone(),
+                saved,
+            });
             let failed =
                 |error| tracing::error!(service = %self.config.name, %error, "the rollout is not recorded");
             begun.map_err(failed).ok()
@@ -136,14 +157,18 @@ impl ServiceTask {
         }
     }
 
-    /// Ends the recording; whoever is answered by what is returned hears of it when everything is written.
-    pub(super) fn end_recording(&mut self, answer: Answer) -> Answer {
-        let Some(Recording { lines, written, .. }) = self.recording.take() else { return answer };
-        drop(lines);
+    /// Whoever is answered by what is returned hears of it when everything is written that was recorded
+    /// until then.
+    pub(super) fn when_written(&self, answer: Answer) -> Answer {
+        let Some(queue) = self.recording.as_ref().map(|recording| recording.queue.clone()) else {
+            return answer;
+        };
         let (first, asked) = oneshot::channel();
         tokio::spawn(async move {
             let Ok(result) = asked.await else { return };
-            // A thread that is gone writes no more.
+            let (done, written) = oneshot::channel();
+            // Where nothing can be written any more, nobody waits for it.
+            let _lost = queue.try_send(Message::Written(done));
             let _gone = written.await;
             let _gone = answer.send(result);
         });
@@ -151,40 +176,69 @@ impl ServiceTask {
     }
 }
 
-/// Writes lines for as long as any can come.
-fn write(
-    recordings: &Recordings,
-    service: &ServiceName,
-    rollout: &str,
-    lines: &Receiver<Box<Line>>,
-) -> io::Result<()> {
-    let (mut file, mut length, mut text) = (None, 0, Vec::new());
-    for line in lines {
-        text.clear();
-        serde_json::to_writer(&mut text, &line)?;
-        text.push(b'\n');
-        let file = match &mut file {
-            Some(file) => file,
-            None => file.insert(create(recordings, service, rollout)?),
-        };
-        let whole = length;
-        length += text.len() as u64;
-        if length > LARGEST {
-            return Err(io::Error::other(format!("it would be larger than {} MiB", LARGEST >> 20)));
+impl Subject {
+    /// Writes lines for as long as any can come.
+    fn write(&self, messages: &Receiver<Message>) -> io::Result<()> {
+        let (mut opened, mut text) = (None, Vec::new());
+        for message in messages {
+            let line = match message {
+                Message::Line(line) => line,
+                Message::Written(done) => {
+                    // Whoever has stopped waiting need not know.
+                    let _gone = done.send(());
+                    continue;
+                }
+            };
+            text.clear();
+            serde_json::to_writer(&mut text, &line)?;
+            text.push(b'\n');
+            let (file, length) = match &mut opened {
+                Some(opened) => opened,
+                None => opened.insert(self.open()?),
+            };
+            if *length + text.len() as u64 > LARGEST {
+                return Err(io::Error::other(format!("it would be larger than {} MiB", LARGEST >> 20)));
+            }
+            // A part of a line is no line.
+            file.write_all(&text).or_else(|error| file.set_len(*length).and(Err(error)))?;
+            *length += text.len() as u64;
         }
-        // A part of a line is no line.
-        file.write_all(&text).or_else(|error| file.set_len(whole).and(Err(error)))?;
+        Ok(())
     }
-    Ok(())
+
+    /// Its file, and how long that is.
+    fn open(&self) -> io::Result<(File, u64)> {
+        let Recordings { directory, keep } = &self.recordings;
+        let path = directory.join(format!("{}{EXTENSION}", self.rollout));
+        if let Some(saved) = self.saved {
+            return go_on(&path, saved);
+        }
+        fs::create_dir_all(directory)?;
+        remove_oldest(directory, &self.service, keep.saturating_sub(1) as usize)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(path)?;
+        Ok((file, 0))
+    }
 }
 
-/// Makes the file, in the place of the oldest if there are enough.
-fn create(recordings: &Recordings, service: &ServiceName, rollout: &str) -> io::Result<File> {
-    let Recordings { directory, keep } = recordings;
-    fs::create_dir_all(directory)?;
-    remove_oldest(directory, service, keep.saturating_sub(1) as usize)?;
-    let path = directory.join(format!("{rollout}{EXTENSION}"));
-    OpenOptions::new().write(true).create_new(true).mode(MODE).open(path)
+/// A recording without what came after what was saved: from there the rollout has gone on another way.
+fn go_on(path: &Path, saved: Timestamp) -> io::Result<(File, u64)> {
+    #[derive(Deserialize)]
+    struct When {
+        at: Timestamp,
+    }
+    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+    let (mut reader, mut text, mut length) = (BufReader::new(&file), String::new(), 0);
+    while reader.read_line(&mut text)? > 0 {
+        // The last one may be there in part.
+        match serde_json::from_str(&text) {
+            Ok(When { at }) if at <= saved && text.ends_with('\n') => length += text.len() as u64,
+            _ => break,
+        }
+        text.clear();
+    }
+    file.set_len(length)?;
+    file.seek(SeekFrom::Start(length))?;
+    Ok((file, length))
 }
 
 /// Removes the oldest recordings of a service but so many.
@@ -211,14 +265,23 @@ fn began(name: &str, service: &ServiceName) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn line() -> Box<Line> {
-        Box::new(
-            serde_json::from_str(r#"{"at":1,"phase":"idle","stable":{"requests":1,"failures":0}}"#).unwrap(),
-        )
+    fn line(at: u64) -> Message {
+        let text = format!(r#"{{"at":{at},"phase":"idle","stable":{{"requests":1,"failures":0}}}}"#);
+        Message::Line(Box::new(serde_json::from_str(&text).unwrap()))
     }
 
-    fn recordings(directory: &Path) -> Recordings {
-        Recordings { directory: directory.to_owned(), keep: 2 }
+    fn subject(directory: &Path, rollout: &str, saved: Option<u64>) -> Subject {
+        let recordings = Recordings { directory: directory.to_owned(), keep: 2 };
+        let (service, saved) = ("web".parse().unwrap(), saved.map(Timestamp::from_millis));
+        Subject { recordings, service, rollout: rollout.to_owned(), saved }
+    }
+
+    /// Writes lines of these moments.
+    fn write(subject: &Subject, moments: &[u64]) -> io::Result<()> {
+        let (sender, source) = sync_channel(QUEUE);
+        moments.iter().for_each(|at| sender.send(line(*at)).unwrap());
+        drop(sender);
+        subject.write(&source)
     }
 
     fn names(directory: &Path) -> Vec<String> {
@@ -236,8 +299,7 @@ mod tests {
         for name in ["web-9.jsonl", "web-10.jsonl", "web-8.jsonl"].iter().chain(&others) {
             fs::write(folder.path().join(name), "").unwrap();
         }
-        let service = "web".parse().unwrap();
-        create(&recordings(folder.path()), &service, "web-11").unwrap();
+        write(&subject(folder.path(), "web-11", None), &[1]).unwrap();
         let mut left = [&others[..], &["web-10.jsonl", "web-11.jsonl"]].concat();
         left.sort_unstable();
         assert_eq!(names(folder.path()), left);
@@ -246,28 +308,47 @@ mod tests {
     #[test]
     fn nothing_is_made_without_a_line_and_nothing_is_written_over() {
         let folder = tempfile::tempdir().unwrap();
-        let (recordings, service) = (recordings(&folder.path().join("new")), "web".parse().unwrap());
-        let written = |lines: usize| {
-            let (sender, source) = sync_channel(QUEUE);
-            (0..lines).for_each(|_| sender.send(line()).unwrap());
-            drop(sender);
-            write(&recordings, &service, "web-1", &source)
+        let directory = folder.path().join("new");
+        let subject = subject(&directory, "web-1", None);
+        write(&subject, &[]).unwrap();
+        assert!(!directory.exists());
+        write(&subject, &[1, 2]).unwrap();
+        assert_eq!(fs::read_to_string(directory.join("web-1.jsonl")).unwrap().lines().count(), 2);
+        assert_eq!(write(&subject, &[3]).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    }
+
+    #[test]
+    fn after_a_restart_it_goes_on_from_what_was_saved() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web-1.jsonl");
+        write(&subject(folder.path(), "web-1", None), &[1, 2, 3, 4]).unwrap();
+        let whole = fs::read_to_string(&path).unwrap();
+        let moments = || {
+            let text = fs::read_to_string(&path).unwrap();
+            let at = |line: &str| serde_json::from_str::<Line>(line).unwrap().at.as_millis();
+            text.lines().map(at).collect::<Vec<_>>()
         };
-        written(0).unwrap();
-        assert!(!recordings.directory.exists());
-        written(2).unwrap();
-        assert_eq!(fs::read_to_string(recordings.directory.join("web-1.jsonl")).unwrap().lines().count(), 2);
-        assert_eq!(written(1).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        write(&subject(folder.path(), "web-1", Some(2)), &[7]).unwrap();
+        assert_eq!(moments(), [1, 2, 7]);
+        // The process was killed in the middle of a line.
+        fs::write(&path, &whole[..whole.len() - 9]).unwrap();
+        write(&subject(folder.path(), "web-1", Some(9)), &[10]).unwrap();
+        assert_eq!(moments(), [1, 2, 3, 10]);
+        let gone = write(&subject(folder.path(), "web-2", Some(9)), &[10]).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
     fn who_does_not_keep_up_is_given_no_more() {
-        let (lines, source) = sync_channel(1);
-        let (_done, written) = oneshot::channel();
-        let recording = Recording { lines, written, begun: false };
-        assert_eq!(recording.take(line()), Ok(()));
-        assert_eq!(recording.take(line()), Err(Lost { is_news: true }));
+        let (queue, source) = sync_channel(1);
+        let recording = Recording { queue, begun: false };
+        let take = || match line(1) {
+            Message::Line(line) => recording.take(line),
+            Message::Written(_) => Ok(()),
+        };
+        assert_eq!(take(), Ok(()));
+        assert_eq!(take(), Err(Lost { is_news: true }));
         drop(source);
-        assert_eq!(recording.take(line()), Err(Lost { is_news: false }));
+        assert_eq!(take(), Err(Lost { is_news: false }));
     }
 }

@@ -16,7 +16,7 @@ impl ServiceTask {
                 if self.running().is_some() {
                     self.journal.must_save();
                 }
-                let answer = self.end_recording(answer);
+                let answer = self.when_written(answer);
                 return self.journal.answer_when_saved(answer);
             }
         };

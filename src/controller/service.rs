@@ -94,7 +94,7 @@ impl ServiceTask {
     pub(super) fn new(config: Service, common: &Common) -> Self {
         let Common { publisher, hub, metrics, tick, reading: _, store, notifier } = common;
         let standing = Standing::of(&config, &store.found(&config.name), clock::now());
-        let Standing { position: Position { roles, weight }, salt, rollout, analysis, events, news } =
+        let Standing { position: Position { roles, weight }, salt, rollout, analysis, saved, events, news } =
             standing;
         metrics.begin(&config.name);
         metrics.published(&config.name, &roles, &roles, weight);
@@ -131,6 +131,9 @@ impl ServiceTask {
             notifier: Arc::clone(notifier),
         };
         task.metrics.running(&task.config.name, task.running().is_some());
+        if saved.is_some() {
+            task.begin_recording(saved);
+        }
         news.into_iter().for_each(|(kind, what)| task.note(kind, what));
         task
     }
@@ -306,7 +309,7 @@ impl ServiceTask {
         self.checks = None;
         self.analysis = new_analysis(&self.config, self.tick).knowing(&self.analysis.learned());
         self.begin_endpoints();
-        self.begin_recording();
+        self.begin_recording(None);
     }
 
     /// Whatever was gathered is about another rollout, or another stable: evidence begins at nothing.

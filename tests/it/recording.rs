@@ -146,6 +146,40 @@ fn a_failed_check_replays_to_the_same_rollback() {
 }
 
 #[test]
+fn a_recording_goes_on_after_a_restart() {
+    let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
+    let web = Web::new(stable.address).canary(canary.address);
+    let web = web.table("rollout.analysis", "latency_margin = 50\nminimum_requests = 1000000");
+    let mut site = Site::new(web, "steps = [{ weight = 20, hold = '1h' }]", "");
+    site.toml += &format!("[store]\npath = '{}'\n", site.folder.path().join("store").display());
+    let mut seen: Vec<Value> = Vec::new();
+    let mut rollout = String::new();
+    for run in 0..2 {
+        let tidegate = Tidegate::start(&site.toml);
+        let load = Load::on(&tidegate);
+        if run == 0 {
+            rollout = id(&tidegate.api("POST", "web/start", ""));
+        }
+        let mut more = 0;
+        let look = || {
+            let verdict = tidegate.status()["rollout"]["verdict"].take();
+            if !verdict.is_null() && seen.last() != Some(&verdict) {
+                seen.push(verdict);
+                more += 1;
+            }
+            more
+        };
+        eventually(look, |more| *more >= 5);
+        drop(load);
+    }
+    let replayed = site.replayed(&site.recordings().join(format!("{rollout}.jsonl")));
+    let mut rest = replayed.iter();
+    for verdict in &seen {
+        assert!(rest.any(|replayed| replayed == verdict), "not in its place among the replayed: {verdict}");
+    }
+}
+
+#[test]
 fn the_newest_recordings_are_kept() {
     let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
     let web = Web::new(stable.address).canary(canary.address);
