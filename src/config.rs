@@ -47,6 +47,7 @@ mod store;
 mod structure;
 mod suggest;
 pub mod target;
+mod template;
 mod timeouts;
 mod tls;
 mod upgrades;

@@ -7,7 +7,7 @@
 
 pub mod aa;
 mod calendar;
-mod check;
+pub mod check;
 mod client;
 pub mod context;
 pub mod discovery;

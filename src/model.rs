@@ -7,6 +7,7 @@ pub mod name;
 pub mod outcome;
 pub mod protocol;
 pub mod role;
+pub mod template;
 pub mod time;
 pub mod units;
 pub mod weight;

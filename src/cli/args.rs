@@ -1,8 +1,8 @@
 //! What can be asked of the program.
 
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
-use super::operate::options::Verb;
+use super::operate::options::{Access, Verb};
 use crate::{
     config::Scope,
     model::{name::ServiceName, units::parse_duration},
@@ -89,32 +89,24 @@ pub(super) struct Plan {
     /// The service of the configuration, where several have a canary.
     #[arg(long, value_name = "NAME")]
     pub(super) service: Option<String>,
-    #[command(flatten)]
-    pub(super) source: TrafficSource,
+    /// Requests a second, of both versions together; as the Tidegate at --address has lately seen, if neither this nor
+    /// --prometheus is there.
+    #[arg(long, value_name = "NUMBER", conflicts_with = "prometheus")]
+    pub(super) rate: Option<f64>,
+    /// A Prometheus, which says what it has seen in the last hour.
+    #[arg(long, value_name = "URL")]
+    pub(super) prometheus: Option<String>,
     /// A query for the requests a second, instead of one for Tidegate's own metrics.
-    #[arg(long, value_name = "PROMQL", conflicts_with_all = ["rate", "admin"])]
+    #[arg(long, value_name = "PROMQL", requires = "prometheus", conflicts_with = "rate")]
     pub(super) query: Option<String>,
     /// The percentage of its requests that stable fails; as measured, or 0.1, if left out.
     #[arg(long, value_name = "PERCENT", value_parser = percentage)]
     pub(super) fails: Option<f64>,
     /// How the answer is written.
-    #[arg(long, value_enum, default_value_t = Output::Table)]
+    #[arg(long, short, value_enum, default_value_t = Output::Table)]
     pub(super) output: Output,
-}
-
-/// Where the traffic is learned from.
-#[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
-pub(super) struct TrafficSource {
-    /// Requests a second, of both versions together.
-    #[arg(long, value_name = "NUMBER")]
-    pub(super) rate: Option<f64>,
-    /// The admin address of a running Tidegate, which says what it has lately seen.
-    #[arg(long, value_name = "ADDRESS")]
-    pub(super) admin: Option<SocketAddr>,
-    /// A Prometheus, which says what it has seen in the last hour.
-    #[arg(long, value_name = "URL")]
-    pub(super) prometheus: Option<String>,
+    #[command(flatten)]
+    pub(super) access: Access,
 }
 
 #[derive(Debug, clap::Args)]

@@ -3,7 +3,7 @@
 //! What people are to read goes to stdout, as does JSON; progress and complaints go to stderr, so that both
 //! can be told apart in a pipeline.
 
-mod api;
+pub(super) mod api;
 mod ending;
 mod news;
 pub(super) mod options;
@@ -36,7 +36,7 @@ pub(super) fn operate(verb: &Verb) -> ExitCode {
         Err(error) => return Ending::Broken(format!("cannot start: {error}")).tell(connection),
     };
     let ended = runtime.block_on(async {
-        let api = Api::new(connection)?;
+        let api = Api::new(&connection.access)?;
         obey(verb, &api, connection).await
     });
     ended.unwrap_or_else(Ending::from).tell(connection)

@@ -11,11 +11,12 @@ use super::{
     files::Noted,
     report::Report,
     suggest::suggest,
+    template,
     tls::authorities,
     written::{Section, TIMEOUT, Table, Text, Time, count, time_or},
 };
 use crate::{
-    rollout::check::{NoData, Rule, Source, Template},
+    rollout::check::{self, NoData, Rule, Source},
     tls::client,
 };
 
@@ -135,13 +136,13 @@ fn lower_source(
     });
     if name == KINDS[0] {
         let address = address.and_then(|written| lower_url(&written, report).map(|()| written.into_inner()));
-        let query = query.and_then(|written| lower_template(&written, report));
+        let query = query.and_then(|written| template::lower(&written, &check::NAMES, report));
         let address = address?.trim_end_matches('/').to_owned();
         return Some(Source::Prometheus { address, query: query? });
     }
     let url = url.and_then(|written| {
         lower_url(&written, report)?;
-        lower_template(&written, report)
+        template::lower(&written, &check::NAMES, report)
     });
     let json_pointer = pointer.and_then(|written| lower_pointer(written, report));
     Some(Source::Http { url: url?, json_pointer: json_pointer? })
@@ -162,15 +163,6 @@ fn lower_url(written: &Text, report: &mut Report<'_>) -> Option<()> {
         return None;
     }
     Some(())
-}
-
-fn lower_template(written: &Text, report: &mut Report<'_>) -> Option<Template> {
-    let template = Template::new(written.get_ref());
-    if let Err(unknown) = &template {
-        let remedy = suggest(&unknown.0, &Template::WORDS, "words");
-        report.error(written.span(), unknown.to_string()).help_if(remedy);
-    }
-    template.ok()
 }
 
 fn lower_pointer(written: Text, report: &mut Report<'_>) -> Option<String> {
@@ -282,6 +274,7 @@ mod tests {
         super::testing::{errors, parsed},
         *,
     };
+    use crate::model::template::Template;
 
     const PROMETHEUS: &str = "name = 'memory'\nkind = 'prometheus'\naddress = 'http://p:9090/'\n";
 
@@ -297,7 +290,7 @@ mod tests {
     fn everything_but_the_question_and_a_limit_has_a_default() {
         assert!(parsed("").services[0].rollout.checks.is_empty());
         let memory = one(&format!("{PROMETHEUS}query = 'sum(x)'\nmax = 1"));
-        let query = Template::new("sum(x)").unwrap();
+        let query = Template::new("sum(x)", &[]).unwrap();
         assert_eq!(memory.source, Source::Prometheus { address: "http://p:9090".to_owned(), query });
         let Rule { min, max, min_ratio, max_ratio, failure_threshold, no_data, max_age } = memory.rule;
         assert_eq!((min, max, min_ratio, max_ratio), (None, Some(1.0), None, None));
@@ -314,7 +307,7 @@ mod tests {
             "name = 'orders'\nkind = 'http'\nurl = 'https://h/x?v={{ backend }}'\njson_pointer = '/a/0'\n\
              min_ratio = 0.9\nmax_ratio = 1.1\nno_data = 'fail'\nfailure_threshold = 1\ninterval = '1s'",
         );
-        let url = Template::new("https://h/x?v={{ backend }}").unwrap();
+        let url = Template::new("https://h/x?v={{ backend }}", &check::NAMES).unwrap();
         assert_eq!(orders.source, Source::Http { url, json_pointer: "/a/0".to_owned() });
         assert!(orders.rule.compares() && orders.rule.no_data == NoData::Fail);
     }
@@ -339,7 +332,7 @@ mod tests {
             ]
         );
         let asks = |keys: &str| errors(&format!("{PROMETHEUS}{keys}"));
-        assert_eq!(asks("query = '{{ pod }}'\nmax = 1"), ["`{{ pod }}` stands for nothing"]);
+        assert_eq!(asks("query = '{{ pod }}'\nmax = 1"), ["`pod` stands for nothing"]);
         let same = "this check compares both versions, but asks for the same number of both";
         assert_eq!(asks("query = 'x'\nmax_ratio = 1"), [same]);
         assert_eq!(asks("query = 'x'\nmin = 2\nmax = 1"), ["no number could pass: `max` is below the least"]);

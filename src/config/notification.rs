@@ -1,6 +1,6 @@
 //! `[[notifications]]`: which people are told what happens to rollouts, and where.
 
-use std::{fmt::Write as _, ops::RangeInclusive};
+use std::ops::RangeInclusive;
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -9,9 +9,10 @@ use super::{
     report::Report,
     suggest::suggest,
     target::{self, Target, Written},
+    template,
     written::{Section, Table, Text, count},
 };
-use crate::rollout::topic::Topic;
+use crate::{model::template::Template, rollout::topic::Topic};
 
 /// Somebody who is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,53 +64,10 @@ impl Kind {
     }
 }
 
-/// A text with names in `{{ … }}` that stand for what has happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Template(Vec<Piece>);
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Piece {
-    Text(String),
-    Name(&'static str),
-}
-
-impl Template {
-    /// The names that there are.
-    pub const NAMES: [&'static str; 11] = [
-        "service", "event", "message", "rollout", "stable", "canary", "phase", "step", "steps", "weight",
-        "time",
-    ];
-
-    /// Understands a text.
-    ///
-    /// # Errors
-    /// The first name that there is not, or nothing where one is not closed.
-    pub fn new(text: &str) -> Result<Self, Option<String>> {
-        let (mut pieces, mut rest) = (Vec::new(), text);
-        while let Some((before, after)) = rest.split_once("{{") {
-            let (name, after) = after.split_once("}}").ok_or(None)?;
-            let known = Self::NAMES.iter().find(|known| **known == name.trim());
-            let known = known.ok_or_else(|| Some(name.trim().to_owned()))?;
-            pieces.extend([Piece::Text(before.to_owned()), Piece::Name(known)]);
-            rest = after;
-        }
-        pieces.push(Piece::Text(rest.to_owned()));
-        Ok(Self(pieces))
-    }
-
-    /// The text with what `value` says in the place of each name.
-    pub fn render(&self, value: impl Fn(&str) -> String) -> String {
-        let mut text = String::new();
-        for piece in &self.0 {
-            let written = match piece {
-                Piece::Text(piece) => write!(text, "{piece}"),
-                Piece::Name(name) => write!(text, "{}", value(name)),
-            };
-            written.expect("a text takes everything");
-        }
-        text
-    }
-}
+/// The names that stand for what has happened.
+pub const NAMES: [&str; 11] = [
+    "service", "event", "message", "rollout", "stable", "canary", "phase", "step", "steps", "weight", "time",
+];
 
 /// One of `[[notifications]]` as written.
 #[derive(Debug, Default, Deserialize)]
@@ -195,8 +153,8 @@ fn lower_one(
         Kind::Webhook | Kind::CloudEvents => "{{ service }}: {{ message }}",
     };
     let template = match template {
-        Some(written) => lower_template(&written, report),
-        None => Template::new(usual).ok(),
+        Some(written) => template::lower(&written, &NAMES, report),
+        None => Template::new(usual, &NAMES).ok(),
     };
     let services = wanted.map(|wanted| wanted.into_iter().map(Spanned::into_inner).collect());
     Some(Notification { kind, target: target?, services, topics, template: template?, max_per_minute })
@@ -220,21 +178,6 @@ fn lower_topic(written: &Text, report: &mut Report<'_>) -> Option<Topic> {
         report.error(written.span(), format!("there is no event `{word}`")).help_if(remedy);
     }
     topic
-}
-
-fn lower_template(written: &Text, report: &mut Report<'_>) -> Option<Template> {
-    match Template::new(written.get_ref()) {
-        Ok(template) => Some(template),
-        Err(Some(name)) => {
-            let remedy = suggest(&name, &Template::NAMES, "names");
-            report.error(written.span(), format!("`{name}` stands for nothing")).help_if(remedy);
-            None
-        }
-        Err(None) => {
-            report.error(written.span(), "a `{{` in this template is not closed").help("close it with `}}`");
-            None
-        }
-    }
 }
 
 #[cfg(test)]
@@ -262,15 +205,6 @@ mod tests {
         let it = parsed(&written(keys)).notifications.remove(0);
         assert_eq!((it.topics, it.max_per_minute), (vec![Topic::Baking], Some(1)));
         assert_eq!(it.services, Some(vec!["web".to_owned()]));
-    }
-
-    #[test]
-    fn a_template_has_names_that_stand_for_something() {
-        let template = Template::new("<{{message}}> of {{ service }}{{ step }}!").unwrap();
-        assert_eq!(template.render(str::to_uppercase), "<MESSAGE> of SERVICESTEP!");
-        assert_eq!(Template::new("").unwrap().render(str::to_owned), "");
-        assert_eq!(Template::new("{{ text }}"), Err(Some("text".to_owned())));
-        assert_eq!(Template::new("{{ message }"), Err(None));
     }
 
     #[test]

@@ -29,7 +29,8 @@ pub(super) struct RawTls {
 }
 
 impl Section for RawTls {
-    const HEADER: &'static str = "[listeners.tls]";
+    // It stands below a listener and below `[admin]`.
+    const HEADER: &'static str = "{ certificates = […] }";
 }
 
 /// One of its certificates as written.

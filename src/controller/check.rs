@@ -4,8 +4,9 @@
 mod http;
 mod prometheus;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use anyhow::{Context as _, Error, bail};
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -19,6 +20,7 @@ use crate::{
     config::Check,
     model::role::Role,
     rollout::check::{self, CheckStatus, Measured, Source, Subject, Watch},
+    tls::client::Settings,
 };
 
 /// The checks of one rollout. They end with this.
@@ -93,8 +95,25 @@ async fn ask(check: &Check, subject: &Subject, role: Role, client: &Client) -> a
     match source {
         Source::Prometheus { address, query } => {
             let times = (*timeout, rule.max_age);
-            prometheus::query(client, address, &query.of(subject, role), times).await
+            prometheus::query(client, address, &subject.asked(query, role), times).await
         }
-        Source::Http { url, json_pointer } => client.number(&url.of(subject, role), json_pointer).await,
+        Source::Http { url, json_pointer } => client.number(&subject.asked(url, role), json_pointer).await,
     }
+}
+
+/// The value that the Prometheus at a URL has for a query now, from samples of the last five minutes; nothing if it
+/// has none. Who is to answer over https:// is whom the system trusts.
+///
+/// # Errors
+/// When there is no answer within ten seconds, or it is not one number.
+pub async fn ask_prometheus(url: &str, query: &str) -> anyhow::Result<Option<f64>> {
+    const TIMES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(5));
+    let address = url.trim_end_matches('/');
+    if !["http://", "https://"].iter().any(|scheme| address.starts_with(scheme)) {
+        bail!("write Prometheus as a URL such as http://127.0.0.1:9090, not `{url}`");
+    }
+    let client = Client::new(&Settings::default(), address.starts_with("https://")).map_err(Error::msg)?;
+    let answer = time::timeout(TIMES.0, prometheus::query(&client, address, query, TIMES)).await;
+    let answer = answer.unwrap_or_else(|_| bail!("no answer in time"));
+    answer.with_context(|| format!("{address} has no answer to `{query}`"))
 }

@@ -15,6 +15,7 @@ use crate::{
     model::{
         name::ServiceName,
         role::{Role, Roles},
+        template::Template,
         time::Timestamp,
         units::format_duration,
     },
@@ -42,73 +43,22 @@ pub enum Source {
 impl Source {
     /// Whether it is spoken to with TLS.
     pub fn is_https(&self) -> bool {
-        let (Self::Prometheus { address: url, .. } | Self::Http { url: Template(url), .. }) = self;
+        let url = match self {
+            Self::Prometheus { address, .. } => address,
+            Self::Http { url, .. } => url.beginning(),
+        };
         url.starts_with("https://")
     }
 
     /// Whether it is asked for another number for each role.
     pub fn tells_roles_apart(&self) -> bool {
         let (Self::Prometheus { query: asked, .. } | Self::Http { url: asked, .. }) = self;
-        asked.tells_roles_apart()
+        asked.names().any(|name| name != "service")
     }
 }
 
-/// Text with `{{ role }}`, `{{ backend }}` and `{{ service }}` in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Template(String);
-
-/// A word in double braces that a template does not know.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{{{{ {0} }}}}` stands for nothing")]
-pub struct UnknownWord(pub String);
-
-impl Template {
-    /// The words that stand for something.
-    pub const WORDS: [&str; 3] = ["backend", "role", "service"];
-
-    /// Reads a template.
-    ///
-    /// # Errors
-    /// When it has a word in double braces that stands for nothing.
-    pub fn new(text: &str) -> Result<Self, UnknownWord> {
-        for piece in text.split("{{").skip(1) {
-            let word = piece.split_once("}}").map_or(piece, |(word, _)| word.trim());
-            if !Self::WORDS.contains(&word) {
-                return Err(UnknownWord(word.to_owned()));
-            }
-        }
-        Ok(Self(text.to_owned()))
-    }
-
-    /// Whether it says another thing for each role.
-    pub fn tells_roles_apart(&self) -> bool {
-        self.fill(|word| (word != "service").then_some("\0")).contains('\0')
-    }
-
-    /// The text for a role.
-    pub fn of(&self, subject: &Subject, role: Role) -> String {
-        self.fill(|word| match word {
-            "role" => Some(role.as_str()),
-            "backend" => Some(match role {
-                Role::Stable => subject.roles.stable().as_str(),
-                Role::Canary => subject.roles.canary().map(|canary| canary.as_str()).unwrap_or_default(),
-            }),
-            "service" => Some(subject.service.as_str()),
-            _ => None,
-        })
-    }
-
-    fn fill<'w>(&self, of: impl Fn(&str) -> Option<&'w str>) -> String {
-        let mut pieces = self.0.split("{{");
-        let mut filled = pieces.next().unwrap_or_default().to_owned();
-        for piece in pieces {
-            let (word, rest) = piece.split_once("}}").unwrap_or((piece, ""));
-            filled.push_str(of(word.trim()).unwrap_or_default());
-            filled.push_str(rest);
-        }
-        filled
-    }
-}
+/// The names that may stand in what is asked.
+pub const NAMES: [&str; 3] = ["backend", "role", "service"];
 
 /// Whose rollout a check is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +67,18 @@ pub struct Subject {
     pub service: ServiceName,
     /// The roles with which the rollout began.
     pub roles: Roles,
+}
+
+impl Subject {
+    /// What is asked for a role.
+    pub fn asked(&self, asked: &Template, role: Role) -> String {
+        asked.render(|name| match (name, role) {
+            ("role", _) => role.as_str(),
+            ("backend", Role::Stable) => self.roles.stable().as_str(),
+            ("backend", Role::Canary) => self.roles.canary().map_or("", |canary| canary.as_str()),
+            _ => self.service.as_str(),
+        })
+    }
 }
 
 /// What a check's numbers have to be.
@@ -429,15 +391,13 @@ mod tests {
             service: "web".parse().unwrap(),
             roles: Roles::new("v1".parse().unwrap(), Some("v2".parse().unwrap())).unwrap(),
         };
-        let query = Template::new(r#"sum(x{pod=~"{{backend}}-.*",s="{{ service }}"}) # {{ role }}"#).unwrap();
-        assert_eq!(query.of(&subject, Role::Canary), r#"sum(x{pod=~"v2-.*",s="web"}) # canary"#);
-        assert_eq!(query.of(&subject, Role::Stable), r#"sum(x{pod=~"v1-.*",s="web"}) # stable"#);
-        assert!(query.tells_roles_apart());
-        for same in ["up", "{{ service }}", "x{a=\"b\"}"] {
-            assert!(!Template::new(same).unwrap().tells_roles_apart(), "{same}");
-        }
-        for bad in ["{{ rolle }}", "{{}}", "a{{ role", "{{ role }} {{ x }}"] {
-            assert!(Template::new(bad).is_err(), "{bad}");
-        }
+        let template = |text| Template::new(text, &NAMES).unwrap();
+        let query = template(r#"sum(x{pod=~"{{backend}}-.*",s="{{ service }}"}) # {{ role }}"#);
+        assert_eq!(subject.asked(&query, Role::Canary), r#"sum(x{pod=~"v2-.*",s="web"}) # canary"#);
+        assert_eq!(subject.asked(&query, Role::Stable), r#"sum(x{pod=~"v1-.*",s="web"}) # stable"#);
+        let tells_apart =
+            |text| Source::Prometheus { address: String::new(), query: template(text) }.tells_roles_apart();
+        assert!(["{{ role }}", "x{v=\"{{backend}}\"}"].into_iter().all(tells_apart));
+        assert!(!["up", "{{ service }}", "x{a=\"b\"}"].into_iter().any(tells_apart));
     }
 }

@@ -70,11 +70,11 @@ fn a_running_instance_knows_its_traffic() {
     let stable = Backend::named("v1");
     let tidegate = Tidegate::start(Web::new(stable.address).canary(stable.address));
     let mut client = tidegate.client();
-    let admin = tidegate.admin.to_string();
+    let admin = format!("http://{}", tidegate.admin);
     let forecast = eventually(
         || {
             (0..20).for_each(|_| assert_eq!(client.get("/").status, 200));
-            plan(&["--admin", &admin, "--output", "json"])
+            plan(&["--address", &admin, "--output", "json"])
         },
         |(code, ..)| *code == Some(0),
     );
@@ -125,7 +125,7 @@ fn prometheus_knows_what_it_is_asked() {
         eventually(
             || plan(&["--prometheus", &url, "--query", query, "--output", "json"]),
             // It answers 503 while it starts.
-            |(_, _, complaints)| !complaints.contains("503"),
+            |(_, _, complaints)| !complaints.contains("status 503"),
         )
     };
     let (_, forecast, complaints) = ask("sum(vector(40)) + 2");
@@ -134,7 +134,7 @@ fn prometheus_knows_what_it_is_asked() {
     let forecast: Value = serde_json::from_str(&ask("scalar(vector(7))").1).unwrap();
     assert_eq!(forecast["traffic"]["requests_per_second"], 7.0);
     assert!(ask("no_such_metric").2.contains("Prometheus knows nothing of `no_such_metric`"));
-    assert!(ask("sum(").2.contains("Prometheus refuses `sum(`"));
+    assert!(ask("sum(").2.contains("has no answer to `sum(`"));
     let (_, _, complaints) = plan(&["--prometheus", &url]);
     assert!(
         complaints.contains("knows nothing of `sum(rate(tidegate_requests_total{service=\"web\"}[1h]))`")
@@ -144,13 +144,15 @@ fn prometheus_knows_what_it_is_asked() {
 #[test]
 fn it_says_what_it_lacks() {
     for (arguments, problem) in [
-        (&[][..], "required arguments were not provided"),
-        (&["--rate", "5", "--admin", "127.0.0.1:1"], "cannot be used with"),
+        (&["--rate", "5", "--prometheus", "http://127.0.0.1:1"][..], "cannot be used with"),
         (&["--rate", "0"], "has 0 requests a second"),
         (&["--rate", "5", "--service", "api"], "there is no service `api`"),
-        (&["--admin", "127.0.0.1:1"], "no admin API at 127.0.0.1:1"),
-        (&["--prometheus", "https://127.0.0.1"], "write Prometheus as a URL such as"),
+        (&["--address", "http://127.0.0.1:1"], "say how much traffic there is with --rate"),
+        (&["--address", "http://127.0.0.1:1"], "nobody answers at 127.0.0.1:1"),
+        (&["--prometheus", "127.0.0.1:1"], "write Prometheus as a URL such as"),
+        (&["--prometheus", "http://127.0.0.1:1"], "no connection"),
         (&["--rate", "5", "--query", "x"], "cannot be used with"),
+        (&["--query", "x"], "required arguments were not provided"),
     ] {
         let (code, said, complaints) = plan(arguments);
         assert_ne!(code, Some(0), "{said}");

@@ -8,7 +8,7 @@ use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::time;
 
-use super::{options::Connection, seen::Services};
+use super::{options::Access, seen::Services};
 use crate::{
     admin::client::{self, ClientError},
     model::{name::ServiceName, protocol::Protocol},
@@ -22,11 +22,13 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Why a call came to nothing.
-#[derive(Debug)]
-pub(super) enum Failure {
+#[derive(Debug, thiserror::Error)]
+pub(in crate::cli) enum Failure {
     /// Nobody answers there.
+    #[error("{0}")]
     Unreachable(String),
     /// It was understood and not done.
+    #[error("{detail}")]
     Refused {
         /// The HTTP status.
         status: u16,
@@ -34,8 +36,10 @@ pub(super) enum Failure {
         detail: String,
     },
     /// It was not even asked.
+    #[error("{0}")]
     Usage(String),
     /// It broke on the way.
+    #[error("{0}")]
     Broken(String),
 }
 
@@ -47,7 +51,7 @@ impl Failure {
 
 /// Whom to ask.
 #[derive(Debug)]
-pub(super) struct Api {
+pub(in crate::cli) struct Api {
     authority: String,
     address: SocketAddr,
     token: Option<String>,
@@ -55,8 +59,8 @@ pub(super) struct Api {
 }
 
 impl Api {
-    pub(super) fn new(connection: &Connection) -> Result<Self, Failure> {
-        let written = &connection.address;
+    pub(in crate::cli) fn new(access: &Access) -> Result<Self, Failure> {
+        let written = &access.address;
         let usage = |why: &str| {
             Failure::Usage(format!(
                 "`{written}` is not the address of an admin API: {why}, such as http://127.0.0.1:9090"
@@ -77,12 +81,12 @@ impl Api {
             Failure::Unreachable(format!("there is no host `{host}` ({error}): say where the admin API is with --address or TIDEGATE_ADDRESS"))
         })?;
         let address = found.next().ok_or_else(|| Failure::Unreachable(format!("`{host}` has no address")))?;
-        let tls = if is_tls { Some(tls(connection, host)?) } else { None };
-        Ok(Self { authority: authority.to_string(), address, token: token(connection)?, tls })
+        let tls = if is_tls { Some(tls(access, host)?) } else { None };
+        Ok(Self { authority: authority.to_string(), address, token: token(access)?, tls })
     }
 
     /// Calls the API: `path` under `/api/v1`.
-    pub(super) async fn call(
+    pub(in crate::cli) async fn call(
         &self,
         method: Method,
         path: &str,
@@ -140,8 +144,8 @@ impl Api {
 }
 
 /// The token to show. Not an argument: whoever may list processes would see it.
-fn token(connection: &Connection) -> Result<Option<String>, Failure> {
-    let Some(file) = &connection.token_file else {
+fn token(access: &Access) -> Result<Option<String>, Failure> {
+    let Some(file) = &access.token_file else {
         return Ok(std::env::var("TIDEGATE_TOKEN").ok().filter(|token| !token.is_empty()));
     };
     let token = fs::read_to_string(file);
@@ -150,10 +154,10 @@ fn token(connection: &Connection) -> Result<Option<String>, Failure> {
 }
 
 /// How TLS is spoken with a host.
-fn tls(connection: &Connection, host: &str) -> Result<(Arc<Connector>, ServerName<'static>), Failure> {
-    let pair = connection.certificate.clone().zip(connection.key.clone());
+fn tls(access: &Access, host: &str) -> Result<(Arc<Connector>, ServerName<'static>), Failure> {
+    let pair = access.certificate.clone().zip(access.key.clone());
     let settings = Settings {
-        ca: connection.ca.clone().map(Authorities),
+        ca: access.ca.clone().map(Authorities),
         certificate: pair.map(|(certificate, key)| Pair { certificate, key }),
         ..Settings::default()
     };

@@ -6,10 +6,10 @@ use clap::ValueHint;
 
 use crate::{cli::args::Output, model::units::parse_duration};
 
-/// Which Tidegate is asked, and how the answer is written.
+/// Which Tidegate is asked, and how it is made to answer.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Connection and output")]
-pub(in crate::cli) struct Connection {
+pub(in crate::cli) struct Access {
     /// Where the admin API is of the Tidegate that is asked.
     #[arg(long, value_name = "URL", env = "TIDEGATE_ADDRESS", default_value = "http://127.0.0.1:9090")]
     pub(super) address: String,
@@ -26,6 +26,14 @@ pub(in crate::cli) struct Connection {
     /// Its private key, as PEM.
     #[arg(long, value_name = "FILE", env = "TIDEGATE_KEY", requires = "certificate", value_hint = ValueHint::FilePath)]
     pub(super) key: Option<PathBuf>,
+}
+
+/// Which Tidegate is asked, and how the answer is written.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Connection and output")]
+pub(in crate::cli) struct Connection {
+    #[command(flatten)]
+    pub(super) access: Access,
     /// How the answer is written.
     #[arg(long, short, value_enum, default_value_t = Output::Table)]
     pub(super) output: Output,
