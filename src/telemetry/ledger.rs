@@ -249,10 +249,10 @@ impl WorkerCells {
     }
 }
 
-/// A part of a backend's requests in a role, which is counted apart as well.
+/// A part of a backend's requests in a role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// None.
+    /// Those of no other part, and of routes.
     Rest,
     /// Those of endpoints that are warming up.
     Warming,
@@ -296,18 +296,13 @@ impl Part {
         }
     }
 
-    /// What it is a part of itself.
+    /// Where its requests are counted as well. The others are added up by whoever reads them.
     const fn whole(self) -> Option<Self> {
         match self {
-            Self::Rest => None,
+            Self::Route(_) => Some(Self::Rest),
             Self::SentRoute(_) => Some(Self::Sent),
-            Self::Warming | Self::Half(_) | Self::Sent | Self::Route(_) => Some(Self::Rest),
+            Self::Rest | Self::Warming | Self::Half(_) | Self::Sent => None,
         }
-    }
-
-    /// Whether it is known how long they took; of a route, the failures are enough.
-    const fn is_timed(self) -> bool {
-        !matches!(self, Self::Route(_) | Self::SentRoute(_))
     }
 }
 
@@ -383,13 +378,12 @@ impl Ledger {
     /// The cells of a part, which are made with those that they are a part of.
     fn made(&self, backend: usize, role: Role, part: Part) -> &Arc<Cells> {
         self.slot(backend, role, part).get_or_init(|| match part.whole() {
-            Some(whole) => Arc::new(Cells::part_of(self.made(backend, role, whole), part.is_timed())),
+            Some(whole) => Arc::new(Cells::part_of(self.made(backend, role, whole))),
             None => Arc::default(),
         })
     }
 
-    /// The cells that have been written so far, with what they are about: first those of everything, then
-    /// those of its parts.
+    /// The cells that have been written so far, with what they are about.
     pub fn cells(&self) -> impl Iterator<Item = (&Entry, Role, Part, &Cells)> {
         let (entries, starts) = (self.entries.iter(), self.starts.iter());
         let roles = entries.zip(starts).flat_map(|entry| Role::ALL.map(|role| (entry, role)));
@@ -554,7 +548,7 @@ mod tests {
             .collect();
         let of_canary = |part, count| ("v2".to_owned(), Role::Canary, part, count);
         let wanted = [
-            (Part::Rest, 6),
+            (Part::Rest, 4),
             (Part::Warming, 1),
             (Part::Sent, 1),
             (Part::Route(1), 2),

@@ -71,10 +71,10 @@ impl Share {
         }
     }
 
-    /// Counts a worker's cells in.
-    fn add(&mut self, cells: &Cells) {
-        self.counted.add(counted(cells));
-        cells.add_latency(&mut self.latency);
+    /// Counts in what was read of a worker's cells.
+    fn add(&mut self, seen: &Totals) {
+        self.counted.add(Counted { requests: seen.requests(), failures: seen.failures });
+        self.latency.merge(&seen.latency);
     }
 }
 
@@ -162,20 +162,27 @@ pub fn read(hub: &Hub) -> BTreeMap<Series, Totals> {
         for (entry, role, part, cells) in ledger.cells() {
             let key = &entry.key;
             let sum = sums.entry((key.service.clone(), key.backend.clone(), role)).or_default();
-            match part {
-                Part::Rest => sum.add(cells),
-                Part::Warming => sum.warming.get_or_insert_default().add(cells),
-                Part::Half(half) => sum.halves[usize::from(half)].get_or_insert_default().add(cells),
-                Part::Sent => sum.sent.get_or_insert_default().add(cells),
-                Part::Route(place) => {
-                    let name = Arc::clone(&entry.routes[usize::from(place)]);
-                    sum.routes.entry(name).or_default().add(counted(cells));
+            let apart = match part {
+                Part::Rest => {
+                    sum.add(cells);
+                    continue;
                 }
-                Part::SentRoute(place) => {
+                Part::Route(place) | Part::SentRoute(place) => {
+                    let is_sent = matches!(part, Part::SentRoute(_));
+                    let routes = if is_sent { &mut sum.sent_routes } else { &mut sum.routes };
                     let name = Arc::clone(&entry.routes[usize::from(place)]);
-                    sum.sent_routes.entry(name).or_default().add(counted(cells));
+                    routes.entry(name).or_default().add(counted(cells));
+                    continue;
                 }
-            }
+                Part::Warming => &mut sum.warming,
+                Part::Half(half) => &mut sum.halves[usize::from(half)],
+                Part::Sent => &mut sum.sent,
+            };
+            // Read once, so that the sum less a part is what is left, whatever is counted meanwhile.
+            let mut seen = Totals::default();
+            seen.add(cells);
+            apart.get_or_insert_default().add(&seen);
+            sum.merge(&seen);
         }
     }
     sums
