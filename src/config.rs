@@ -386,6 +386,17 @@ pub struct Rollout {
     pub drained_after: Duration,
     /// Who is asked before it goes on, and who is told.
     pub hooks: Vec<Hook>,
+    /// Where what it is judged by is written down, if it is.
+    pub recordings: Option<Recordings>,
+}
+
+/// Where what rollouts are judged by is written down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recordings {
+    /// A directory, which may be made and may be that of other services too.
+    pub directory: PathBuf,
+    /// How many of the service's newest are kept; at least 1 (default 20).
+    pub keep: u32,
 }
 
 impl Default for Rollout {
@@ -401,6 +412,7 @@ impl Default for Rollout {
             prepare_deadline: Duration::from_secs(60),
             drained_after: Duration::from_secs(10),
             hooks: Vec::new(),
+            recordings: None,
         }
     }
 }

@@ -27,6 +27,7 @@ mod notify;
 mod prepare;
 mod probe;
 pub mod publish;
+mod recording;
 mod requests;
 mod save;
 mod service;
@@ -65,7 +66,7 @@ use crate::{
     store::{Store, StoreError},
     telemetry::{
         ledger::Hub,
-        reader::{self, Counted, Endpoints, Series, Totals},
+        reader::{self, Counted, Endpoints, RetryTotals, Series, Totals},
     },
 };
 
@@ -80,11 +81,14 @@ pub(crate) type Reading = Arc<Counts>;
 pub(crate) struct Counts {
     totals: BTreeMap<Series, Totals>,
     endpoints: Endpoints<Counted>,
+    retries: BTreeMap<ServiceName, RetryTotals>,
 }
 
 impl Counts {
     fn read(hub: &Hub) -> Self {
-        Self { totals: reader::read(hub), endpoints: reader::read_endpoints(hub) }
+        // First, so that the failure of which a retry took the place is always known as well.
+        let retries = hub.retries();
+        Self { totals: reader::read(hub), endpoints: reader::read_endpoints(hub), retries }
     }
 }
 

@@ -11,11 +11,12 @@ use super::{
     context::Context,
     drained::Drained,
     events::Events,
-    gained::Gained,
+    gained::{Evidence, Gained},
     hook::Told,
     metrics::Metrics,
     notify::Notifier,
     publish::{self, Publisher},
+    recording::Recording,
     save::{self, Journal},
     standing::Standing,
     status::{BackendStatus, Recent, RolloutStatus, ServiceStatus},
@@ -32,7 +33,12 @@ use crate::{
         units::format_duration,
         weight::Weight,
     },
-    rollout::{check::Subject, event::Event, phase::Phase, trial},
+    rollout::{
+        check::{CheckStatus, Subject},
+        event::Event,
+        phase::Phase,
+        trial,
+    },
     store::record::{Entry, Kind, Position, Rollout},
     telemetry::{ledger::Hub, reader::Totals},
 };
@@ -59,6 +65,8 @@ pub(super) struct ServiceTask {
     pub(super) verdict: Option<Verdict>,
     /// Of the rollout that runs, from its first step on.
     checks: Option<Checks>,
+    /// Of what it is judged by, if it is recorded.
+    pub(super) recording: Option<Recording>,
     /// Of stable against itself, while no rollout runs.
     pub(super) aa_test: Option<AaTest>,
     pub(super) aa: AaStatus,
@@ -88,7 +96,7 @@ impl ServiceTask {
     pub(super) fn new(config: Service, common: &Common) -> Self {
         let Common { publisher, hub, metrics, tick, reading: _, store, notifier } = common;
         let standing = Standing::of(&config, &store.found(&config.name), clock::now());
-        let Standing { position: Position { roles, weight }, salt, rollout, analysis, events, news } =
+        let Standing { position: Position { roles, weight }, salt, rollout, analysis, saved, events, news } =
             standing;
         metrics.begin(&config.name);
         metrics.published(&config.name, &roles, &roles, weight);
@@ -104,6 +112,7 @@ impl ServiceTask {
             waiting: None,
             told: Vec::new(),
             checks: None,
+            recording: None,
             aa_test: None,
             aa: AaStatus::default(),
             drained: Drained::default(),
@@ -125,6 +134,9 @@ impl ServiceTask {
             notifier: Arc::clone(notifier),
         };
         task.metrics.running(&task.config.name, task.running().is_some());
+        if saved.is_some() {
+            task.begin_recording(saved);
+        }
         news.into_iter().for_each(|(kind, what)| task.note(kind, what));
         task
     }
@@ -238,19 +250,26 @@ impl ServiceTask {
         }
         let phase = running.map_or(Phase::Idle, |record| record.phase.clone());
         let between = (&*self.now, &*self.before);
-        let gained = Gained::between(between, &self.config, &self.roles, self.analysis.routes_told());
+        let nobody_drawn = running.is_some_and(|record| trial::is_by_rules(&phase, &record.plan));
+        let evidence = if nobody_drawn { Evidence::All } else { Evidence::Drawn };
+        let told = (evidence, self.analysis.routes_told());
+        let gained = Gained::between(between, &self.config, &self.roles, told);
         let Some(gained) = gained else { return };
         self.test_itself(gained.stable());
+        let line = self.line(&phase, &gained);
         let analysis = &mut self.analysis;
-        let Some(mut decision) = gained.tell(|tick| trial::observe(analysis, &phase, tick)) else { return };
-        if is_observed {
+        let observed = gained.tell(|tick| trial::observe(analysis, &phase, tick));
+        let (mut decision, mut checks) = (observed, Vec::new());
+        if is_observed && observed.is_some() {
             let mut verdict = self.analysis.verdict();
             self.tell_endpoint_from_version(&mut verdict);
-            self.ask_elsewhere(&mut verdict);
-            decision = verdict.decision;
+            checks = self.ask_elsewhere(&mut verdict);
+            decision = Some(verdict.decision);
             self.metrics.evidence(&self.config.name, verdict.evidence / verdict.threshold);
             self.verdict = Some(verdict);
         }
+        self.write_down(line, checks);
+        let Some(decision) = decision else { return };
         self.happen(Event::Tick(decision));
         self.keep_to_budget();
     }
@@ -265,14 +284,15 @@ impl ServiceTask {
         }
     }
 
-    /// Has checks of what is measured elsewhere their say.
-    fn ask_elsewhere(&mut self, verdict: &mut Verdict) {
-        let (Some(record), checks) = (&self.record, &self.config.rollout.checks) else { return };
-        if !checks.is_empty() {
-            let subject = || Subject { service: self.config.name.clone(), roles: record.roles.clone() };
-            let checks = self.checks.get_or_insert_with(|| Checks::begin(checks, subject()));
-            checks.consider(verdict);
+    /// Has checks of what is measured elsewhere their say, and returns how they stood.
+    fn ask_elsewhere(&mut self, verdict: &mut Verdict) -> Vec<CheckStatus> {
+        let (Some(record), checks) = (&self.record, &self.config.rollout.checks) else { return Vec::new() };
+        if checks.is_empty() {
+            return Vec::new();
         }
+        let subject = || Subject { service: self.config.name.clone(), roles: record.roles.clone() };
+        let checks = self.checks.get_or_insert_with(|| Checks::begin(checks, subject()));
+        checks.consider(verdict)
     }
 
     /// Gives the canary no more of the step's weight than may be lost by it.
@@ -296,10 +316,12 @@ impl ServiceTask {
         self.checks = None;
         self.analysis = new_analysis(&self.config, self.tick).knowing(&self.analysis.learned());
         self.begin_endpoints();
+        self.begin_recording(None);
     }
 
     /// Whatever was gathered is about another rollout, or another stable: evidence begins at nothing.
     pub(super) fn forget_evidence(&mut self) {
+        self.recording = None;
         self.analysis = new_analysis(&self.config, self.tick);
     }
 

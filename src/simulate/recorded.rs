@@ -241,6 +241,7 @@ mod tests {
             canary: arm(10, canary_fails),
             routes: vec![],
             endpoints: vec![],
+            checks: vec![],
             learned: None,
         };
         (0..seconds).map(line).collect()
