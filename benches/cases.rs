@@ -68,7 +68,8 @@ pub(crate) const ALL: &[Case] = &[
     each("histogram/quantile", quantile),
     Case { name: "tick/observe", repetitions: 100, set_up: observe },
     Case { name: "tick/read/100x2", repetitions: 10, set_up: read },
-    Case { name: "tick/whole/100x2", repetitions: 10, set_up: whole_tick },
+    Case { name: "tick/whole/100x2", repetitions: 10, set_up: || whole_tick(latency) },
+    Case { name: "tick/whole/100x2/wide", repetitions: 10, set_up: || whole_tick(wide_latency) },
 ];
 
 /// A case that takes nanoseconds.
@@ -260,6 +261,12 @@ fn latency(n: u64) -> Duration {
     Duration::from_secs_f64(0.001 * doublings.exp2())
 }
 
+/// From 1 µs to 71 minutes, likewise: as wide as the buckets are.
+fn wide_latency(n: u64) -> Duration {
+    let doublings = mixed(n) as f64 / u64::MAX as f64 * 32.0;
+    Duration::from_secs_f64(1e-6 * doublings.exp2())
+}
+
 // ── a tick ──────────────────────────────────────────────────────────────────────────────────
 
 fn index() -> Run {
@@ -312,7 +319,7 @@ fn entries(services: usize) -> Arc<[Entry]> {
 }
 
 /// Has every backend of every service serve `requests` on each worker; every hundredth one fails.
-fn serve(hub: &Hub, requests: u64) {
+fn serve(hub: &Hub, requests: u64, latency: fn(u64) -> Duration) {
     for worker in 0..WORKERS {
         let ledger = hub.open_ledger(worker, entries(SERVICES));
         for service in 0..SERVICES {
@@ -330,18 +337,19 @@ fn serve(hub: &Hub, requests: u64) {
 
 fn read() -> Run {
     let hub = Hub::new(WORKERS);
-    serve(&hub, 1_000);
+    serve(&hub, 1_000, latency);
     repeat(move |_| reader::read(black_box(&hub)))
 }
 
 /// What the controller does in a tick with every service in a rollout: read the counts, take the
 /// last reading off and observe the rest. The counts stand still meanwhile, so the same 200
 /// requests of each backend come in with every tick.
-fn whole_tick() -> Run {
+fn whole_tick(latency: fn(u64) -> Duration) -> Run {
     let hub = Hub::new(WORKERS);
-    serve(&hub, 1_000);
+    // So many that no bucket is left empty that can be used.
+    serve(&hub, 20_000, latency);
     let before = reader::read(&hub);
-    serve(&hub, 100);
+    serve(&hub, 100, latency);
     let mut analyses = vec![analysis(); SERVICES];
     repeat(move |_| {
         let now = reader::read(black_box(&hub));

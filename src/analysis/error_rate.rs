@@ -149,8 +149,11 @@ impl Comparison {
         }
         let (ns, xs) = stable.units(dispersion);
         let (nc, xc) = canary.units(dispersion);
-        let q = self.margin.ratio * nc / (self.margin.ratio * nc + ns);
         let charged = xc + xs + ns * self.margin.absolute;
+        if charged == 0.0 {
+            return [0.0; ALTERNATIVES];
+        }
+        let q = self.margin.ratio * nc / (self.margin.ratio * nc + ns);
         let grid = self.direction.grid();
         // Both terms stay finite as q nears 0 or 1, unlike the logarithms of q and 1 − q.
         std::array::from_fn(|k| xc * grid[k].log - charged * (grid[k].excess * q).ln_1p())

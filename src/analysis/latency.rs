@@ -21,7 +21,7 @@ use super::{
     settings::Settings,
     verdict::{Arms, Interval},
 };
-use crate::model::histogram::{BUCKETS, Histogram, PER_DOUBLING};
+use crate::model::histogram::{BLOCK, BUCKETS, Histogram, PER_DOUBLING};
 
 /// The quantiles that are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,17 +185,29 @@ impl Latency {
 
     fn edges(&self) -> [Option<usize>; 2] {
         let used = self.weights.get(self.used.0..self.used.1).unwrap_or_default();
-        let total: f64 = used.iter().sum();
+        // By blocks first, because a sum of many that waits for each of them takes long.
+        let mut sums = [0.0; BUCKETS.div_ceil(BLOCK)];
+        for (block, weights) in sums.iter_mut().zip(used.chunks(BLOCK)) {
+            *block = sum(weights);
+        }
+        let total: f64 = sums.iter().sum();
         if total < LEAST {
             return [None; 2];
         }
-        let (mut seen, mut next) = (0.0, 0);
         Quantile::ALL.map(|quantile| {
-            while seen < quantile.level() * total && next < used.len() {
-                seen += used[next];
-                next += 1;
+            let level = quantile.level() * total;
+            let (mut seen, mut block) = (0.0, 0);
+            while block + 1 < used.len().div_ceil(BLOCK) && seen + sums[block] < level {
+                seen += sums[block];
+                block += 1;
             }
-            Some(self.used.0 + next - 1)
+            let is_enough = |weight: &f64| {
+                seen += weight;
+                seen >= level
+            };
+            let within = used.chunks(BLOCK).nth(block)?;
+            let last = within.iter().position(is_enough).unwrap_or(within.len() - 1);
+            Some(self.used.0 + block * BLOCK + last)
         })
     }
 
@@ -207,13 +219,15 @@ impl Latency {
             // denormal, which is slow.
             *weight = if kept < 1e-12 { 0.0 } else { kept };
         }
-        if stable.total() == 0 {
+        let (first, counts) = stable.used();
+        let end = first + counts.len();
+        if counts.is_empty() {
             return;
         }
-        for (index, count) in stable.occupied() {
-            self.weights[index] += count as f64;
-            self.used = (self.used.0.min(index), self.used.1.max(index + 1));
+        for (weight, count) in self.weights[first..end].iter_mut().zip(counts) {
+            *weight += *count as f64;
         }
+        self.used = (self.used.0.min(first), self.used.1.max(end));
     }
 }
 
@@ -227,6 +241,16 @@ impl Slower {
         self.dispersion.update(tick.stable);
         self.compared = self.compared.saturating_add(tick.canary.requests);
     }
+}
+
+/// A sum of eight sums, which do not wait for each other.
+fn sum(weights: &[f64]) -> f64 {
+    let (eights, rest) = weights.as_chunks::<8>();
+    let mut sums = [0.0; 8];
+    for eight in eights {
+        sums.iter_mut().zip(eight).for_each(|(sum, weight)| *sum += weight);
+    }
+    sums.iter().chain(rest).sum()
 }
 
 /// The latencies of a tick, and those after bucket `edge`.

@@ -14,6 +14,9 @@ pub const PER_DOUBLING: usize = 32;
 /// Number of buckets: below 1 µs, 32 doublings, and the overflow in the last.
 pub const BUCKETS: usize = 1 + 32 * PER_DOUBLING;
 
+/// Buckets to a block, of which a histogram keeps as many as it needs and a worker notes which it has written.
+pub(crate) const BLOCK: usize = PER_DOUBLING;
+
 /// Mantissa bits that the lookup table is indexed by: 4 entries to a bucket, so that one comparison
 /// with the next edge settles the rest.
 const TABLE_BITS: u32 = 7;
@@ -61,10 +64,13 @@ pub fn upper_edge(index: usize) -> Duration {
 
 /// Counts by bucket, and their sum.
 ///
-/// Of a thousand buckets a service uses a hundred that lie together, so nothing goes over the others.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Of a thousand buckets a service uses a hundred that lie together, so no others are kept and nothing goes
+/// over them.
+#[derive(Debug, Clone)]
 pub struct Histogram {
-    counts: Box<[u64]>,
+    /// The buckets that are kept, from `first` on; the others are empty.
+    counts: Vec<u64>,
+    first: usize,
     /// The first bucket that is not empty, and the one after the last; the largest and the smallest there
     /// are where all are.
     used: (usize, usize),
@@ -74,9 +80,19 @@ pub struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { counts: vec![0; BUCKETS].into_boxed_slice(), used: UNUSED, total: 0, sum_nanos: 0 }
+        Self { counts: Vec::new(), first: 0, used: UNUSED, total: 0, sum_nanos: 0 }
     }
 }
+
+impl PartialEq for Histogram {
+    /// Whether all counts are the same, however many buckets are kept for them.
+    fn eq(&self, other: &Self) -> bool {
+        let numbers = |of: &Self| (of.used, of.total, of.sum_nanos);
+        numbers(self) == numbers(other) && self.used().1 == other.used().1
+    }
+}
+
+impl Eq for Histogram {}
 
 /// [`Histogram::used`] where every bucket is empty.
 const UNUSED: (usize, usize) = (BUCKETS, 0);
@@ -92,9 +108,11 @@ impl Histogram {
     ///
     /// # Panics
     /// When there is no such bucket.
+    #[inline]
     pub fn add(&mut self, index: usize, count: u64) {
         if count > 0 {
-            self.counts[index] += count;
+            self.keep(&(index..index + 1));
+            self.counts[index - self.first] += count;
             self.total += count;
             self.used = (self.used.0.min(index), self.used.1.max(index + 1));
         }
@@ -105,22 +123,69 @@ impl Histogram {
         self.sum_nanos = self.sum_nanos.saturating_add(nanos);
     }
 
+    /// Adds a count to each of the buckets from `first` on, leaving their sum to [`Self::add_nanos`].
+    ///
+    /// # Panics
+    /// When there are no such buckets.
+    pub fn add_all(&mut self, first: usize, counts: &[u64]) {
+        let (Some(low), Some(high)) =
+            (counts.iter().position(|count| *count > 0), counts.iter().rposition(|count| *count > 0))
+        else {
+            return;
+        };
+        let (used, counts) = (first + low..first + high + 1, &counts[low..=high]);
+        self.keep(&used);
+        let mine = &mut self.counts[used.start - self.first..used.end - self.first];
+        for (mine, theirs) in mine.iter_mut().zip(counts) {
+            *mine += theirs;
+        }
+        self.total += counts.iter().sum::<u64>();
+        self.used = (self.used.0.min(used.start), self.used.1.max(used.end));
+    }
+
+    /// Keeps at least these buckets.
+    ///
+    /// # Panics
+    /// When there are no such buckets.
+    #[inline]
+    pub(crate) fn keep(&mut self, buckets: &Range<usize>) {
+        if buckets.start < self.first || buckets.end > self.first + self.counts.len() {
+            self.grow(buckets);
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self, buckets: &Range<usize>) {
+        assert!(buckets.end <= BUCKETS, "there is no bucket {}", buckets.end - 1);
+        let (start, end) = match self.counts.len() {
+            0 => (buckets.start, buckets.end),
+            kept => (buckets.start.min(self.first), buckets.end.max(self.first + kept)),
+        };
+        let (start, end) = (start / BLOCK * BLOCK, end.next_multiple_of(BLOCK).min(BUCKETS));
+        let mut counts = vec![0; end - start];
+        if !self.counts.is_empty() {
+            counts[self.first - start..][..self.counts.len()].copy_from_slice(&self.counts);
+        }
+        (self.counts, self.first) = (counts, start);
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         let used = self.range();
-        self.counts[used].fill(0);
+        self.counts[used.start - self.first..used.end - self.first].fill(0);
         (self.used, self.total, self.sum_nanos) = (UNUSED, 0, 0);
     }
 
     /// Adds every count of `other`.
     pub fn merge(&mut self, other: &Self) {
-        let used = other.range();
-        for (mine, theirs) in self.counts[used.clone()].iter_mut().zip(&other.counts[used]) {
-            *mine += theirs;
-        }
-        self.used = (self.used.0.min(other.used.0), self.used.1.max(other.used.1));
-        self.total += other.total;
-        self.sum_nanos = self.sum_nanos.saturating_add(other.sum_nanos);
+        self.merge_counts(other);
+        self.add_nanos(other.sum_nanos);
+    }
+
+    /// The same without the sum of their latencies.
+    pub fn merge_counts(&mut self, other: &Self) {
+        let (first, counts) = other.used();
+        self.add_all(first, counts);
     }
 
     /// What came in since `earlier`, an older reading of the same counters.
@@ -128,29 +193,43 @@ impl Histogram {
     /// A count that went down (its counter was made anew) reads as zero.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
-        let mut since = Self::default();
-        for (index, now) in self.occupied() {
-            since.add(index, now.saturating_sub(earlier.counts[index]));
+        let (first, counts) = self.used();
+        let mut counts = counts.to_vec();
+        let both = overlap(&self.range(), &earlier.range());
+        for (count, earlier) in counts[both.start - first..].iter_mut().zip(earlier.within(both)) {
+            *count = count.saturating_sub(*earlier);
         }
-        since.sum_nanos = self.sum_nanos.saturating_sub(earlier.sum_nanos);
-        since
+        let used = match counts.iter().position(|count| *count > 0) {
+            Some(low) => {
+                let high = counts.iter().rposition(|count| *count > 0).unwrap_or(low);
+                (first + low, first + high + 1)
+            }
+            None => UNUSED,
+        };
+        let total = counts.iter().sum();
+        Self { counts, first, used, total, sum_nanos: self.sum_nanos.saturating_sub(earlier.sum_nanos) }
     }
 
-    /// The buckets between the first and the last that are not empty.
+    /// The buckets between the first and the last that are not empty; where all are, none that are kept.
     fn range(&self) -> Range<usize> {
-        self.used.0.min(self.used.1)..self.used.1
+        if self.used.0 < self.used.1 { self.used.0..self.used.1 } else { self.first..self.first }
+    }
+
+    /// The counts of those of these buckets that lie between the first and the last that are not empty.
+    fn within(&self, buckets: Range<usize>) -> &[u64] {
+        let both = overlap(&self.range(), &buckets);
+        &self.counts[both.start - self.first..both.end - self.first]
+    }
+
+    /// The first bucket that is not empty, and all counts from there to the last one that is not.
+    pub fn used(&self) -> (usize, &[u64]) {
+        (self.range().start, self.within(0..BUCKETS))
     }
 
     /// The buckets that are not empty and their counts, in order.
     pub fn occupied(&self) -> impl Iterator<Item = (usize, u64)> {
-        let used = self.range();
-        let counts = self.counts[used.clone()].iter().copied();
-        used.zip(counts).filter(|(_, count)| *count > 0)
-    }
-
-    /// Counts by bucket; [`BUCKETS`] of them.
-    pub fn counts(&self) -> &[u64] {
-        &self.counts
+        let (first, counts) = self.used();
+        (first..).zip(counts.iter().copied()).filter(|(_, count)| *count > 0)
     }
 
     /// How many latencies were counted.
@@ -168,10 +247,14 @@ impl Histogram {
         self.sum_nanos as f64 / 1e9
     }
 
+    /// How many latencies lie in buckets before `index`.
+    pub fn below(&self, index: usize) -> u64 {
+        self.within(0..index).iter().sum()
+    }
+
     /// How many latencies lie in buckets after `index`.
     pub fn above(&self, index: usize) -> u64 {
-        let Range { start, end } = self.range();
-        self.counts[start.max(index + 1).min(end)..end].iter().sum()
+        self.within(index + 1..BUCKETS).iter().sum()
     }
 
     /// The upper edge of the bucket that holds the `level` quantile (0 to 1), or nothing where
@@ -197,7 +280,7 @@ impl Histogram {
             return None;
         }
         let (mut left, mut sum) = (count, Duration::ZERO);
-        for (index, &here) in self.counts.iter().enumerate().filter(|(_, here)| **here > 0) {
+        for (index, here) in self.occupied() {
             let taken = here.min(left);
             sum += upper_edge(index).mul_f64(taken as f64 / count as f64);
             left -= taken;
@@ -207,6 +290,12 @@ impl Histogram {
         }
         Some(sum)
     }
+}
+
+/// What two ranges have in common; an empty part of the first one where that is nothing.
+fn overlap(one: &Range<usize>, other: &Range<usize>) -> Range<usize> {
+    let start = other.start.clamp(one.start, one.end);
+    start..other.end.clamp(start, one.end)
 }
 
 /// A histogram as the pairs of bucket and count that are not empty: a few dozen of a thousand.
@@ -263,7 +352,7 @@ mod tests {
         late.record(Duration::from_millis(7));
         let delta = late.since(&early);
         assert_eq!((delta.total(), delta.above(0)), (1, 1));
-        assert_eq!(delta.counts()[index(Duration::from_millis(7))], 1);
+        assert_eq!(delta.occupied().collect::<Vec<_>>(), [(index(Duration::from_millis(7)), 1)]);
         assert_eq!(early.since(&late).total(), 0);
     }
 
@@ -304,14 +393,25 @@ mod tests {
             let (first, second) = (of(&mine), of(&theirs));
             let mut both = first.clone();
             both.merge(&second);
-            prop_assert_eq!(&both, &of(&[mine, theirs].concat()));
-            prop_assert_eq!(both.total(), both.counts().iter().sum::<u64>());
-            let all: Vec<_> = both.counts().iter().copied().enumerate().filter(|(_, count)| *count > 0).collect();
-            prop_assert_eq!(both.occupied().collect::<Vec<_>>(), all);
+            prop_assert_eq!(&both, &of(&[&mine[..], &theirs].concat()));
+            // The same bucket by bucket, over all of them.
+            let mut all = vec![0; BUCKETS];
+            mine.iter().chain(&theirs).for_each(|(index, count)| all[*index] += count);
+            prop_assert_eq!(both.total(), all.iter().sum::<u64>());
+            let occupied: Vec<_> = all.iter().copied().enumerate().filter(|(_, count)| *count > 0).collect();
+            prop_assert_eq!(both.occupied().collect::<Vec<_>>(), occupied);
             for index in 0..BUCKETS {
-                prop_assert_eq!(both.above(index), both.counts()[index + 1..].iter().sum::<u64>());
+                prop_assert_eq!(both.above(index), all[index + 1..].iter().sum::<u64>());
+                prop_assert_eq!(both.below(index), all[..index].iter().sum::<u64>());
             }
+            let mut at_once = Histogram::default();
+            at_once.add_all(0, &all);
+            prop_assert_eq!(&at_once, &both);
             prop_assert_eq!(&both.since(&second), &first);
+            // Counters that were made anew have less.
+            let less = |index: &usize| of(&mine).occupied().find(|(at, _)| at == index).map_or(0, |(_, count)| count);
+            let anew = second.since(&first).occupied().collect::<Vec<_>>();
+            prop_assert_eq!(anew, second.occupied().map(|(index, count)| (index, count.saturating_sub(less(&index)))).filter(|(_, count)| *count > 0).collect::<Vec<_>>());
             both.clear();
             prop_assert_eq!(both, Histogram::default());
         }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::model::{
-    histogram::{self, BUCKETS, Histogram},
+    histogram::{self, BLOCK, BUCKETS, Histogram},
     outcome::Outcome,
 };
 
@@ -42,36 +42,53 @@ impl Counter {
 #[derive(Debug)]
 pub(super) struct Latencies {
     buckets: Box<[Counter]>,
+    /// A bit for each block of buckets that is not empty, so that a reader goes over no others.
+    used: Counter,
     nanos: Counter,
 }
 
+const _: () = assert!(BUCKETS.div_ceil(BLOCK) <= u64::BITS as usize, "each block has a bit");
+
 impl Default for Latencies {
     fn default() -> Self {
-        Self { buckets: (0..BUCKETS).map(|_| Counter::default()).collect(), nanos: Counter::default() }
+        Self { buckets: (0..BUCKETS).map(|_| Counter::default()).collect(), ..Self::none() }
     }
 }
 
 impl Latencies {
     /// What counts none.
     fn none() -> Self {
-        Self { buckets: Box::default(), nanos: Counter::default() }
+        Self { buckets: Box::default(), used: Counter::default(), nanos: Counter::default() }
     }
 
     /// Counts one. Only for the one writer.
     #[inline]
     pub(super) fn record(&self, latency: Duration) {
-        let Some(bucket) = self.buckets.get(histogram::index(latency)) else { return };
+        let index = histogram::index(latency);
+        let Some(bucket) = self.buckets.get(index) else { return };
         bucket.add(1);
+        let block = 1 << (index / BLOCK);
+        if self.used.get() & block == 0 {
+            self.used.add(block);
+        }
         self.nanos.add(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
     }
 
     /// Adds all of them to `into`.
     pub(super) fn add_to(&self, into: &mut Histogram) {
-        for (index, counter) in self.buckets.iter().enumerate() {
-            let count = counter.get();
-            if count > 0 {
-                into.add(index, count);
+        let mut left = self.used.get();
+        if left != 0 {
+            let (first, last) = (left.trailing_zeros() as usize, left.ilog2() as usize);
+            into.keep(&(first * BLOCK..((last + 1) * BLOCK).min(BUCKETS)));
+        }
+        while left != 0 {
+            let first = left.trailing_zeros() as usize * BLOCK;
+            let mut counts = [0; BLOCK];
+            for (count, counter) in counts.iter_mut().zip(&self.buckets[first..]) {
+                *count = counter.get();
             }
+            into.add_all(first, &counts);
+            left &= left - 1;
         }
         into.add_nanos(self.nanos.get());
     }

@@ -240,14 +240,11 @@ pub(super) fn gauge(labels: Vec<LabelPair>, value: u64) -> Metric {
 /// below the bound.
 pub(super) fn latency(labels: Vec<LabelPair>, counts: &Histogram) -> Metric {
     let mut histogram = HistogramProto::default();
-    let (mut seen, mut next) = (0, 0);
     let buckets = LATENCY_BOUNDS.map(|bound| {
         let end = histogram::index(std::time::Duration::from_secs_f64(bound)).min(BUCKETS - 1);
-        seen += counts.counts()[next..end].iter().sum::<u64>();
-        next = end;
         let mut bucket = Bucket::default();
         bucket.set_upper_bound(bound);
-        bucket.set_cumulative_count(seen);
+        bucket.set_cumulative_count(counts.below(end));
         bucket
     });
     histogram.set_bucket(buckets.into());
