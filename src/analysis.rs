@@ -30,6 +30,7 @@ mod learned;
 pub mod mixture;
 mod numbers;
 pub mod outlook;
+pub mod paired;
 mod route;
 pub mod settings;
 pub mod verdict;
