@@ -63,7 +63,7 @@ use crate::{
     store::{Store, StoreError},
     telemetry::{
         ledger::Hub,
-        reader::{self, Counted, Endpoints, Series, Totals},
+        reader::{self, Counted, Endpoints, Pairs, Series, Totals},
     },
 };
 
@@ -78,11 +78,12 @@ pub(crate) type Reading = Arc<Counts>;
 pub(crate) struct Counts {
     totals: BTreeMap<Series, Totals>,
     endpoints: Endpoints<Counted>,
+    pairs: BTreeMap<ServiceName, Pairs>,
 }
 
 impl Counts {
     fn read(hub: &Hub) -> Self {
-        Self { totals: reader::read(hub), endpoints: reader::read_endpoints(hub) }
+        Self { totals: reader::read(hub), endpoints: reader::read_endpoints(hub), pairs: hub.pairs() }
     }
 }
 

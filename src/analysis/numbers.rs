@@ -14,6 +14,9 @@ impl Analysis {
     /// What was decided in the last tick, with all that it rests on. Changes nothing, and costs more
     /// than the tick itself.
     pub fn verdict(&self) -> Verdict {
+        if let Some(paired) = self.paired_in_force() {
+            return self.dark_verdict(paired);
+        }
         let finding = self.find();
         let latency = self.tally.latency();
         let checks = self.checks(latency);
@@ -39,6 +42,7 @@ impl Analysis {
             dispersion: self.dispersion.factor(),
             incident: self.tally.window.incident(),
             harm: self.harm(),
+            pairs: None,
             requests_needed,
             ticks_needed: requests_needed
                 .filter(|_| rate > 0.0)
@@ -78,7 +82,7 @@ impl Analysis {
             (latency.and_then(|l| l.interval(quantile)), latency.map_or(0, |l| l.compared(quantile)))
         };
         let judged = match self.stage {
-            Stage::Stepping => self.tally.rollout.canary,
+            Stage::Stepping | Stage::Dark => self.tally.rollout.canary,
             Stage::Baking => step.stable,
         };
         let (Arms { stable, canary }, limit, (interval, requests)) = match check {
@@ -96,6 +100,8 @@ impl Analysis {
                 let limit = self.max_p99.as_ref().map(|guard| guard.limit().as_secs_f64());
                 (p99, limit, (self.share(over), over.requests))
             }
+            // Not of this stage.
+            Check::PairedErrorRate | Check::PairedLatency => (Arms::default(), None, (None, 0)),
         };
         CheckReport {
             check,
@@ -119,7 +125,7 @@ impl Analysis {
     /// The requests of the step, or of baking, that took longer than they may.
     fn over_max_p99(&self) -> Sample {
         let latencies = match self.stage {
-            Stage::Stepping => self.tally.latencies().canary,
+            Stage::Stepping | Stage::Dark => self.tally.latencies().canary,
             Stage::Baking => self.tally.latencies().stable,
         };
         self.max_p99.as_ref().map(|guard| guard.over(latencies)).unwrap_or_default()
@@ -165,7 +171,7 @@ fn report_route(route: &Route, evidence: f64, threshold: f64) -> CheckReport {
 
 /// Requests until `awaited` more evidence has come, if it comes as `gained` has by `requests`; nothing
 /// where none has.
-fn requests_to_gain(awaited: f64, gained: f64, requests: u64) -> Option<u64> {
+pub(super) fn requests_to_gain(awaited: f64, gained: f64, requests: u64) -> Option<u64> {
     // The cast saturates.
     (gained > 0.0).then(|| (awaited.max(0.0) / gained * requests as f64).ceil() as u64)
 }

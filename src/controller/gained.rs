@@ -4,13 +4,14 @@ use std::{borrow::Cow, sync::Arc};
 
 use super::{Counts, service::delta};
 use crate::{
-    analysis::{ArmTick, Tick, error_rate::Sample, verdict::Arms},
+    analysis::{ArmTick, Tick, error_rate::Sample, paired, verdict::Arms},
     config::Service,
     model::{
         histogram::Histogram,
+        name::ServiceName,
         role::{Role, Roles},
     },
-    telemetry::reader::{Counted, Totals},
+    telemetry::reader::{Counted, Pairs, Totals},
 };
 
 /// What came in between two readings.
@@ -50,6 +51,16 @@ impl Gained {
             routes: &self.routes,
         })
     }
+}
+
+/// Pairs of a request and its copy that ended between two readings.
+pub(super) fn pairs((now, before): (&Counts, &Counts), service: &ServiceName) -> paired::Counts {
+    let of = |counts: &Counts| {
+        let Pairs { none, stable, canary, both, compared, slower } =
+            counts.pairs.get(service).copied().unwrap_or_default();
+        paired::Counts { none, stable, canary, both, timed: compared, slower }
+    };
+    of(now).since(&of(before))
 }
 
 fn arm<'l>(gained: &Totals, latency: &'l Histogram) -> ArmTick<'l> {

@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-pub use super::endpoints::{Counted, Endpoints};
 use super::{
     cells::Cells,
     ledger::{Hub, Part},
+};
+pub use super::{
+    endpoints::{Counted, Endpoints},
+    mirror::Pairs,
 };
 use crate::model::{
     histogram::Histogram,
