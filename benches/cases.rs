@@ -8,7 +8,7 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tidegate::{
-    analysis::{Analysis, ArmTick, Tick, error_rate::Sample, settings::Settings},
+    analysis::{Analysis, ArmTick, Tick, settings::Settings},
     model::{
         histogram::{self, Histogram},
         outcome::Outcome,
@@ -359,5 +359,5 @@ fn arm(gained: &Totals) -> ArmTick<'_> {
 }
 
 fn tick((requests, failures): (u64, u64), latency: &Histogram) -> ArmTick<'_> {
-    ArmTick { requests, failures, latency, warming: Sample::default() }
+    ArmTick::new(requests, failures, latency)
 }

@@ -70,12 +70,64 @@ pub struct ArmTick<'a> {
     /// The same of endpoints that are still warming up. They are in none of the above and compared
     /// with nothing, since a cold endpoint says little about its version.
     pub warming: Sample,
+    /// The same of requests that were sent to the backend by something other than chance, if there were any.
+    /// They are in none of the above and compared with nothing, since they may differ from those of the
+    /// other arm; but limits hold for them too.
+    pub sent: Option<Sent<'a>>,
+    /// Failures of the canary that no user saw, since stable answered in its place. They are failures all
+    /// the same; but they cost nobody anything.
+    pub shielded: u64,
 }
 
-impl ArmTick<'_> {
+/// Requests that were sent to a backend by something other than chance.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent<'a> {
+    /// How many.
+    pub sample: Sample,
+    /// How long they took.
+    pub latency: &'a Histogram,
+}
+
+impl<'a> ArmTick<'a> {
+    /// What an arm did of whose requests nothing is to be told apart.
+    pub const fn new(requests: u64, failures: u64, latency: &'a Histogram) -> Self {
+        Self {
+            requests,
+            failures,
+            latency,
+            warming: Sample { requests: 0, failures: 0 },
+            sent: None,
+            shielded: 0,
+        }
+    }
+
     /// Counts are read while they grow, so a failure may be seen before its request.
     fn sample(&self) -> Sample {
         Sample { requests: self.requests, failures: self.failures.min(self.requests) }
+    }
+
+    /// Those that were sent.
+    fn sent(&self) -> Sample {
+        self.sent.map(|sent| sent.sample).unwrap_or_default()
+    }
+
+    /// Those for which limits hold: all but those of endpoints that are warming up.
+    fn warm(&self) -> Sample {
+        let mut warm = self.sample();
+        warm.add(self.sent());
+        warm
+    }
+
+    /// All of them.
+    fn all(&self) -> Sample {
+        let mut all = self.warm();
+        all.add(self.warming);
+        all
+    }
+
+    /// How long those took for which limits hold.
+    fn latencies(&self) -> impl Iterator<Item = &'a Histogram> + use<'a> {
+        std::iter::once(self.latency).chain(self.sent.map(|sent| sent.latency))
     }
 }
 
@@ -91,13 +143,14 @@ pub struct Tick<'a> {
     pub routes: &'a [Arms<Sample>],
 }
 
-impl Tick<'_> {
+impl<'a> Tick<'a> {
     fn samples(&self) -> Arms<Sample> {
-        Arms { stable: self.stable.sample(), canary: self.canary.sample() }
+        self.arms(ArmTick::sample)
     }
 
-    fn warming(&self) -> Arms<Sample> {
-        Arms { stable: self.stable.warming, canary: self.canary.warming }
+    /// The same of each arm.
+    fn arms<T>(&self, of: impl Fn(&ArmTick<'a>) -> T) -> Arms<T> {
+        Arms { stable: of(&self.stable), canary: of(&self.canary) }
     }
 }
 
@@ -265,12 +318,11 @@ impl Analysis {
             latency.update(tick.stable.latency, tick.canary.latency);
         }
         self.routes.iter_mut().zip(tick.routes).for_each(|(route, tick)| route.update(*tick));
-        self.observe_guards(samples.canary, tick.canary.latency, factor);
+        self.observe_guards(&tick.canary, factor);
         self.dispersion.update(samples.stable);
         if let Some(budget) = &mut self.budget {
-            let mut all = samples;
-            all.canary.add(tick.canary.warming);
-            budget.update(all, usual.unwrap_or(0.0));
+            let all = Arms { canary: tick.canary.all(), ..samples };
+            budget.update(all, tick.canary.shielded, usual.unwrap_or(0.0));
         }
         self.find().decision
     }
@@ -293,7 +345,7 @@ impl Analysis {
     /// hold or to advance.
     pub fn observe_baking(&mut self, new_stable: &ArmTick<'_>) -> Decision {
         self.tally.count_baking(new_stable);
-        self.observe_guards(new_stable.sample(), new_stable.latency, self.dispersion.factor());
+        self.observe_guards(new_stable, self.dispersion.factor());
         self.find().decision
     }
 
@@ -307,12 +359,12 @@ impl Analysis {
         self.difference.as_ref().and_then(Difference::interval)
     }
 
-    fn observe_guards(&mut self, sample: Sample, latency: &Histogram, dispersion: f64) {
+    fn observe_guards(&mut self, judged: &ArmTick<'_>, dispersion: f64) {
         if let Some(guard) = &mut self.max_error_rate {
-            guard.update(sample, dispersion);
+            guard.update(judged.warm(), dispersion);
         }
         if let Some(guard) = &mut self.max_p99 {
-            guard.update(latency, dispersion);
+            guard.update(judged.latencies(), dispersion);
         }
     }
 

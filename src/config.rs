@@ -381,6 +381,17 @@ pub struct Rollout {
     pub prepare_deadline: Duration,
     /// Who is asked before it goes on, and who is told.
     pub hooks: Vec<Hook>,
+    /// Where what it is judged by is written down, if it is.
+    pub recordings: Option<Recordings>,
+}
+
+/// Where what rollouts are judged by is written down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recordings {
+    /// A directory, which may be made and may be that of other services too.
+    pub directory: PathBuf,
+    /// How many of the service's newest are kept; at least 1 (default 20).
+    pub keep: u32,
 }
 
 impl Default for Rollout {
@@ -395,6 +406,7 @@ impl Default for Rollout {
             probes: Vec::new(),
             prepare_deadline: Duration::from_secs(60),
             hooks: Vec::new(),
+            recordings: None,
         }
     }
 }

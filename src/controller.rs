@@ -26,6 +26,7 @@ mod notify;
 mod prepare;
 mod probe;
 pub mod publish;
+mod recording;
 mod requests;
 mod save;
 mod service;
@@ -63,7 +64,7 @@ use crate::{
     store::{Store, StoreError},
     telemetry::{
         ledger::Hub,
-        reader::{self, Counted, Endpoints, Pairs, Series, Totals},
+        reader::{self, Counted, Endpoints, Pairs, RetryTotals, Series, Totals},
     },
 };
 
@@ -79,11 +80,15 @@ pub(crate) struct Counts {
     totals: BTreeMap<Series, Totals>,
     endpoints: Endpoints<Counted>,
     pairs: BTreeMap<ServiceName, Pairs>,
+    retries: BTreeMap<ServiceName, RetryTotals>,
 }
 
 impl Counts {
     fn read(hub: &Hub) -> Self {
-        Self { totals: reader::read(hub), endpoints: reader::read_endpoints(hub), pairs: hub.pairs() }
+        // First, so that the failure of which a retry took the place is always known as well.
+        let retries = hub.retries();
+        let (totals, endpoints) = (reader::read(hub), reader::read_endpoints(hub));
+        Self { totals, endpoints, pairs: hub.pairs(), retries }
     }
 }
 

@@ -156,8 +156,7 @@ mod tests {
         let mut analysis = Analysis::new(&Settings { latency_margin: None, ..Settings::default() }, 300);
         analysis.begin_step(None);
         let none = Histogram::default();
-        let arm =
-            |requests, failures| ArmTick { requests, failures, latency: &none, warming: Sample::default() };
+        let arm = |requests, failures| ArmTick::new(requests, failures, &none);
         let (stable, canary) = (arm(9_000, 9), arm(2_000, failures.iter().sum()));
         analysis.observe(&Tick { stable, canary, routes: &[] });
         let mut verdict = analysis.verdict();

@@ -188,7 +188,7 @@ impl Analysis {
 mod tests {
     use super::*;
     use crate::{
-        analysis::{Tick, error_rate::Sample, explain::explain},
+        analysis::{Tick, explain::explain},
         model::{histogram::Histogram, weight::Weight},
     };
 
@@ -199,7 +199,7 @@ mod tests {
     }
 
     fn arm(latency: &Histogram, (requests, failures): (u64, u64)) -> ArmTick<'_> {
-        ArmTick { requests, failures, latency, warming: Sample::default() }
+        ArmTick::new(requests, failures, latency)
     }
 
     /// Ticks with ten pairs each.

@@ -21,6 +21,12 @@ pub(super) struct Tally {
     pub(super) step: Arms<Sample>,
     /// What endpoints served that were still warming up, since the rollout began.
     pub(super) warming: Arms<Sample>,
+    /// What was sent to an arm by something other than chance, since the rollout began.
+    #[serde(default)]
+    pub(super) sent: Arms<Sample>,
+    /// What was sent to the canary in the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sent_in_step: Option<Box<SentInStep>>,
     latencies: Arms<Latencies>,
     pub(super) window: Window,
     pub(super) streak: Streak,
@@ -30,35 +36,39 @@ impl Tally {
     /// Counts a tick of a step.
     pub(super) fn count(&mut self, tick: &Tick<'_>) {
         let samples = tick.samples();
-        let warming = tick.warming();
-        let Self { rollout, step, warming: warming_sum, latencies, window, streak } = self;
+        let Self { rollout, step, warming, sent, sent_in_step, latencies, window, streak } = self;
         for sum in [rollout, step] {
             sum.add(samples);
         }
-        warming_sum.add(warming);
+        warming.add(tick.arms(|arm| arm.warming));
+        sent.add(tick.arms(ArmTick::sent));
+        if let Some(tick) = &tick.canary.sent {
+            let sum = sent_in_step.get_or_insert_default();
+            sum.sample.add(tick.sample);
+            sum.latencies.add(tick.latency);
+        }
         latencies.stable.add(tick.stable.latency);
         latencies.canary.add(tick.canary.latency);
         window.push(samples);
-        // Who answers nothing at all need not be waited for until it is warm.
-        let mut all = samples;
-        all.add(warming);
-        streak.count(all.canary, all.stable);
+        // Who answers nothing at all need not be waited for until it is warm, or until somebody comes by
+        // chance.
+        streak.count(tick.canary.all(), tick.stable.all());
     }
 
     /// Counts a tick of baking, in which the promoted version is stable and the only one.
     pub(super) fn count_baking(&mut self, tick: &ArmTick<'_>) {
-        let mut sample = tick.sample();
-        self.step.stable.add(sample);
-        self.latencies.stable.add(tick.latency);
+        self.step.stable.add(tick.warm());
+        tick.latencies().for_each(|latency| self.latencies.stable.add(latency));
         self.warming.stable.add(tick.warming);
-        sample.add(tick.warming);
-        self.streak.count(sample, Sample::default());
+        self.streak.count(tick.all(), Sample::default());
     }
 
     /// Counts the step anew. What the last ticks were like outlives the change of weight.
     pub(super) fn begin_step(&mut self) {
-        let Self { rollout: _, step, warming: _, latencies, window: _, streak: _ } = self;
+        let Self { rollout: _, step, warming: _, sent: _, sent_in_step, latencies, window: _, streak: _ } =
+            self;
         *step = Arms::default();
+        *sent_in_step = None;
         *latencies = Arms::default();
     }
 
@@ -67,9 +77,38 @@ impl Tally {
         *self = Self { rollout: self.rollout, ..Self::default() };
     }
 
-    /// The latencies of each arm in the step.
-    pub(super) fn latencies(&self) -> Arms<&Histogram> {
-        Arms { stable: &self.latencies.stable.0, canary: &self.latencies.canary.0 }
+    /// What limits hold for in a step: all of the canary's requests since the rollout began, and since the
+    /// step began.
+    pub(super) fn limited(&self) -> [Sample; 2] {
+        let (mut rollout, mut step) = (self.rollout.canary, self.step.canary);
+        rollout.add(self.sent.canary);
+        if let Some(sent) = &self.sent_in_step {
+            step.add(sent.sample);
+        }
+        [rollout, step]
+    }
+
+    /// The latencies that limits hold for in a step.
+    pub(super) fn limited_latencies(&self) -> impl Iterator<Item = &Histogram> {
+        let sent = self.sent_in_step.iter().map(|sent| &sent.latencies.0);
+        std::iter::once(&self.latencies.canary.0).chain(sent)
+    }
+
+    /// The 99th percentile that limits hold for in a step, in seconds.
+    pub(super) fn limited_p99(&self) -> Option<f64> {
+        match &self.sent_in_step {
+            None => self.latencies.canary.quantiles().p99_seconds,
+            Some(sent) => {
+                let mut all = self.latencies.canary.clone();
+                all.add(&sent.latencies.0);
+                all.quantiles().p99_seconds
+            }
+        }
+    }
+
+    /// Stable's latencies in the step, or in baking.
+    pub(super) fn stable_latencies(&self) -> &Histogram {
+        &self.latencies.stable.0
     }
 
     /// The latency of each arm in the step.
@@ -183,6 +222,13 @@ impl Streak {
     pub(super) fn damning(&self) -> Option<u64> {
         (self.failures >= Self::ENOUGH && !self.other.in_trouble()).then_some(self.failures)
     }
+}
+
+/// What was sent to the canary in the step.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+struct SentInStep {
+    sample: Sample,
+    latencies: Latencies,
 }
 
 /// One arm's latencies in the step.

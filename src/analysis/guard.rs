@@ -82,13 +82,15 @@ impl SlowGuard {
 
     /// Takes in one tick. Over the limit counts what lies after the bucket that holds it, so that a
     /// request just within is never blamed for lack of resolution.
-    pub fn update(&mut self, latencies: &Histogram, dispersion: f64) {
+    pub fn update<'l>(&mut self, latencies: impl IntoIterator<Item = &'l Histogram>, dispersion: f64) {
         self.guard.update(self.over(latencies), dispersion);
     }
 
     /// The requests that are surely over the limit.
-    pub(super) fn over(&self, latencies: &Histogram) -> Sample {
-        slow(latencies, histogram::index(self.limit))
+    pub(super) fn over<'l>(&self, latencies: impl IntoIterator<Item = &'l Histogram>) -> Sample {
+        let mut over = Sample::default();
+        latencies.into_iter().for_each(|latencies| over.add(slow(latencies, histogram::index(self.limit))));
+        over
     }
 
     /// Something that is at least as much, for less than that costs.

@@ -7,6 +7,10 @@
 //! because of it. A rollout is therefore rolled back when the sum reaches the budget, and its weight is
 //! kept so low that no single tick can lead far beyond: the expected harm stays within the budget.
 //!
+//! A failure that was shielded, so that its user got stable's answer, is evidence and no harm: it is taken
+//! off again. It never takes the sum below 0: what shields spare users is no credit for harm that is still to
+//! come, and the sum is never below the estimate of the last paragraph.
+//!
 //! "So low" means: what is left lasts for [`LAG`] ticks even if the canary is as bad as can be, which is
 //! the upper end of the interval of the difference. That is everything at first, and less with each tick
 //! that goes well, so the weight that the budget allows rises by itself.
@@ -35,12 +39,14 @@ impl Budget {
         Self { budget, spent: 0.0 }
     }
 
-    /// Takes in one tick, those requests included that are compared with nothing. `usual` is stable's
-    /// failure rate so far, for a tick in which it had no request.
-    pub(super) fn update(&mut self, tick: Arms<Sample>, usual: f64) {
+    /// Takes in one tick, those requests included that are compared with nothing; `shielded` of the
+    /// canary's failures, in this tick or just before it, were seen by nobody. `usual` is stable's failure
+    /// rate so far, for a tick in which it had no request.
+    pub(super) fn update(&mut self, tick: Arms<Sample>, shielded: u64, usual: f64) {
         let stable = tick.stable.rate().unwrap_or(usual);
         let (requests, failures) = tick.canary.units(1.0);
-        self.spent += failures - requests * stable;
+        let spent = self.spent + failures - requests * stable;
+        self.spent = spent.min((spent - shielded as f64).max(0.0));
     }
 
     /// Whether nothing is left.
@@ -76,14 +82,33 @@ mod tests {
     #[test]
     fn only_what_stable_would_not_have_failed_is_harm() {
         let mut budget = Budget::new(10.0);
-        budget.update(tick((900, 9), (100, 6)), 0.0);
+        budget.update(tick((900, 9), (100, 6)), 0, 0.0);
         assert_eq!(budget.spent, 5.0);
-        budget.update(tick((0, 0), (100, 6)), 0.02);
+        budget.update(tick((0, 0), (100, 6)), 0, 0.02);
         assert_eq!(budget.spent, 9.0);
         assert!(!budget.is_spent());
-        budget.update(tick((900, 0), (100, 1)), 0.0);
+        budget.update(tick((900, 0), (100, 1)), 0, 0.0);
         assert!(budget.is_spent());
         assert_eq!(budget.report(1_000.0, None).weight_cap, Some(Weight::ZERO));
+    }
+
+    #[test]
+    fn what_nobody_saw_is_no_harm_and_no_credit() {
+        let spent_after = |ticks: &[(u64, u64)]| {
+            let mut budget = Budget::new(10.0);
+            for (failures, shielded) in ticks {
+                budget.update(tick((900, 0), (100, *failures)), *shielded, 0.0);
+            }
+            budget.spent
+        };
+        assert_eq!(spent_after(&[(6, 6), (6, 4)]), 2.0);
+        // The answer in its place may come a tick later.
+        assert_eq!(spent_after(&[(6, 0), (0, 6)]), 0.0);
+        // More than was spent is not lent.
+        assert_eq!(spent_after(&[(2, 9), (6, 0)]), 6.0);
+        let mut budget = Budget::new(10.0);
+        budget.update(tick((900, 90), (100, 2)), 2, 0.0);
+        assert_eq!(budget.spent, -8.0, "a canary that is better is, with or without a shield");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Analysis, Sample,
+    guard::SlowGuard,
     interval::{self, Difference},
     latency::Quantile,
     route::Route,
@@ -37,6 +38,7 @@ impl Analysis {
             rollout: self.tally.rollout.totals(),
             step: self.tally.step.totals(),
             warming: self.tally.warming.totals(),
+            sent: self.tally.sent.totals(),
             latency,
             difference: checks.get(Check::ErrorRate).and_then(|report| report.interval),
             dispersion: self.dispersion.factor(),
@@ -85,6 +87,15 @@ impl Analysis {
             Stage::Stepping | Stage::Dark => self.tally.rollout.canary,
             Stage::Baking => step.stable,
         };
+        // In baking nothing is told apart.
+        let (limited, limited_rates, limited_p99) = match self.stage {
+            Stage::Stepping | Stage::Dark => {
+                let [rollout, step] = self.tally.limited();
+                let canary_p99 = self.tally.limited_p99();
+                (rollout, Arms { canary: step.rate(), ..rates }, Arms { canary: canary_p99, ..p99 })
+            }
+            Stage::Baking => (judged, rates, p99),
+        };
         let (Arms { stable, canary }, limit, (interval, requests)) = match check {
             Check::ErrorRate | Check::RouteErrorRate => {
                 (rates, None, (self.difference.as_ref().and_then(Difference::interval), judged.requests))
@@ -93,12 +104,12 @@ impl Analysis {
             Check::LatencyP99 => (p99, None, of_latency(Quantile::P99)),
             Check::MaxErrorRate => {
                 let limit = self.max_error_rate.as_ref().map(|guard| guard.limit());
-                (rates, limit, (self.share(judged), judged.requests))
+                (limited_rates, limit, (self.share(limited), limited.requests))
             }
             Check::MaxP99 => {
                 let over = self.over_max_p99();
                 let limit = self.max_p99.as_ref().map(|guard| guard.limit().as_secs_f64());
-                (p99, limit, (self.share(over), over.requests))
+                (limited_p99, limit, (self.share(over), over.requests))
             }
             // Not of this stage.
             Check::PairedErrorRate | Check::PairedLatency => (Arms::default(), None, (None, 0)),
@@ -124,11 +135,11 @@ impl Analysis {
 
     /// The requests of the step, or of baking, that took longer than they may.
     fn over_max_p99(&self) -> Sample {
-        let latencies = match self.stage {
-            Stage::Stepping | Stage::Dark => self.tally.latencies().canary,
-            Stage::Baking => self.tally.latencies().stable,
+        let over = |guard: &SlowGuard| match self.stage {
+            Stage::Stepping | Stage::Dark => guard.over(self.tally.limited_latencies()),
+            Stage::Baking => guard.over([self.tally.stable_latencies()]),
         };
-        self.max_p99.as_ref().map(|guard| guard.over(latencies)).unwrap_or_default()
+        self.max_p99.as_ref().map(over).unwrap_or_default()
     }
 
     /// Canary requests until more can be concluded; nothing where nothing is awaited, or nothing

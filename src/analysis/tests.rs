@@ -41,7 +41,7 @@ fn observe_tick(analysis: &mut Analysis, tick: &Tick<'_>) -> Verdict {
 }
 
 fn arm((requests, failures): Counts, latency: &Histogram) -> ArmTick<'_> {
-    ArmTick { requests, failures, latency, warming: Sample::default() }
+    ArmTick::new(requests, failures, latency)
 }
 
 fn bake(analysis: &mut Analysis, (requests, failures): Counts) -> Verdict {

@@ -53,6 +53,9 @@ pub struct Verdict {
     /// Requests since the rollout began that are in none of the above, because the endpoint that
     /// served them was still warming up.
     pub warming: Arms<ArmTotals>,
+    /// Requests since the rollout began that are in none of the above, because they were sent to the
+    /// version by a rule, the preview or a shield, and not by chance; in baking they are told apart no more.
+    pub sent: Arms<ArmTotals>,
     /// Latency in the step, or in baking.
     pub latency: Arms<ArmLatency>,
     /// The canary's failure rate less stable's, by the whole rollout so far, give or take; nothing

@@ -3,13 +3,13 @@
 //! What makes a plan wrong is decided by [`Plan::new`], which the API shares; here each fault only
 //! gets its place and a remedy.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    Rollout,
+    Recordings, Rollout,
     analysis::{self, RawAnalysis},
     checks::{self, RawCheck},
     hook::{self, At, RawHook},
@@ -18,7 +18,7 @@ use super::{
     schedule::{self, RawSchedule},
     steps::{self, RawStep},
     suggest::suggest,
-    written::{Section, TIMEOUT, Table, Text, Time, WAIT, time, time_or},
+    written::{Section, TIMEOUT, Table, Text, Time, WAIT, count, time, time_or},
 };
 use crate::rollout::plan::{Draft, Hooks, OnHookFailure, Plan, Strategy, WhenInconclusive};
 
@@ -44,6 +44,8 @@ pub(super) struct RawRollout {
     on_hook_failure: Option<Text>,
     analysis: Option<Table<RawAnalysis>>,
     checks: Option<Vec<Spanned<Table<RawCheck>>>>,
+    record: Option<Text>,
+    keep_recordings: Option<Spanned<i64>>,
 }
 
 impl Section for RawRollout {
@@ -117,6 +119,7 @@ pub(super) fn lower(
         (_, _, Strategy::BlueGreen) if written.is_none_or(|steps| steps == 0) => Vec::new(),
         _ => placed.iter().map(|placed| placed.step).collect(),
     };
+    let recordings = lower_recordings(raw.record.as_ref(), raw.keep_recordings.as_ref(), report);
     let written = raw.prepare_deadline.as_ref();
     let prepare_deadline =
         time_or(Rollout::default().prepare_deadline, written, "prepare_deadline", TIMEOUT, report);
@@ -144,6 +147,7 @@ pub(super) fn lower(
                 probes,
                 prepare_deadline,
                 hooks,
+                recordings,
             })
         }
         Err(faults) => {
@@ -151,6 +155,36 @@ pub(super) fn lower(
             None
         }
     }
+}
+
+/// Where rollouts are recorded, if they are.
+fn lower_recordings(
+    record: Option<&Text>,
+    keep: Option<&Spanned<i64>>,
+    report: &mut Report<'_>,
+) -> Option<Recordings> {
+    let keep = match (keep, record) {
+        (Some(written), None) => {
+            report
+                .error(
+                    written.span(),
+                    "`keep_recordings` says how many recordings are kept, and there are none",
+                )
+                .help("name a directory for them: `record = \"/var/lib/tidegate/recordings\"`");
+            None
+        }
+        (Some(written), Some(_)) => count(written, "keep_recordings", RECORDINGS, report),
+        (None, _) => None,
+    };
+    let record = record?;
+    let text = record.get_ref();
+    if text.is_empty() || text.contains('\0') {
+        report
+            .error(record.span(), format!("`{}` is not the path of a directory", text.escape_debug()))
+            .help("write a path such as `\"/var/lib/tidegate/recordings\"`, or leave `record` out");
+        return None;
+    }
+    Some(Recordings { directory: text.into(), keep: keep.unwrap_or(20) })
 }
 
 /// What stands beside the steps.
@@ -168,6 +202,9 @@ fn times(raw: &RawRollout, report: &mut Report<'_>) -> Draft {
         ..default
     }
 }
+
+/// Recordings that may be kept of a service.
+const RECORDINGS: RangeInclusive<u32> = 1..=10_000;
 
 /// Words for strategies.
 const STRATEGIES: [(&str, Strategy); 2] = [("canary", Strategy::Canary), ("blue-green", Strategy::BlueGreen)];
@@ -236,6 +273,25 @@ mod tests {
         let written = |time: &str| warmup(&format!("{slow}{}", rollout(&format!("warmup = '{time}'"))));
         assert_eq!((written("5s"), written("0s")), (Some(Duration::from_secs(5)), None));
         assert_eq!(errors(&rollout("warmup = '31d'")), ["`warmup` of 31d is too long"]);
+    }
+
+    #[test]
+    fn rollouts_are_recorded_where_it_is_written() {
+        let recordings = |written: &str| parsed(&rollout(written)).services.remove(0).rollout.recordings;
+        assert_eq!(recordings(""), None);
+        let kept = |keep| Some(Recordings { directory: "/var/lib/x".into(), keep });
+        assert_eq!(recordings("record = '/var/lib/x'"), kept(20));
+        assert_eq!(recordings("record = '/var/lib/x'\nkeep_recordings = 3"), kept(3));
+        for (written, problem) in [
+            ("record = ''", "`` is not the path of a directory"),
+            ("record = 'x'\nkeep_recordings = 0", "`keep_recordings` cannot be 0"),
+            (
+                "keep_recordings = 5",
+                "`keep_recordings` says how many recordings are kept, and there are none",
+            ),
+        ] {
+            assert_eq!(errors(&rollout(written)), [problem]);
+        }
     }
 
     #[test]

@@ -179,6 +179,8 @@ const WITHOUT_DEFAULT: &[&str] = &[
     "max_latency",
     "credentials",
     "audit_log",
+    "record",
+    "keep_recordings",
     "hosts",
     "at",
     "name",

@@ -11,7 +11,6 @@ use super::service::ServiceTask;
 use crate::{
     analysis::{
         Analysis, ArmTick, Tick,
-        error_rate::Sample,
         settings::Settings,
         verdict::{Decision, Reason},
     },
@@ -112,7 +111,7 @@ fn arm<'l>(half: Option<&'l Share>, none: &'l Histogram) -> ArmTick<'l> {
         Some(Share { counted, latency }) => (counted.requests, counted.failures, latency),
         None => (0, 0, none),
     };
-    ArmTick { requests, failures, latency, warming: Sample::default() }
+    ArmTick::new(requests, failures, latency)
 }
 
 #[cfg(test)]

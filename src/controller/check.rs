@@ -49,8 +49,8 @@ impl Checks {
         each.map(|(check, watch)| watch.borrow().status(&check.name, &check.rule, now)).collect()
     }
 
-    /// Has them their say. In baking there is nobody left to be compared with.
-    pub(super) fn consider(&self, verdict: &mut Verdict) {
+    /// Has them their say, and returns how they stood. In baking there is nobody left to be compared with.
+    pub(super) fn consider(&self, verdict: &mut Verdict) -> Vec<CheckStatus> {
         let mut status = self.status();
         if verdict.stage == Stage::Baking {
             let compares =
@@ -58,6 +58,7 @@ impl Checks {
             status.retain(|status| !compares(Arc::clone(&status.name)));
         }
         check::consider(verdict, &status);
+        status
     }
 }
 

@@ -57,7 +57,7 @@ impl ServiceTask {
         }
     }
 
-    fn counted(&self) -> Vec<(SocketAddr, Counted)> {
+    pub(super) fn counted(&self) -> Vec<(SocketAddr, Counted)> {
         let Some(key) = self.canary_key() else { return Vec::new() };
         let of = |endpoints: &Endpoints<Counted>| endpoints.get(&key).cloned().unwrap_or_default();
         let began = of(&self.began.endpoints);

@@ -4,36 +4,56 @@ use std::{borrow::Cow, sync::Arc};
 
 use super::{Counts, service::delta};
 use crate::{
-    analysis::{ArmTick, Tick, error_rate::Sample, paired, verdict::Arms},
+    analysis::{ArmTick, Sent, Tick, error_rate::Sample, paired, verdict::Arms},
     config::Service,
     model::{
         histogram::Histogram,
         name::ServiceName,
         role::{Role, Roles},
     },
-    telemetry::reader::{Counted, Pairs, Totals},
+    telemetry::reader::{Counted, Pairs, RetryTotals, Share, Totals},
 };
 
 /// What came in between two readings.
 pub(super) struct Gained {
     arms: Arms<Totals>,
+    evidence: Evidence,
     routes: Vec<Arms<Sample>>,
+    /// Failures of the canary that were shielded.
+    shielded: u64,
+}
+
+/// Which requests are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Evidence {
+    /// Those for which the role was drawn.
+    Drawn,
+    /// All: nobody comes to the canary by chance, so whoever is sent there is all there is.
+    All,
 }
 
 impl Gained {
-    /// What came in for the service's two backends, by route in the order of `routes`; nothing without a
-    /// canary.
+    /// What came in for the service's two backends, and which of it is evidence, by route in the order of
+    /// `routes`; nothing without a canary.
     pub(super) fn between<'r>(
         (now, before): (&Counts, &Counts),
         service: &Service,
         roles: &Roles,
-        routes: impl Iterator<Item = &'r Arc<str>>,
+        (evidence, routes): (Evidence, impl Iterator<Item = &'r Arc<str>>),
     ) -> Option<Self> {
         let stable = delta(now, before, (service, roles.stable(), Role::Stable));
         let canary = delta(now, before, (service, roles.canary()?, Role::Canary));
-        let of = |arm: &Totals, route| sample(arm.routes.get(route).copied().unwrap_or_default());
+        let of = |arm: &Totals, route| {
+            let mut counted = arm.routes.get(route).copied().unwrap_or_default();
+            if evidence == Evidence::All {
+                counted.add(arm.sent_routes.get(route).copied().unwrap_or_default());
+            }
+            sample(counted)
+        };
         let routes = routes.map(|route| Arms { stable: of(&stable, route), canary: of(&canary, route) });
-        Some(Self { routes: routes.collect(), arms: Arms { stable, canary } })
+        let spared = |counts: &Counts| counts.retries.get(&service.name).map_or(0, RetryTotals::spared);
+        let shielded = spared(now).saturating_sub(spared(before));
+        Some(Self { routes: routes.collect(), evidence, shielded, arms: Arms { stable, canary } })
     }
 
     /// What came in for stable.
@@ -44,12 +64,9 @@ impl Gained {
     /// The same as a tick.
     pub(super) fn tell<T>(&self, to: impl FnOnce(&Tick<'_>) -> T) -> T {
         let Arms { stable, canary } = &self.arms;
-        let latencies = (warm_latency(stable), warm_latency(canary));
-        to(&Tick {
-            stable: arm(stable, &latencies.0),
-            canary: arm(canary, &latencies.1),
-            routes: &self.routes,
-        })
+        let (stable, canary) = (Arm::of(stable, self.evidence), Arm::of(canary, self.evidence));
+        let canary = ArmTick { shielded: self.shielded, ..canary.tick() };
+        to(&Tick { stable: stable.tick(), canary, routes: &self.routes })
     }
 }
 
@@ -63,18 +80,33 @@ pub(super) fn pairs((now, before): (&Counts, &Counts), service: &ServiceName) ->
     of(now).since(&of(before))
 }
 
-fn arm<'l>(gained: &Totals, latency: &'l Histogram) -> ArmTick<'l> {
-    let warming = gained.warming.as_ref().map(|warming| warming.counted).unwrap_or_default();
-    let warm = Counted { requests: gained.requests(), failures: gained.failures }.since(warming);
-    let Sample { requests, failures } = sample(warm);
-    ArmTick { requests, failures, latency, warming: sample(warming) }
+/// What came in for one arm, by what is made of it.
+struct Arm<'t> {
+    compared: Sample,
+    latency: Cow<'t, Histogram>,
+    warming: Sample,
+    sent: Option<&'t Share>,
 }
 
-/// The latencies of endpoints that are not warming up.
-fn warm_latency(gained: &Totals) -> Cow<'_, Histogram> {
-    match &gained.warming {
-        Some(warming) if warming.counted.requests > 0 => Cow::Owned(gained.latency.since(&warming.latency)),
-        _ => Cow::Borrowed(&gained.latency),
+impl<'t> Arm<'t> {
+    fn of(gained: &'t Totals, evidence: Evidence) -> Self {
+        let any = |share: &'t Option<Box<Share>>| share.as_deref().filter(|share| share.counted.requests > 0);
+        let warming = any(&gained.warming);
+        let sent = any(&gained.sent).filter(|_| evidence == Evidence::Drawn);
+        let mut compared = Counted { requests: gained.requests(), failures: gained.failures };
+        let mut latency = Cow::Borrowed(&gained.latency);
+        for apart in [warming, sent].into_iter().flatten() {
+            compared = compared.since(apart.counted);
+            latency = Cow::Owned(latency.since(&apart.latency));
+        }
+        let warming = warming.map(|warming| sample(warming.counted)).unwrap_or_default();
+        Self { compared: sample(compared), latency, warming, sent }
+    }
+
+    fn tick(&self) -> ArmTick<'_> {
+        let Sample { requests, failures } = self.compared;
+        let sent = self.sent.map(|sent| Sent { sample: sample(sent.counted), latency: &sent.latency });
+        ArmTick { warming: self.warming, sent, ..ArmTick::new(requests, failures, &self.latency) }
     }
 }
 
@@ -90,23 +122,34 @@ mod tests {
     use crate::{model::outcome::Outcome, telemetry::reader::Share};
 
     #[test]
-    fn what_is_warming_up_is_taken_out() {
+    fn what_is_warming_up_or_was_sent_is_taken_out() {
         let mut gained = Totals::default();
         gained.outcomes[Outcome::Success.index()] = 8;
         gained.outcomes[Outcome::ServerError.index()] = 2;
         gained.failures = 2;
-        let mut warming = Share { counted: Counted { requests: 3, failures: 1 }, ..Share::default() };
+        let share =
+            |requests, failures| Share { counted: Counted { requests, failures }, ..Share::default() };
+        let (mut warming, mut sent) = (share(3, 1), share(2, 1));
         for millis in 0..10 {
             let latency = Duration::from_millis(1 + millis);
             gained.latency.record(latency);
-            if millis > 6 {
-                warming.latency.record(latency);
+            match millis {
+                0..5 => {}
+                5..7 => sent.latency.record(latency),
+                _ => warming.latency.record(latency),
             }
         }
-        gained.warming = Some(Box::new(warming));
-        let latency = warm_latency(&gained);
-        let arm = arm(&gained, &latency);
-        assert_eq!((arm.requests, arm.failures, arm.latency.total()), (7, 1, 7));
-        assert_eq!(arm.warming, Sample { requests: 3, failures: 1 });
+        (gained.warming, gained.sent) = (Some(Box::new(warming)), Some(Box::new(sent)));
+        let arm = Arm::of(&gained, Evidence::Drawn);
+        let tick = arm.tick();
+        assert_eq!((tick.requests, tick.failures, tick.latency.total()), (5, 0, 5));
+        assert_eq!(tick.warming, Sample { requests: 3, failures: 1 });
+        let sent = tick.sent.unwrap();
+        assert_eq!((sent.sample, sent.latency.total()), (Sample { requests: 2, failures: 1 }, 2));
+        // Where nobody else comes.
+        let arm = Arm::of(&gained, Evidence::All);
+        let tick = arm.tick();
+        assert_eq!((tick.requests, tick.failures, tick.latency.total()), (7, 1, 7));
+        assert!(tick.sent.is_none());
     }
 }

@@ -16,6 +16,7 @@ impl ServiceTask {
                 if self.running().is_some() {
                     self.journal.must_save();
                 }
+                let answer = self.when_written(answer);
                 return self.journal.answer_when_saved(answer);
             }
         };

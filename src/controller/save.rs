@@ -390,6 +390,7 @@ impl ServiceTask {
         self.journal.entries.retain(|entry| entry.rollout != began);
         (self.record, self.analysis, self.verdict) = (record, analysis, verdict);
         self.salt = salt;
+        self.recording = None;
         self.metrics.running(&self.config.name, false);
         self.publish(position.roles, position.weight);
     }

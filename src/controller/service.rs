@@ -10,11 +10,12 @@ use super::{
     check::Checks,
     context::Context,
     events::Events,
-    gained::{self, Gained},
+    gained::{self, Evidence, Gained},
     hook::Told,
     metrics::Metrics,
     notify::Notifier,
     publish::{self, Publisher},
+    recording::Recording,
     save::{self, Journal},
     standing::Standing,
     status::{BackendStatus, Recent, RolloutStatus, ServiceStatus},
@@ -31,7 +32,13 @@ use crate::{
         units::format_duration,
         weight::Weight,
     },
-    rollout::{check::Subject, event::Event, phase::Phase, plan::Plan, trial},
+    rollout::{
+        check::{CheckStatus, Subject},
+        event::Event,
+        phase::Phase,
+        plan::Plan,
+        trial,
+    },
     store::record::{Entry, Kind, Position, Rollout},
     telemetry::{ledger::Hub, reader::Totals},
 };
@@ -58,6 +65,8 @@ pub(super) struct ServiceTask {
     pub(super) verdict: Option<Verdict>,
     /// Of the rollout that runs, from its first step on.
     checks: Option<Checks>,
+    /// Of what it is judged by, if it is recorded.
+    pub(super) recording: Option<Recording>,
     /// Of stable against itself, while no rollout runs.
     pub(super) aa_test: Option<AaTest>,
     pub(super) aa: AaStatus,
@@ -86,7 +95,7 @@ impl ServiceTask {
     pub(super) fn new(config: Service, common: &Common) -> Self {
         let Common { publisher, hub, metrics, tick, reading: _, store, notifier } = common;
         let standing = Standing::of(&config, &store.found(&config.name), clock::now());
-        let Standing { position: Position { roles, weight }, salt, rollout, analysis, events, news } =
+        let Standing { position: Position { roles, weight }, salt, rollout, analysis, saved, events, news } =
             standing;
         metrics.begin(&config.name);
         metrics.published(&config.name, &roles, &roles, weight);
@@ -102,6 +111,7 @@ impl ServiceTask {
             waiting: None,
             told: Vec::new(),
             checks: None,
+            recording: None,
             aa_test: None,
             aa: AaStatus::default(),
             journal: Journal::new(store.clone()),
@@ -122,6 +132,9 @@ impl ServiceTask {
             notifier: Arc::clone(notifier),
         };
         task.metrics.running(&task.config.name, task.running().is_some());
+        if saved.is_some() {
+            task.begin_recording(saved);
+        }
         news.into_iter().for_each(|(kind, what)| task.note(kind, what));
         task
     }
@@ -223,22 +236,31 @@ impl ServiceTask {
         }
         let phase = running.map_or(Phase::Idle, |record| record.phase.clone());
         let between = (&*self.now, &*self.before);
-        let gained = Gained::between(between, &self.config, &self.roles, self.analysis.routes_told());
+        let nobody_drawn = running.is_some_and(|record| trial::is_by_rules(&phase, &record.plan));
+        let evidence = if nobody_drawn { Evidence::All } else { Evidence::Drawn };
+        let told = (evidence, self.analysis.routes_told());
+        let gained = Gained::between(between, &self.config, &self.roles, told);
         let Some(gained) = gained else { return };
         self.test_itself(gained.stable());
         let between = (&*self.now, &*self.before);
         let pairs = self.is_dark().then(|| gained::pairs(between, &self.config.name));
+        let mut line = self.line(&phase, &gained);
+        if let Some(line) = &mut line {
+            line.pairs = pairs;
+        }
         let analysis = &mut self.analysis;
-        let decided = gained.tell(|tick| trial::observe(analysis, &phase, tick, pairs.as_ref()));
-        let Some(mut decision) = decided else { return };
-        if is_observed {
+        let observed = gained.tell(|tick| trial::observe(analysis, &phase, tick, pairs.as_ref()));
+        let (mut decision, mut checks) = (observed, Vec::new());
+        if is_observed && observed.is_some() {
             let mut verdict = self.analysis.verdict();
             self.tell_endpoint_from_version(&mut verdict);
-            self.ask_elsewhere(&mut verdict);
-            decision = verdict.decision;
+            checks = self.ask_elsewhere(&mut verdict);
+            decision = Some(verdict.decision);
             self.metrics.evidence(&self.config.name, verdict.evidence / verdict.threshold);
             self.verdict = Some(verdict);
         }
+        self.write_down(line, checks);
+        let Some(decision) = decision else { return };
         self.happen(Event::Tick(decision));
         self.keep_to_budget();
     }
@@ -261,14 +283,15 @@ impl ServiceTask {
         backend.map_or(0, of)
     }
 
-    /// Has checks of what is measured elsewhere their say.
-    fn ask_elsewhere(&mut self, verdict: &mut Verdict) {
-        let (Some(record), checks) = (&self.record, &self.config.rollout.checks) else { return };
-        if !checks.is_empty() {
-            let subject = || Subject { service: self.config.name.clone(), roles: record.roles.clone() };
-            let checks = self.checks.get_or_insert_with(|| Checks::begin(checks, subject()));
-            checks.consider(verdict);
+    /// Has checks of what is measured elsewhere their say, and returns how they stood.
+    fn ask_elsewhere(&mut self, verdict: &mut Verdict) -> Vec<CheckStatus> {
+        let (Some(record), checks) = (&self.record, &self.config.rollout.checks) else { return Vec::new() };
+        if checks.is_empty() {
+            return Vec::new();
         }
+        let subject = || Subject { service: self.config.name.clone(), roles: record.roles.clone() };
+        let checks = self.checks.get_or_insert_with(|| Checks::begin(checks, subject()));
+        checks.consider(verdict)
     }
 
     /// Whether the canary gets copies now, and no users.
@@ -303,10 +326,12 @@ impl ServiceTask {
         self.analysis = new_analysis(&self.config, &self.config.rollout.plan, self.tick)
             .knowing(&self.analysis.learned());
         self.begin_endpoints();
+        self.begin_recording(None);
     }
 
     /// Whatever was gathered is about another rollout, or another stable: evidence begins at nothing.
     pub(super) fn forget_evidence(&mut self) {
+        self.recording = None;
         self.analysis = new_analysis(&self.config, &self.config.rollout.plan, self.tick);
     }
 

@@ -32,6 +32,8 @@ pub(super) struct Standing {
     pub(super) salt: u64,
     pub(super) rollout: Option<Rollout>,
     pub(super) analysis: Option<Analysis>,
+    /// When the evidence was saved from which a rollout goes on.
+    pub(super) saved: Option<Timestamp>,
     /// What happened before, to be shown.
     pub(super) events: Vec<Occurrence>,
     /// What there is to say about it. If there is anything, it has to be saved.
@@ -56,6 +58,7 @@ impl Standing {
             salt: publish::salt(&service.name, 0),
             rollout: None,
             analysis: None,
+            saved: None,
             events: found.recent.iter().map(occurrence).collect(),
             news: problems.collect(),
         };
@@ -119,7 +122,7 @@ impl Standing {
                 let (position, has_evidence) = (was.position.clone(), was.analysis.is_some());
                 let was = was.later(away).at(position.clone(), Kind::Restart, news);
                 if has_evidence {
-                    return was;
+                    return Self { saved: Some(record.saved), ..was };
                 }
                 let news = "its evidence is another version's and cannot be read: it is gathered anew";
                 was.at(position, Kind::Restart, news.to_owned())
@@ -169,7 +172,7 @@ impl Standing {
             let reason = RollBackReason::CannotGoOn { why: why.to_owned() };
             rollout.phase = Phase::RolledBack { at: now, reason };
         }
-        self.analysis = None;
+        (self.analysis, self.saved) = (None, None);
         self
     }
 

@@ -269,7 +269,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        analysis::{Analysis, ArmTick, Tick, error_rate::Sample, verdict::Decision},
+        analysis::{Analysis, ArmTick, Tick, verdict::Decision},
         config::{Config, Lead, diagnostic::render, load},
         model::histogram::Histogram,
         routing::table::PathMatch,
@@ -330,9 +330,8 @@ mod tests {
                 *failures += u64::from(fails);
             }
             let latency = Histogram::default();
-            let warming = Sample::default();
             let [stable, canary] =
-                arms.map(|(requests, failures)| ArmTick { requests, failures, latency: &latency, warming });
+                arms.map(|(requests, failures)| ArmTick::new(requests, failures, &latency));
             let decision = analysis.observe(&Tick { stable, canary, routes: &[] });
             let held = Duration::from_millis(250) * (tick - since) >= steps[step].hold;
             match decision {

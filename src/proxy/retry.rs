@@ -32,7 +32,7 @@ use crate::{
     model::{outcome::Outcome, protocol::Protocol, role::Role},
     routing::{
         retry::{Failure, Retry as Rules},
-        split::{Assignment, Reason},
+        split::Assignment,
     },
     telemetry::retries::{RetryCells, RetryResult},
 };
@@ -105,8 +105,7 @@ impl Retry {
         routed.wait.timeouts.response = rules.for_one_try(response);
         let Assignment { backend: _, role, reason, half: _ } = routed.way.assignment();
         // Whoever asks for the canary wants to see what it does.
-        let by_chance = matches!(reason, Reason::Weight | Reason::Sticky);
-        let shields = rules.shield && role == Role::Canary && by_chance;
+        let shields = rules.shield && role == Role::Canary && reason.is_drawn();
         if rules.attempts == 0 && !shields {
             return None;
         }

@@ -121,7 +121,12 @@ impl Way {
         } else if let Some(half) = to.half.filter(|_| self.service().aa_test) {
             Part::Half(half)
         } else {
-            self.route().and_then(|route| route.counted).map_or(Part::Rest, Part::Route)
+            let route = self.route().and_then(|route| route.counted);
+            if to.reason.is_drawn() {
+                route.map_or(Part::Rest, Part::Route)
+            } else {
+                route.map_or(Part::Sent, Part::SentRoute)
+            }
         };
         self.view.writer(to.backend, to.role, part)
     }

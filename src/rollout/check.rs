@@ -8,7 +8,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     analysis::verdict::{Arms, Decision, Reason, Stage, Verdict},
@@ -156,7 +156,7 @@ pub struct Watch {
 }
 
 /// How a check stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
     /// What was measured last is as it has to be.
@@ -168,7 +168,8 @@ pub enum Standing {
 }
 
 /// How a check stands, and why.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CheckStatus {
     /// The check's name.
     pub name: Arc<str>,

@@ -9,10 +9,15 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{phase::Phase, plan::Plan, trial};
+use super::{
+    check::{self, CheckStatus},
+    phase::Phase,
+    plan::Plan,
+    trial,
+};
 use crate::{
     analysis::{
-        Analysis, ArmTick, Learned, Tick,
+        Analysis, ArmTick, Learned, Sent, Tick,
         error_rate::Sample,
         paired::Counts,
         settings::Settings,
@@ -53,6 +58,9 @@ pub struct Line {
     /// What each of the canary's endpoints has done since the rollout began, where that is counted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<Endpoint>,
+    /// How the checks stood of what is measured elsewhere, where there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckStatus>,
     /// In the first line of a rollout, what was known of stable before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learned: Option<Box<Learned>>,
@@ -102,6 +110,29 @@ pub struct Arm {
     /// What endpoints did that were still warming up, which is in none of the above.
     #[serde(default, skip_serializing_if = "Sample::is_empty")]
     pub warming: Sample,
+    /// What was sent there by something other than chance, which is in none of the above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent: Option<Box<SentThere>>,
+    /// Failures that no user saw.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub shielded: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// What was sent to an arm by something other than chance.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SentThere {
+    /// Requests that ended.
+    pub requests: u64,
+    /// Those of them that failed.
+    pub failures: u64,
+    /// How long they took, as pairs of bucket and count.
+    #[serde(default, with = "histogram::sparse", skip_serializing_if = "Histogram::is_empty")]
+    pub latency: Histogram,
 }
 
 /// What both arms did on one route.
@@ -136,20 +167,28 @@ impl Endpoint {
 
 impl Arm {
     fn of(tick: &ArmTick<'_>) -> Self {
-        let ArmTick { requests, failures, latency, warming } = *tick;
-        Self { requests, failures, latency: latency.clone(), warming }
+        let ArmTick { requests, failures, latency, warming, sent, shielded } = *tick;
+        let sent = sent.map(|Sent { sample: Sample { requests, failures }, latency }| {
+            Box::new(SentThere { requests, failures, latency: latency.clone() })
+        });
+        Self { requests, failures, latency: latency.clone(), warming, sent, shielded }
     }
 
     fn tick(&self) -> ArmTick<'_> {
-        let Self { requests, failures, latency, warming } = self;
-        ArmTick { requests: *requests, failures: *failures, latency, warming: *warming }
+        let Self { requests, failures, latency, warming, sent, shielded } = self;
+        let sent = sent.as_deref().map(|SentThere { requests, failures, latency }| Sent {
+            sample: Sample { requests: *requests, failures: *failures },
+            latency,
+        });
+        let shielded = *shielded;
+        ArmTick { warming: *warming, sent, shielded, ..ArmTick::new(*requests, *failures, latency) }
     }
 }
 
 impl Line {
     /// What came in with a tick that ended at a moment, in a phase and at a weight; nothing where there is
-    /// no evidence. `routes` are those that the analysis was told of. Whoever knows of endpoints or pairs, or
-    /// begins a rollout, adds that.
+    /// no evidence. `routes` are those that the analysis was told of. Whoever knows of endpoints, checks or
+    /// pairs, or begins a rollout, adds that.
     pub fn of(
         at: Timestamp,
         (phase, weight): (&Phase, Weight),
@@ -171,6 +210,7 @@ impl Line {
             routes: routes.iter().zip(tick.routes).map(route).collect(),
             pairs: None,
             endpoints: Vec::new(),
+            checks: Vec::new(),
             learned: None,
         })
     }
@@ -229,6 +269,7 @@ impl Replay {
         let mut verdict = decision.map(|_| analysis.verdict())?;
         let endpoints: Vec<_> = line.endpoints.iter().map(Endpoint::sample).collect();
         verdict.attribute(&endpoints, |index| Arc::clone(&line.endpoints[index].endpoint));
+        check::consider(&mut verdict, &line.checks);
         Some(verdict)
     }
 }
@@ -255,7 +296,8 @@ mod tests {
         let text = concat!(
             r#"{"at":1000,"phase":"stepping","step":1,"weight":10.0,"#,
             r#""stable":{"requests":90,"failures":1,"latency":[[321,80],[350,10]]},"#,
-            r#""canary":{"requests":10,"failures":0,"warming":{"requests":5,"failures":5}},"#,
+            r#""canary":{"requests":10,"failures":0,"warming":{"requests":5,"failures":5},"#,
+            r#""sent":{"requests":3,"failures":1,"latency":[[350,3]]},"shielded":2},"#,
             r#""routes":[{"route":"/cart","stable":{"requests":9,"failures":0},"canary":{"requests":1,"failures":0}}]}"#,
         );
         assert_eq!(serde_json::to_string(&line(text)).unwrap(), text);
@@ -332,6 +374,25 @@ mod tests {
         let held = decided(&format!(",{endpoints}"));
         assert_eq!(held.decision, Decision::Hold);
         assert!(matches!(&held.reason, Reason::OneEndpoint { endpoint, .. } if &**endpoint == "10.0.0.2:80"));
+    }
+
+    #[test]
+    fn checks_have_their_say() {
+        let arms = r#""stable":{"requests":900,"failures":0},"canary":{"requests":200,"failures":0}"#;
+        let decided = |standing: &str| {
+            let check = format!(
+                r#"{{"name":"memory","standing":"{standing}","why":"5 is over 3","stable":null,"canary":5.0,"measured":1,"failures":3}}"#
+            );
+            let text = format!(r#"{{"at":1,"phase":"stepping","step":0,{arms},"checks":[{check}]}}"#);
+            let read = line(&text);
+            assert_eq!(line(&serde_json::to_string(&read).unwrap()), read);
+            replay().take_in(&read).unwrap()
+        };
+        assert_eq!(decided("passed").decision, Decision::Advance);
+        assert_eq!(decided("inconclusive").decision, Decision::Hold);
+        let failed = decided("failed");
+        assert_eq!(failed.decision, Decision::RollBack);
+        assert!(matches!(&failed.reason, Reason::CheckFailed { name, .. } if &**name == "memory"));
     }
 
     #[test]

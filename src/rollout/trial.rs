@@ -6,7 +6,10 @@
 
 use std::time::Duration;
 
-use super::{phase::Phase, plan::Plan};
+use super::{
+    phase::Phase,
+    plan::{Plan, Strategy},
+};
 use crate::{
     analysis::{
         Analysis, Tick,
@@ -70,6 +73,14 @@ fn observe_users(analysis: &mut Analysis, phase: &Phase, tick: &Tick<'_>) -> Opt
         }
         Phase::Succeeded { .. } | Phase::RolledBack { .. } => None,
     }
+}
+
+/// Whether nobody comes to the canary by chance in this phase, but is sent there by rules: A/B. Then it is
+/// judged by those who are.
+pub fn is_by_rules(phase: &Phase, plan: &Plan) -> bool {
+    let step = phase.step().and_then(|step| plan.steps().get(step));
+    plan.strategy() == Strategy::Canary
+        && step.is_some_and(|step| step.weight == Weight::ZERO && !step.is_dark())
 }
 
 /// The canary's weight in a step of weight `step`, where it is `current` and the budget says `harm`.

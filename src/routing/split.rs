@@ -55,6 +55,13 @@ impl Reason {
             Self::Shield => "shield",
         }
     }
+
+    /// Whether the role was drawn for the request or, once, for its client. Only then do both roles get the
+    /// same kind of requests, and only such are compared.
+    #[inline]
+    pub const fn is_drawn(self) -> bool {
+        matches!(self, Self::Weight | Self::Sticky)
+    }
 }
 
 /// The choice of a backend for one request.

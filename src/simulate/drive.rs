@@ -220,7 +220,7 @@ fn happen(phase: Phase, plan: &Plan, event: Event, now: Timestamp) -> Phase {
 
 fn arm(did: &Did) -> ArmTick<'_> {
     let Sample { requests, failures } = did.sample;
-    ArmTick { requests, failures, latency: &did.latency, warming: Sample::default() }
+    ArmTick::new(requests, failures, &did.latency)
 }
 
 fn minute(did: &Did) -> Minute {

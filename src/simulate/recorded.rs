@@ -242,6 +242,7 @@ mod tests {
             routes: vec![],
             pairs: None,
             endpoints: vec![],
+            checks: vec![],
             learned: None,
         };
         (0..seconds).map(line).collect()

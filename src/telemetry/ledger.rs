@@ -249,29 +249,59 @@ impl WorkerCells {
     }
 }
 
-/// A part of a backend's requests in a role, which is counted apart as well.
+/// A part of a backend's requests in a role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// None.
+    /// Those of no other part, and of routes.
     Rest,
     /// Those of endpoints that are warming up.
     Warming,
     /// Those of one half, where a backend is split against itself.
     Half(bool),
+    /// Those that were sent to the role, whatever chance would have had it.
+    Sent,
     /// Those of one of the routes that are counted apart, by its place among them.
     Route(u16),
+    /// Those that were sent, of such a route.
+    SentRoute(u16),
 }
 
 impl Part {
     /// Those that every backend has.
-    const FIXED: usize = 4;
+    const FIXED: usize = 5;
 
     const fn index(self) -> usize {
         match self {
             Self::Rest => 0,
             Self::Warming => 1,
             Self::Half(half) => 2 + half as usize,
-            Self::Route(place) => Self::FIXED + place as usize,
+            Self::Sent => 4,
+            Self::Route(place) => Self::FIXED + 2 * place as usize,
+            Self::SentRoute(place) => Self::FIXED + 2 * place as usize + 1,
+        }
+    }
+
+    fn of_index(index: usize) -> Self {
+        match index {
+            0 => Self::Rest,
+            1 => Self::Warming,
+            2 | 3 => Self::Half(index == 3),
+            4 => Self::Sent,
+            _ => {
+                let (place, is_sent) = ((index - Self::FIXED) / 2, (index - Self::FIXED) % 2 == 1);
+                // There are no more routes than that.
+                let place = place as u16;
+                if is_sent { Self::SentRoute(place) } else { Self::Route(place) }
+            }
+        }
+    }
+
+    /// Where its requests are counted as well. The others are added up by whoever reads them.
+    const fn whole(self) -> Option<Self> {
+        match self {
+            Self::Route(_) => Some(Self::Rest),
+            Self::SentRoute(_) => Some(Self::Sent),
+            Self::Rest | Self::Warming | Self::Half(_) | Self::Sent => None,
         }
     }
 }
@@ -294,25 +324,20 @@ impl From<Key> for Entry {
 impl Entry {
     /// How many slots it has for one role.
     fn parts(&self) -> usize {
-        Part::FIXED + self.routes.len()
-    }
-
-    /// The part of a slot.
-    fn part(&self, index: usize) -> Part {
-        match index {
-            0 => Part::Rest,
-            1 => Part::Warming,
-            2 | 3 => Part::Half(index == 3),
-            // There are no more routes than that.
-            _ => Part::Route((index - Part::FIXED) as u16),
-        }
+        Part::FIXED + 2 * self.routes.len()
     }
 
     /// The same part in another ledger.
     fn part_in(&self, part: Part, other: &Self) -> Option<Part> {
-        let Part::Route(place) = part else { return Some(part) };
-        let name = &self.routes[usize::from(place)];
-        other.routes.iter().position(|route| route == name).map(|place| Part::Route(place as u16))
+        let place = |place: u16| {
+            let name = &self.routes[usize::from(place)];
+            other.routes.iter().position(|route| route == name).map(|place| place as u16)
+        };
+        match part {
+            Part::Route(at) => place(at).map(Part::Route),
+            Part::SentRoute(at) => place(at).map(Part::SentRoute),
+            Part::Rest | Part::Warming | Part::Half(_) | Part::Sent => Some(part),
+        }
     }
 }
 
@@ -333,7 +358,7 @@ impl Ledger {
         for entry in &*entries {
             starts.push(slots.len());
             for role in Role::ALL {
-                let parts = (0..entry.parts()).map(|index| entry.part(index));
+                let parts = (0..entry.parts()).map(Part::of_index);
                 slots.extend(parts.map(|part| {
                     let existing = before.and_then(|ledger| ledger.existing(entry, role, part));
                     existing.map_or_else(OnceLock::new, OnceLock::from)
@@ -347,26 +372,25 @@ impl Ledger {
     /// worker that owns the ledger, and for nobody else.
     #[inline]
     pub fn writer(&self, backend: usize, role: Role, part: Part) -> Writer {
-        let slot = |part| self.slot(backend, role, part);
-        let cells = match part {
-            Part::Rest => slot(part).get_or_init(Arc::default),
-            _ => slot(part).get_or_init(|| {
-                let whole = slot(Part::Rest).get_or_init(Arc::default);
-                Arc::new(Cells::part_of(whole, !matches!(part, Part::Route(_))))
-            }),
-        };
-        Writer::new(Arc::clone(cells))
+        Writer::new(Arc::clone(self.made(backend, role, part)))
     }
 
-    /// The cells that have been written so far, with what they are about: first those of everything, then
-    /// those of its parts.
+    /// The cells of a part, which are made with those that they are a part of.
+    fn made(&self, backend: usize, role: Role, part: Part) -> &Arc<Cells> {
+        self.slot(backend, role, part).get_or_init(|| match part.whole() {
+            Some(whole) => Arc::new(Cells::part_of(self.made(backend, role, whole))),
+            None => Arc::default(),
+        })
+    }
+
+    /// The cells that have been written so far, with what they are about.
     pub fn cells(&self) -> impl Iterator<Item = (&Entry, Role, Part, &Cells)> {
         let (entries, starts) = (self.entries.iter(), self.starts.iter());
         let roles = entries.zip(starts).flat_map(|entry| Role::ALL.map(|role| (entry, role)));
         roles.flat_map(|((entry, start), role)| {
             let first = start + role.index() * entry.parts();
             let slots = self.slots[first..].iter().take(entry.parts()).enumerate();
-            slots.filter_map(move |(index, slot)| Some((entry, role, entry.part(index), &**slot.get()?)))
+            slots.filter_map(move |(index, slot)| Some((entry, role, Part::of_index(index), &**slot.get()?)))
         })
     }
 
@@ -514,7 +538,9 @@ mod tests {
     fn counts_outlive_a_change_of_topology() {
         let hub = Hub::new(1);
         let ledger = hub.open_ledger(0, entries(&["v1", "v2"], &["/a", "/b"]));
-        for part in [Part::Rest, Part::Route(0), Part::Route(1), Part::Route(1), Part::Warming] {
+        for part in
+            [Part::Rest, Part::Route(0), Part::Route(1), Part::Route(1), Part::Warming, Part::SentRoute(1)]
+        {
             let writer = ledger.writer(1, Role::Canary, part);
             writer.begin();
             writer.end(Outcome::Success, false, None);
@@ -528,7 +554,13 @@ mod tests {
             })
             .collect();
         let of_canary = |part, count| ("v2".to_owned(), Role::Canary, part, count);
-        let wanted = [(Part::Rest, 5), (Part::Warming, 1), (Part::Route(1), 2)];
+        let wanted = [
+            (Part::Rest, 4),
+            (Part::Warming, 1),
+            (Part::Sent, 1),
+            (Part::Route(1), 2),
+            (Part::SentRoute(1), 1),
+        ];
         assert_eq!(counted, wanted.map(|(part, count)| of_canary(part, count)));
     }
 

@@ -9,6 +9,7 @@ use super::{
 pub use super::{
     endpoints::{Counted, Endpoints},
     mirror::Pairs,
+    retries::RetryTotals,
 };
 use crate::model::{
     histogram::Histogram,
@@ -34,8 +35,12 @@ pub struct Totals {
     pub warming: Option<Box<Share>>,
     /// Those of them in each half, if the backend was split against itself.
     pub halves: [Option<Box<Share>>; 2],
-    /// Those of them on each route that is counted apart and has had any.
+    /// Those of them that were sent to the role, whatever chance would have had it.
+    pub sent: Option<Box<Share>>,
+    /// Those of them on each route that is counted apart and has had any, without those that were sent.
     pub routes: BTreeMap<Arc<str>, Counted>,
+    /// Those of such routes that were sent.
+    pub sent_routes: BTreeMap<Arc<str>, Counted>,
 }
 
 /// A part of the requests.
@@ -67,10 +72,10 @@ impl Share {
         }
     }
 
-    /// Counts a worker's cells in.
-    fn add(&mut self, cells: &Cells) {
-        self.counted.add(counted(cells));
-        cells.add_latency(&mut self.latency);
+    /// Counts in what was read of a worker's cells.
+    fn add(&mut self, seen: &Totals) {
+        self.counted.add(Counted { requests: seen.requests(), failures: seen.failures });
+        self.latency.merge(&seen.latency);
     }
 }
 
@@ -95,14 +100,9 @@ impl Totals {
             halves: std::array::from_fn(|i| {
                 Share::since(self.halves[i].as_deref(), earlier.halves[i].as_deref())
             }),
-            routes: self
-                .routes
-                .iter()
-                .map(|(name, now)| {
-                    let earlier = earlier.routes.get(name).copied().unwrap_or_default();
-                    (Arc::clone(name), now.since(earlier))
-                })
-                .collect(),
+            sent: Share::since(self.sent.as_deref(), earlier.sent.as_deref()),
+            routes: by_route_since(&self.routes, &earlier.routes),
+            sent_routes: by_route_since(&self.sent_routes, &earlier.sent_routes),
         }
     }
 
@@ -119,8 +119,12 @@ impl Totals {
         for (mine, theirs) in self.halves.iter_mut().zip(&other.halves) {
             Share::merge(mine, theirs.as_deref());
         }
-        for (name, counted) in &other.routes {
-            self.routes.entry(Arc::clone(name)).or_default().add(*counted);
+        Share::merge(&mut self.sent, other.sent.as_deref());
+        let routes = [(&mut self.routes, &other.routes), (&mut self.sent_routes, &other.sent_routes)];
+        for (mine, theirs) in routes {
+            for (name, counted) in theirs {
+                mine.entry(Arc::clone(name)).or_default().add(*counted);
+            }
         }
     }
 
@@ -136,6 +140,16 @@ impl Totals {
     }
 }
 
+fn by_route_since(
+    now: &BTreeMap<Arc<str>, Counted>,
+    earlier: &BTreeMap<Arc<str>, Counted>,
+) -> BTreeMap<Arc<str>, Counted> {
+    let since = |(name, now): (&Arc<str>, &Counted)| {
+        (Arc::clone(name), now.since(earlier.get(name).copied().unwrap_or_default()))
+    };
+    now.iter().map(since).collect()
+}
+
 /// What a reading is by.
 pub type Series = (ServiceName, BackendName, Role);
 
@@ -149,15 +163,27 @@ pub fn read(hub: &Hub) -> BTreeMap<Series, Totals> {
         for (entry, role, part, cells) in ledger.cells() {
             let key = &entry.key;
             let sum = sums.entry((key.service.clone(), key.backend.clone(), role)).or_default();
-            match part {
-                Part::Rest => sum.add(cells),
-                Part::Warming => sum.warming.get_or_insert_default().add(cells),
-                Part::Half(half) => sum.halves[usize::from(half)].get_or_insert_default().add(cells),
-                Part::Route(place) => {
-                    let name = Arc::clone(&entry.routes[usize::from(place)]);
-                    sum.routes.entry(name).or_default().add(counted(cells));
+            let apart = match part {
+                Part::Rest => {
+                    sum.add(cells);
+                    continue;
                 }
-            }
+                Part::Route(place) | Part::SentRoute(place) => {
+                    let is_sent = matches!(part, Part::SentRoute(_));
+                    let routes = if is_sent { &mut sum.sent_routes } else { &mut sum.routes };
+                    let name = Arc::clone(&entry.routes[usize::from(place)]);
+                    routes.entry(name).or_default().add(counted(cells));
+                    continue;
+                }
+                Part::Warming => &mut sum.warming,
+                Part::Half(half) => &mut sum.halves[usize::from(half)],
+                Part::Sent => &mut sum.sent,
+            };
+            // Read once, so that the sum less a part is what is left, whatever is counted meanwhile.
+            let mut seen = Totals::default();
+            seen.add(cells);
+            apart.get_or_insert_default().add(&seen);
+            sum.merge(&seen);
         }
     }
     sums
@@ -217,16 +243,27 @@ mod tests {
         let read = || read(&hub).remove(&(key.service.clone(), key.backend.clone(), Role::Stable)).unwrap();
         serve(Part::Route(0));
         let before = read();
-        let parts = [Part::Rest, Part::Warming, Part::Half(true), Part::Route(0), Part::Route(1)];
+        let parts = [
+            Part::Rest,
+            Part::Warming,
+            Part::Half(true),
+            Part::Sent,
+            Part::SentRoute(1),
+            Part::Route(0),
+            Part::Route(1),
+        ];
         parts.into_iter().for_each(serve);
         let gained = read().since(&before);
         let two = Counted { requests: 2, failures: 2 };
-        assert_eq!((gained.requests(), gained.failures, gained.latency.total()), (10, 8, 10));
+        assert_eq!((gained.requests(), gained.failures, gained.latency.total()), (14, 12, 14));
         let [one, other] = &gained.halves;
         let other = other.as_ref().unwrap();
         assert_eq!((one, other.counted, other.latency.total()), (&None, two, 2));
         let warming = gained.warming.unwrap();
         assert_eq!((warming.counted, warming.latency.total()), (two, 2));
         assert_eq!(gained.routes, BTreeMap::from([("/a".into(), two), ("/b".into(), two)]));
+        let sent = gained.sent.unwrap();
+        assert_eq!((sent.counted, sent.latency.total()), (Counted { requests: 4, failures: 4 }, 4));
+        assert_eq!(gained.sent_routes, BTreeMap::from([("/b".into(), two)]));
     }
 }

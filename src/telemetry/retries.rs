@@ -82,6 +82,11 @@ pub struct RetryTotals {
 }
 
 impl RetryTotals {
+    /// Requests that the canary has failed and whose users got an answer from stable that is no failure.
+    pub fn spared(&self) -> u64 {
+        self.shielded[RetryResult::Success as usize]
+    }
+
     /// Adds what one worker has counted.
     pub(super) fn add(&mut self, cells: &RetryCells) {
         for result in RetryResult::ALL {
@@ -115,6 +120,6 @@ mod tests {
             cells.count(RetryResult::Success, false);
             sum.add(&cells);
         }
-        assert_eq!((sum.all[0], sum.shielded[0]), (4, 2));
+        assert_eq!((sum.all[0], sum.shielded[0], sum.spared()), (4, 2, 2));
     }
 }

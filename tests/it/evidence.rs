@@ -257,3 +257,130 @@ fn stable_is_tested_against_itself_while_no_rollout_runs() {
     let off = start(&format!("{plan}\naa_test = false"));
     assert!(off.status()["aa"].is_null());
 }
+
+/// A rollout whose step lasts, with a rule that sends to the canary.
+fn with_a_rule(stable: &Backend, canary: &Backend, rollout: &str, analysis: &str) -> Web {
+    let web = Web::new(stable.address).canary(canary.address).table("rollout", rollout);
+    let web = web.keys("force = [{ role = 'canary', query = { name = 'side', value = 'canary' } }]");
+    web.table("rollout.analysis", &format!("latency_margin = false\n{analysis}"))
+}
+
+/// A canary that fails what has `/bad` in its path.
+fn partly_bad() -> Backend {
+    Backend::answering(|seen| {
+        let bad = seen.target().starts_with("/bad");
+        if bad { reply("500 Internal Server Error", &[], "") } else { reply("200 OK", &[], "v2") }
+    })
+}
+
+fn requests(verdict: &serde_json::Value, of: &str, role: &str) -> [u64; 2] {
+    ["requests", "failures"].map(|count| verdict[of][role][count].as_u64().unwrap_or_default())
+}
+
+#[test]
+fn who_is_sent_by_a_rule_is_not_compared_but_limits_hold() {
+    let (stable, canary) = (Backend::named("v1"), partly_bad());
+    let step = "steps = [{ weight = 30, hold = '1h' }]";
+    let mut targets = ["/"; 20];
+    targets[5] = "/bad?side=canary";
+    targets[15] = "/?side=canary";
+    let tidegate = Tidegate::start(with_a_rule(&stable, &canary, step, ""));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let load = Load::of(&tidegate, &targets, |_| {});
+    let enough = |status: &serde_json::Value| {
+        let verdict = &status["rollout"]["verdict"];
+        requests(verdict, "sent", "canary")[1] > 100 && requests(verdict, "rollout", "canary")[0] > 500
+    };
+    let status = eventually(|| tidegate.status(), enough);
+    drop(load);
+    let verdict = &status["rollout"]["verdict"];
+    assert_eq!(status["rollout"]["phase"], "stepping");
+    assert_eq!(requests(verdict, "rollout", "canary")[1], 0);
+    assert_eq!(requests(verdict, "sent", "stable"), [0, 0]);
+    // Everything else counts them.
+    let scrape = tidegate.wait_until_idle();
+    scrape.expect("tidegate_requests_total", &[("role", "canary")], canary.count() as f64);
+
+    let tidegate = Tidegate::start(with_a_rule(&stable, &canary, step, "max_error_rate = 0.02"));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let load = Load::of(&tidegate, &targets, |_| {});
+    let status = tidegate.wait_for_phase("rolled_back");
+    drop(load);
+    let reason = &status["rollout"]["verdict"]["reason"];
+    assert_eq!((&reason["kind"], &reason["check"]), (&"worse".into(), &"max_error_rate".into()));
+    assert!(reason["canary"].as_f64() > Some(0.02), "{reason}");
+}
+
+#[test]
+fn in_a_step_without_weight_those_who_are_sent_are_the_evidence() {
+    let (stable, canary) = (Backend::named("v1"), partly_bad());
+    let steps = "steps = [{ weight = 0, hold = '1h' }, { weight = 50 }]";
+    let tidegate = Tidegate::start(with_a_rule(&stable, &canary, steps, ""));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let load = Load::of(&tidegate, &["/", "/?side=canary", "/bad?side=canary", "/"], |_| {});
+    let status = tidegate.wait_for_phase("rolled_back");
+    drop(load);
+    let verdict = &status["rollout"]["verdict"];
+    assert_eq!(
+        (&verdict["reason"]["kind"], &verdict["reason"]["check"]),
+        (&"worse".into(), &"error_rate".into())
+    );
+    assert_eq!(requests(verdict, "sent", "canary"), [0, 0]);
+}
+
+#[test]
+fn what_stable_answers_in_the_canarys_place_is_not_compared() {
+    let (stable, canary) = (Backend::named("v1"), partly_bad());
+    let step = "steps = [{ weight = 30, hold = '1h' }]";
+    let web = with_a_rule(&stable, &canary, step, "absolute_tolerance = 0.5");
+    let tidegate = Tidegate::start(web.table("retry", "attempts = 0\nshield = true"));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let mut targets = ["/"; 20];
+    targets[10] = "/bad";
+    let load = Load::of(&tidegate, &targets, |_| {});
+    let verdict = || tidegate.status()["rollout"]["verdict"].clone();
+    eventually(verdict, |verdict| requests(verdict, "sent", "stable")[0] > 20);
+    drop(load);
+    tidegate.wait_until_idle();
+    let [all_stable, all_canary] = [&stable, &canary].map(|backend| backend.count() as u64);
+    let whole = |verdict: &serde_json::Value| {
+        let of_stable = ["rollout", "sent"].map(|of| requests(verdict, of, "stable")[0]);
+        of_stable.iter().sum::<u64>() == all_stable && requests(verdict, "rollout", "canary")[0] == all_canary
+    };
+    let verdict = eventually(verdict, whole);
+    let [_, failed] = requests(&verdict, "rollout", "canary");
+    assert_eq!(requests(&verdict, "sent", "stable"), [failed, 0]);
+    assert_eq!(tidegate.status()["rollout"]["phase"], "stepping");
+}
+
+#[test]
+fn what_a_shield_spares_users_is_no_harm() {
+    let (stable, canary) = (Backend::named("v1"), partly_bad());
+    let step = "steps = [{ weight = 30, hold = '1h' }]";
+    let mut targets = ["/"; 20];
+    targets[10] = "/bad";
+    let web = with_a_rule(&stable, &canary, step, "absolute_tolerance = 0.5\nmax_harm = 50");
+    let start = |web: Web| {
+        let tidegate = Tidegate::start(web);
+        tidegate.api("POST", "web/start", "");
+        tidegate.wait_for_phase("stepping");
+        tidegate
+    };
+    let all = "attempts = 0\nshield = true\nbudget = { percent = 100 }";
+    let tidegate = start(web.clone().table("retry", all));
+    let load = Load::of(&tidegate, &targets, |_| {});
+    let verdict = || tidegate.status()["rollout"]["verdict"].clone();
+    let failed = eventually(verdict, |verdict| requests(verdict, "rollout", "canary")[1] > 150);
+    drop(load);
+    assert!(failed["decision"] != "roll_back" && failed["harm"]["spent"].as_f64() < Some(50.0), "{failed}");
+
+    let tidegate = start(web);
+    let load = Load::of(&tidegate, &targets, |_| {});
+    let status = tidegate.wait_for_phase("rolled_back");
+    drop(load);
+    assert_eq!(status["rollout"]["verdict"]["reason"]["kind"], "harm_spent");
+}

@@ -45,6 +45,7 @@
 //! | `probes` | what a canary has to answer before anybody is sent there |
 //! | `pipelines` | docs/pipelines.md, its commands run as GitHub and GitLab would |
 //! | `pool` | how much a backend is given at a time |
+//! | `recording` | rollouts that are recorded, and that their replays come to the same verdicts |
 //! | `reload` | a configuration that changes while requests are on |
 //! | `resending` | what is sent again when a request is tried again |
 //! | `resolve` | names of endpoints, and endpoints that come and go |
@@ -113,6 +114,7 @@ mod pool;
 mod probes;
 mod proxy_protocol;
 mod readme;
+mod recording;
 mod reload;
 mod resending;
 mod resolve;

@@ -13,7 +13,8 @@ fn tidegate(arguments: &[&str]) -> (Option<i32>, String, String) {
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
-fn answer(arguments: &[&str]) -> String {
+/// What it says to these arguments, which must suit it.
+pub fn answer(arguments: &[&str]) -> String {
     let (code, answer, complaints) = tidegate(arguments);
     assert_eq!(code, Some(0), "{complaints}");
     answer

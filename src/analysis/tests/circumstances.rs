@@ -84,6 +84,34 @@ fn a_cold_endpoint_is_left_out_unless_it_answers_nothing() {
 }
 
 #[test]
+fn who_is_sent_is_compared_with_nobody_but_limits_hold() {
+    let (none, mut slow) = (Histogram::default(), Histogram::default());
+    (0..20).for_each(|_| slow.record(Duration::from_millis(60)));
+    let sent_to = |settings: &Settings| {
+        let mut analysis = Analysis::new(settings, 600);
+        let sent = Some(Sent { sample: Sample { requests: 20, failures: 20 }, latency: &slow });
+        let canary = ArmTick { sent, ..arm((50, 0), &none) };
+        let tick = Tick { stable: arm((450, 0), &none), canary, routes: &[] };
+        (0..10).map(|_| observe_tick(&mut analysis, &tick)).last().unwrap()
+    };
+    let verdict = sent_to(&Settings::default());
+    let [rollout, sent] = [verdict.rollout.canary, verdict.sent.canary];
+    assert_eq!((rollout.requests, rollout.failures, sent.requests, sent.failures), (500, 0, 200, 200));
+    assert_eq!((verdict.decision, verdict.reason), (Decision::Advance, Reason::Healthy { requests: 500 }));
+    let limits = [
+        (Settings { max_error_rate: Some(0.05), ..only_errors() }, Check::MaxErrorRate, 200.0 / 700.0),
+        (Settings { max_p99: Some(Duration::from_millis(50)), ..only_errors() }, Check::MaxP99, 0.06),
+    ];
+    for (limited, check, shown) in limits {
+        let verdict = sent_to(&limited);
+        let Reason::Worse(report) = &verdict.reason else { panic!("{verdict:?}") };
+        assert_eq!(report.check, check);
+        // A bucket of latency is 2.2 % wide.
+        assert!((report.canary.unwrap() / shown - 1.0).abs() < 0.023, "{report:?}");
+    }
+}
+
+#[test]
 fn little_traffic_is_not_none() {
     let mut analysis = Analysis::new(&only_errors(), 600);
     // A canary request every twelve ticks.

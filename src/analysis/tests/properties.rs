@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::{
     analysis::{
-        Analysis, ArmTick, Tick,
+        Analysis, ArmTick, Sent, Tick,
         error_rate::{Comparison, Margin, Sample},
         explain::explain,
         guard::Guard,
@@ -70,7 +70,8 @@ fn settings() -> impl Strategy<Value = Settings> {
 }
 
 fn arm(sample: Sample, latency: &Histogram) -> ArmTick<'_> {
-    ArmTick { requests: sample.requests, failures: sample.failures, latency, warming: sample }
+    let sent = sample.failures.is_multiple_of(2).then_some(Sent { sample, latency });
+    ArmTick { warming: sample, sent, ..ArmTick::new(sample.requests, sample.failures, latency) }
 }
 
 fn assert_finite(verdict: &Verdict) -> Result<(), TestCaseError> {
