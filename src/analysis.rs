@@ -17,6 +17,7 @@
 
 pub mod attribution;
 pub mod budget;
+mod dark;
 pub mod dispersion;
 pub mod error_rate;
 mod evidence;
@@ -30,6 +31,7 @@ mod learned;
 pub mod mixture;
 mod numbers;
 pub mod outlook;
+pub mod paired;
 mod route;
 pub mod settings;
 pub mod verdict;
@@ -49,6 +51,7 @@ use self::{
     interval::Difference,
     latency::{Latency, Quantile},
     mixture::TICKS_PER_START,
+    paired::{Counts, Paired},
     route::Route,
     settings::Settings,
     verdict::{Arms, Check, Decision, Harm, Incident, Interval, Reason, Scope, Stage},
@@ -173,6 +176,9 @@ pub struct Analysis {
     max_error_rate: Option<Guard>,
     max_p99: Option<SlowGuard>,
     budget: Option<Budget>,
+    /// Of copies, where the plan has dark steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    paired: Option<Paired>,
 }
 
 /// What the settings ask for, in the units of the evidence.
@@ -238,6 +244,7 @@ impl Analysis {
             max_error_rate: max_error_rate.map(|limit| Guard::new(limit, planned)),
             max_p99: max_p99.map(|limit| SlowGuard::new(limit, planned)),
             budget: max_harm.map(Budget::new),
+            paired: None,
         }
     }
 
@@ -271,6 +278,7 @@ impl Analysis {
     /// A step begins, after which the canary is to get `next_weight`, or in the last one everything:
     /// its requests are counted anew. The evidence stays, since a change of weight does not touch it.
     pub fn begin_step(&mut self, next_weight: Option<Weight>) {
+        self.stage = Stage::Stepping;
         self.next_weight = next_weight;
         self.step_minimum = None;
         self.tally.begin_step();
@@ -294,6 +302,9 @@ impl Analysis {
 
     /// Takes in a tick of a step.
     pub fn observe(&mut self, tick: &Tick<'_>) -> Decision {
+        if self.stage == Stage::Dark {
+            return self.observe_dark(&tick.stable, &Counts::default());
+        }
         let (samples, usual) = (tick.samples(), self.tally.rollout.stable.rate());
         self.tally.count(tick);
         // Known before the tick, as its proof wants it.
@@ -405,6 +416,9 @@ impl Analysis {
 
     /// What all that has been seen comes to.
     fn find(&self) -> Finding {
+        if let Some(paired) = self.paired_in_force() {
+            return self.find_dark(paired);
+        }
         // Half the threshold is the root of 1/α. In most ticks the evidence is far below that, which costs
         // much less to see than how far.
         let close = self.ceiling() >= self.targets.evidence / 2.0;
@@ -412,7 +426,7 @@ impl Analysis {
         // Retreat comes first, whatever else is the matter: it is safe when it is wrong.
         self.retreat(evidence).unwrap_or_else(|| match self.stage {
             Stage::Baking => self.bake(),
-            Stage::Stepping => self.hold().unwrap_or_else(|| self.proceed(evidence)),
+            Stage::Stepping | Stage::Dark => self.hold().unwrap_or_else(|| self.proceed(evidence)),
         })
     }
 

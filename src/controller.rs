@@ -66,7 +66,7 @@ use crate::{
     store::{Store, StoreError},
     telemetry::{
         ledger::Hub,
-        reader::{self, Counted, Endpoints, RetryTotals, Series, Totals},
+        reader::{self, Counted, Endpoints, Pairs, RetryTotals, Series, Totals},
     },
 };
 
@@ -81,6 +81,7 @@ pub(crate) type Reading = Arc<Counts>;
 pub(crate) struct Counts {
     totals: BTreeMap<Series, Totals>,
     endpoints: Endpoints<Counted>,
+    pairs: BTreeMap<ServiceName, Pairs>,
     retries: BTreeMap<ServiceName, RetryTotals>,
 }
 
@@ -88,7 +89,8 @@ impl Counts {
     fn read(hub: &Hub) -> Self {
         // First, so that the failure of which a retry took the place is always known as well.
         let retries = hub.retries();
-        Self { totals: reader::read(hub), endpoints: reader::read_endpoints(hub), retries }
+        let (totals, endpoints) = (reader::read(hub), reader::read_endpoints(hub));
+        Self { totals, endpoints, pairs: hub.pairs(), retries }
     }
 }
 

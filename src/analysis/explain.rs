@@ -1,18 +1,18 @@
 //! A verdict in one English sentence, the same in the log, the API and on the command line.
 
-use super::verdict::{Check, CheckReport, Incident, Reason, Scope, Stage, Verdict};
+use super::verdict::{Check, CheckReport, Incident, Pairs, Reason, Scope, Stage, Verdict};
 
 /// What was decided, and the numbers why. Lower case, without a full stop.
 pub fn explain(verdict: &Verdict) -> String {
     let who = match verdict.stage {
-        Stage::Stepping => "canary",
+        Stage::Dark | Stage::Stepping => "canary",
         Stage::Baking => "promoted version",
     };
     let needed = needed(verdict);
     let evidence = evidence(verdict.evidence, verdict.threshold);
     let promotion = self::evidence(verdict.promotion_evidence, verdict.promotion_threshold);
     let rates = || rates(verdict);
-    let sentence = match &verdict.reason {
+    let sentence = of_copies(verdict).unwrap_or_else(|| match &verdict.reason {
         Reason::Worse(check) => format!("{who} {}: rolling back ({evidence})", finding(check)),
         Reason::OnlyFailures { failures } => {
             format!("{who} failed {failures} requests in a row and answered none: rolling back")
@@ -70,15 +70,52 @@ pub fn explain(verdict: &Verdict) -> String {
             "{who} fails {} of {requests} requests since promotion: within its limits",
             percent(if *requests == 0 { 0.0 } else { *failures as f64 / *requests as f64 })
         ),
-    };
+    });
     sentence + &offer(verdict)
+}
+
+/// What copies say in a dark step, where they have words of their own.
+fn of_copies(verdict: &Verdict) -> Option<String> {
+    let Pairs { pairs, in_step, stable_only, canary_only, .. } = verdict.pairs?;
+    let promotion = evidence(verdict.promotion_evidence, verdict.promotion_threshold);
+    let alone = format!(
+        "of {pairs} copied requests the canary alone failed {canary_only} and stable alone {stable_only}"
+    );
+    Some(match &verdict.reason {
+        Reason::Worse(check) => format!(
+            "canary {}: rolling back ({}), no user has been there",
+            finding(check),
+            evidence(verdict.evidence, verdict.threshold)
+        ),
+        Reason::NoCanaryTraffic { ticks } => {
+            format!(
+                "no copy of a request was answered in the last {ticks} ticks: holding, nothing to judge by"
+            )
+        }
+        Reason::TooFewRequests { requests: _, minimum } => {
+            format!(
+                "canary has answered {in_step} of the {minimum} copies that the step needs: waiting{}",
+                needed(verdict)
+            )
+        }
+        Reason::NotYetNonInferior { margin } => format!(
+            "{alone}: not certain yet that it stays within {} ({promotion} for users{})",
+            points(*margin),
+            needed(verdict)
+        ),
+        Reason::NonInferior { margin } => {
+            format!("{alone}, within {}: ready for users ({promotion})", points(*margin))
+        }
+        _ => return None,
+    })
 }
 
 /// What is missing until more can be decided, as an addition to a sentence.
 fn needed(verdict: &Verdict) -> String {
     let Some(requests) = verdict.requests_needed else { return String::new() };
     let ticks = verdict.ticks_needed.map(|ticks| format!(", {ticks} ticks at this rate")).unwrap_or_default();
-    format!(", about {requests} more requests{ticks}")
+    let what = if verdict.pairs.is_some() { "copies" } else { "requests" };
+    format!(", about {requests} more {what}{ticks}")
 }
 
 /// What a person may want to do, as an addition to a sentence.
@@ -98,6 +135,12 @@ fn offer(verdict: &Verdict) -> String {
 fn finding(report: &CheckReport) -> String {
     let (verb, unit, of): (_, fn(f64) -> String, _) = match report.check {
         Check::ErrorRate | Check::MaxErrorRate | Check::RouteErrorRate => ("fails", percent, "of requests"),
+        Check::PairedErrorRate => ("fails", percent, "of copied requests"),
+        // There is no time to name: it is a share, and what it may be is known.
+        Check::PairedLatency => {
+            let share = report.canary.map_or_else(|| "none".to_owned(), percent);
+            return format!("takes longer than it may for {share} of copied requests, limit 50 %");
+        }
         Check::LatencyP50 => ("takes", seconds, "at the median"),
         Check::LatencyP99 | Check::MaxP99 => ("takes", seconds, "at the 99th percentile"),
     };
@@ -111,8 +154,11 @@ fn finding(report: &CheckReport) -> String {
     }
 }
 
-/// Both failure rates of the step.
+/// Both failure rates of the step; in a dark one, of its copies.
 fn rates(verdict: &Verdict) -> String {
+    if let Some(report) = verdict.checks.get(Check::PairedErrorRate) {
+        return format!("canary {}", finding(report));
+    }
     let shown = |rate: Option<f64>| rate.map_or_else(|| "nothing yet".to_owned(), percent);
     let (canary, stable) = (verdict.step.canary.error_rate, verdict.step.stable.error_rate);
     format!("canary fails {} of requests, stable {}", shown(canary), shown(stable))

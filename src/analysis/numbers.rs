@@ -15,6 +15,9 @@ impl Analysis {
     /// What was decided in the last tick, with all that it rests on. Changes nothing, and costs more
     /// than the tick itself.
     pub fn verdict(&self) -> Verdict {
+        if let Some(paired) = self.paired_in_force() {
+            return self.dark_verdict(paired);
+        }
         let finding = self.find();
         let latency = self.tally.latency();
         let checks = self.checks(latency);
@@ -41,6 +44,7 @@ impl Analysis {
             dispersion: self.dispersion.factor(),
             incident: self.tally.window.incident(),
             harm: self.harm(),
+            pairs: None,
             requests_needed,
             ticks_needed: requests_needed
                 .filter(|_| rate > 0.0)
@@ -80,12 +84,12 @@ impl Analysis {
             (latency.and_then(|l| l.interval(quantile)), latency.map_or(0, |l| l.compared(quantile)))
         };
         let judged = match self.stage {
-            Stage::Stepping => self.tally.rollout.canary,
+            Stage::Stepping | Stage::Dark => self.tally.rollout.canary,
             Stage::Baking => step.stable,
         };
         // In baking nothing is told apart.
         let (limited, limited_rates, limited_p99) = match self.stage {
-            Stage::Stepping => {
+            Stage::Stepping | Stage::Dark => {
                 let [rollout, step] = self.tally.limited();
                 let canary_p99 = self.tally.limited_p99();
                 (rollout, Arms { canary: step.rate(), ..rates }, Arms { canary: canary_p99, ..p99 })
@@ -107,6 +111,8 @@ impl Analysis {
                 let limit = self.max_p99.as_ref().map(|guard| guard.limit().as_secs_f64());
                 (limited_p99, limit, (self.share(over), over.requests))
             }
+            // Not of this stage.
+            Check::PairedErrorRate | Check::PairedLatency => (Arms::default(), None, (None, 0)),
         };
         CheckReport {
             check,
@@ -130,7 +136,7 @@ impl Analysis {
     /// The requests of the step, or of baking, that took longer than they may.
     fn over_max_p99(&self) -> Sample {
         let over = |guard: &SlowGuard| match self.stage {
-            Stage::Stepping => guard.over(self.tally.limited_latencies()),
+            Stage::Stepping | Stage::Dark => guard.over(self.tally.limited_latencies()),
             Stage::Baking => guard.over([self.tally.stable_latencies()]),
         };
         self.max_p99.as_ref().map(over).unwrap_or_default()
@@ -176,7 +182,7 @@ fn report_route(route: &Route, evidence: f64, threshold: f64) -> CheckReport {
 
 /// Requests until `awaited` more evidence has come, if it comes as `gained` has by `requests`; nothing
 /// where none has.
-fn requests_to_gain(awaited: f64, gained: f64, requests: u64) -> Option<u64> {
+pub(super) fn requests_to_gain(awaited: f64, gained: f64, requests: u64) -> Option<u64> {
     // The cast saturates.
     (gained > 0.0).then(|| (awaited.max(0.0) / gained * requests as f64).ceil() as u64)
 }

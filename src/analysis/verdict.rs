@@ -32,7 +32,7 @@ pub struct Verdict {
     pub decision: Decision,
     /// Why.
     pub reason: Reason,
-    /// Whether the canary is on trial or, promoted, being watched.
+    /// Whether the canary is on trial, by copies or by users, or, promoted, being watched.
     pub stage: Stage,
     /// Evidence of all checks together that the canary is worse than it may be: the natural
     /// logarithm of the mean of their e-values.
@@ -67,8 +67,11 @@ pub struct Verdict {
     pub incident: Option<Incident>,
     /// What the canary has cost, where there is a limit to it.
     pub harm: Option<Harm>,
-    /// Canary requests after which more can be concluded, at the rate at which evidence has come so
-    /// far; nothing where nothing is awaited or nothing points that way.
+    /// What copies have shown, in a dark step; the counts of requests above know nothing of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<Pairs>,
+    /// Canary requests, in a dark step pairs, after which more can be concluded, at the rate at which
+    /// evidence has come so far; nothing where nothing is awaited or nothing points that way.
     pub requests_needed: Option<u64>,
     /// Ticks until then, at the rate at which the canary has got requests lately.
     pub ticks_needed: Option<u64>,
@@ -117,7 +120,7 @@ pub enum Reason<R = CheckReport> {
         /// Share of the other endpoints' that did.
         others: f64,
     },
-    /// Hold: no canary request has ended lately.
+    /// Hold: no canary request, in a dark step no pair, has ended lately.
     NoCanaryTraffic {
         /// For how many ticks.
         ticks: u64,
@@ -132,14 +135,14 @@ pub enum Reason<R = CheckReport> {
         /// Canary requests in the step.
         requests: u64,
     },
-    /// Advance from the last step: the canary is not worse than stable by more than the margin.
+    /// Advance from the last step, or from a dark one: the canary is not worse than stable by more than the margin.
     NonInferior {
         /// The margin, a share of requests.
         margin: f64,
     },
     /// Continue: the canary may be worse, most of all by this check, but that is not certain.
     Suspicious(R),
-    /// Continue: too few canary requests in the step.
+    /// Continue: too few canary requests, or pairs, in the step.
     TooFewRequests {
         /// How many there were.
         requests: u64,
@@ -148,7 +151,7 @@ pub enum Reason<R = CheckReport> {
     },
     /// Continue: the next weight could cost more requests than may be lost, as little as is known.
     HarmPossible(Harm),
-    /// Continue in the last step: that the canary is within the margin is not certain yet.
+    /// Continue in the last step, or in a dark one: that the canary is within the margin is not certain yet.
     NotYetNonInferior {
         /// The margin, a share of requests.
         margin: f64,
@@ -188,10 +191,12 @@ impl Reason<()> {
     }
 }
 
-/// Whether a version is on trial or already promoted.
+/// Whether a version is on trial, and by what, or already promoted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
+    /// The canary gets copies of stable's requests, whose answers reach nobody.
+    Dark,
     /// Stable and canary share the traffic.
     Stepping,
     /// The promoted version has all of it.
@@ -214,11 +219,16 @@ pub enum Check {
     MaxP99,
     /// The canary's failure rate beside stable's on one route: that with the most evidence.
     RouteErrorRate,
+    /// In a dark step: the canary's failures beside stable's of the same requests.
+    PairedErrorRate,
+    /// In a dark step: whether the canary takes longer than it may for most requests. Its numbers are the
+    /// share of pairs in which it did, and the most that may be, one half.
+    PairedLatency,
 }
 
 impl Check {
     /// How many there are.
-    const COUNT: usize = 6;
+    const COUNT: usize = 8;
 }
 
 /// The checks of a verdict, at most one of each kind; kept in place, so that a tick allocates nothing.
@@ -270,10 +280,32 @@ pub struct CheckReport {
     pub evidence: f64,
     /// The evidence with which this check rolls back by itself, whatever the others say.
     pub threshold: f64,
-    /// Requests of the canary (in baking, of the promoted version) that the evidence rests on.
+    /// Requests of the canary (in baking, of the promoted version; in a dark step, pairs) that the evidence
+    /// rests on.
     pub requests: u64,
     /// How many more it takes until it rolls back, if evidence comes as it has; nothing where none has.
     pub requests_needed: Option<u64>,
+}
+
+/// What pairs have shown, each of which is a request and its copy, since the first dark step began.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Pairs {
+    /// Pairs of which both halves have ended.
+    pub pairs: u64,
+    /// Those of them in the step.
+    pub in_step: u64,
+    /// Those that stable alone has failed.
+    pub stable_only: u64,
+    /// Those that the canary alone has failed.
+    pub canary_only: u64,
+    /// Those that both have failed, which tells nothing.
+    pub both: u64,
+    /// Those whose times were compared.
+    pub timed: u64,
+    /// Those of them in which the canary took longer than it may.
+    pub slower: u64,
+    /// The canary's failure rate less stable's; nothing while nothing can be excluded.
+    pub difference: Option<Interval>,
 }
 
 /// Trouble that is not the canary's alone.

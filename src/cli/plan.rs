@@ -79,7 +79,7 @@ fn step((index, step): (usize, &StepForecast)) -> [String; 6] {
     };
     [
         (index + 1).to_string(),
-        step.weight.to_string(),
+        step.mirror.map_or_else(|| step.weight.to_string(), |mirror| format!("copies of {mirror}")),
         format!("{}{waits}", seconds(step.seconds)),
         number(step.canary_requests),
         finds(step.finds_failing),
@@ -117,7 +117,9 @@ fn conclusion(service: &Service, forecast: &Forecast) -> String {
                 Some(WaitsFor::Requests) => {
                     let own = plan.steps().get(step).and_then(|step| step.minimum_requests);
                     let least = own.unwrap_or(service.rollout.analysis.minimum_requests);
-                    format!("{least} canary requests")
+                    let what =
+                        if forecast.steps[step].mirror.is_some() { "copies" } else { "canary requests" };
+                    format!("{least} {what}")
                 }
                 _ => format!("proof to {}", percent(service.rollout.analysis.promotion_margin)),
             };

@@ -40,7 +40,7 @@ pub(super) fn lower(raw: Spanned<Table<RawMirror>>, has_canary: bool, report: &m
     }
     let RawMirror { percent, methods, max_body, max_in_flight } = raw.into_inner().0;
     let default = Mirror::default();
-    let percent = percent.and_then(|written| lower_percent(&written, report));
+    let percent = percent.and_then(|written| self::percent(&written, "percent", report));
     let methods = methods.and_then(|written| lower_methods(&written, report));
     let max_body = max_body.and_then(|written| size(&written, "max_body", BODY, report));
     let max_body = max_body.and_then(|bytes| usize::try_from(bytes).ok());
@@ -50,15 +50,24 @@ pub(super) fn lower(raw: Spanned<Table<RawMirror>>, has_canary: bool, report: &m
         methods: methods.unwrap_or(default.methods),
         max_body: max_body.unwrap_or(default.max_body),
         max_in_flight: max_in_flight.unwrap_or(default.max_in_flight),
+        ..default
     }
 }
 
-fn lower_percent(written: &Spanned<f64>, report: &mut Report<'_>) -> Option<Weight> {
+/// How much longer than stable a canary may take for a copy, in thousandths of what stable took, where times
+/// are compared.
+pub(super) fn tolerated(latency_margin: Option<f64>) -> Option<u32> {
+    // Rounded up; the cast saturates.
+    latency_margin.map(|margin| ((1.0 + margin) * 1_000.0 - 1e-6).ceil() as u32)
+}
+
+/// A share of requests that is written under `key`.
+pub(super) fn percent(written: &Spanned<f64>, key: &str, report: &mut Report<'_>) -> Option<Weight> {
     let percent = *written.get_ref();
     let share = Weight::from_percent(percent).ok();
     if share.is_none() {
         report
-            .error(written.span(), format!("`percent` cannot be {percent}"))
+            .error(written.span(), format!("`{key}` cannot be {percent}"))
             .help("write a percentage from 0 to 100 with at most two decimals, such as 2.5");
     }
     share
@@ -105,7 +114,27 @@ mod tests {
         let all = mirror(&format!("percent = 12.5\n{methods}\nmax_body = '1KiB'\nmax_in_flight = 7"));
         let percent = Weight::from_percent(12.5).unwrap();
         let methods = [Method::POST, Method::GET].into();
-        assert_eq!(all, Mirror { percent, methods, max_body: 1024, max_in_flight: 7 });
+        assert_eq!(
+            all,
+            Mirror { percent, methods, max_body: 1024, max_in_flight: 7, tolerated: Some(1_200) }
+        );
+    }
+
+    #[test]
+    fn the_rollout_says_what_is_slower() {
+        let with = |analysis: &str| mirror(&format!("[services.web.rollout.analysis]\n{analysis}")).tolerated;
+        assert_eq!(with("latency_margin = 0.5"), Some(1_500));
+        assert_eq!(with("latency_margin = 0.0001"), Some(1_001));
+        assert_eq!(with("latency_margin = false"), None);
+    }
+
+    #[test]
+    fn dark_steps_need_no_table() {
+        let steps = "[services.web.rollout]\nsteps = [{ mirror = 10 }, { weight = 50 }]";
+        let text = text("").replace("[services.web.mirror]\n", "") + steps;
+        let service = parse("x.toml", &text).unwrap().0.services.remove(0);
+        assert_eq!(service.mirror, Some(Mirror::of_rollouts()));
+        assert_eq!(service.rollout.plan.steps()[0].mirror, Some(Weight::from_percent(10.0).unwrap()));
     }
 
     #[test]

@@ -367,6 +367,34 @@ mod tests {
     }
 
     #[test]
+    fn copies_come_before_users() {
+        let said = |steps: &str| errors(&rollout(&format!("steps = [{steps}]")));
+        let dark = plan("steps = [{ mirror = 12.5, hold = '2m', minimum_requests = 50 }, { weight = 1 }]");
+        assert!(dark.has_dark_steps());
+        assert_eq!(dark.steps()[0].minimum_requests, Some(50));
+        assert_eq!(said("{ mirror = 100, weight = 0 }, { weight = 1 }"), [""; 0]);
+        assert_eq!(said("{ mirror = 100.5 }, { weight = 1 }"), ["`mirror` cannot be 100.5"]);
+        assert_eq!(
+            said("{ mirror = 0 }, { weight = 1 }"),
+            ["step 1 has `mirror` 0, in which nothing would be seen of the canary"]
+        );
+        assert_eq!(
+            said("{ mirror = 10, weight = 1 }, { weight = 10 }"),
+            ["step 1 has both `weight` and `mirror`: the canary gets either users or copies in it"]
+        );
+        assert_eq!(
+            said("{ weight = 1 }, { mirror = 10 }, { weight = 10 }"),
+            ["step 2 has `mirror`, and the one before it has users already: copies come first"]
+        );
+        assert_eq!(
+            said("{ mirror = 10 }"),
+            [
+                "every step has `mirror`: what copies show may open the first step with users, and nothing more"
+            ]
+        );
+    }
+
+    #[test]
     fn a_first_step_of_zero_is_for_those_who_are_sent_to_the_canary_by_rules() {
         let steps = rollout("steps = [{ weight = 0 }, { weight = 10 }]");
         assert_eq!(errors(&steps).len(), 1);

@@ -35,7 +35,7 @@ use crate::{
         role::{Role, Roles},
         weight::Weight,
     },
-    routing::policy::Policy,
+    routing::{mirror::Mirror, policy::Policy},
 };
 
 /// `[services.NAME]` as written.
@@ -147,6 +147,9 @@ fn lower_one(
         report,
     );
     let rollout = rollout?;
+    let copied = mirror.or_else(|| rollout.plan.has_dark_steps().then(Mirror::of_rollouts));
+    let tolerated = mirror::tolerated(rollout.analysis.latency_margin);
+    let mirror = copied.map(|mirror| Mirror { tolerated, ..mirror });
     // What takes its time to take on its share is cold for as long.
     let warmup = rollout.warmup.or(policy.balance.slow_start).filter(|warmup| !warmup.is_zero());
     Some(Service {

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
+    mirror::percent,
     report::Report,
     written::{Section, Table, Time, WAIT, in_words, positive, time, weight},
 };
@@ -29,6 +30,7 @@ const MAX_REQUESTS: u32 = 1_000_000_000;
 #[serde(deny_unknown_fields)]
 pub(super) struct RawStep {
     weight: Option<Spanned<f64>>,
+    mirror: Option<Spanned<f64>>,
     hold: Option<Time>,
     minimum_requests: Option<Spanned<i64>>,
     gate: Option<bool>,
@@ -59,27 +61,36 @@ pub(super) fn lower(
 
 fn lower_step(number: usize, raw: Spanned<Table<RawStep>>, report: &mut Report<'_>) -> Option<PlacedStep> {
     let place = raw.span();
-    let RawStep { weight: share, hold, minimum_requests, gate } = raw.into_inner().0;
+    let RawStep { weight: share, mirror, hold, minimum_requests, gate } = raw.into_inner().0;
     let hold_place = hold.as_ref().map_or_else(|| place.clone(), Spanned::span);
     let hold = match hold {
         None => Some(DEFAULT_HOLD),
         Some(written) => time(&written, "hold", WAIT, report),
     };
     let least = minimum_requests.and_then(|n| positive(&n, "minimum_requests", MAX_REQUESTS, report));
-    let Some(share) = share else {
-        report
-            .error(place, format!("step {} has no `weight`", number + 1))
-            .help("say how much traffic the canary gets: `{ weight = 10, hold = \"5m\" }`");
+    let (mirror_place, has_mirror) = (mirror.as_ref().map(Spanned::span), mirror.is_some());
+    let mirror = mirror.and_then(|written| percent(&written, "mirror", report));
+    if has_mirror && mirror.is_none() {
         return None;
+    }
+    let (weight, share) = match share {
+        Some(share) => (weight(&share, report)?, share.span()),
+        None if has_mirror => (Weight::ZERO, place),
+        None => {
+            report
+                .error(place, format!("step {} has no `weight`", number + 1))
+                .help("say how much traffic the canary gets: `{ weight = 10, hold = \"5m\" }`");
+            return None;
+        }
     };
-    let weight = weight(&share, report)?;
     // A wrong hold says nothing about the weight, which is still compared with its neighbours.
     let step = Step {
+        mirror,
         minimum_requests: least.map(|least| least.get().into()),
         gate: gate.unwrap_or(false),
         ..Step::new(weight, hold.unwrap_or(DEFAULT_HOLD))
     };
-    Some(PlacedStep { step, number, weight: share.span(), hold: hold_place })
+    Some(PlacedStep { step, number, weight: mirror_place.unwrap_or(share), hold: hold_place })
 }
 
 /// Puts a fault where it belongs. `steps` are those whose parts are right; `place` is that of all.
@@ -108,6 +119,27 @@ pub(super) fn report_fault(
                 .error(place, PlanFault::ZeroWeight { step: number }.to_string())
                 .help("begin with a small weight, such as 1; only where `[[services.NAME.force]]` sends requests to the canary may the first one be 0")
         }
+        PlanFault::NoCopies { step } => {
+            let (number, place) = steps.get(step).map_or((step, place), |s| (s.number, s.weight.clone()));
+            report
+                .error(place, PlanFault::NoCopies { step: number }.to_string())
+                .help("write the share of requests that are copied, such as `mirror = 10`")
+        }
+        PlanFault::UsersAndCopies { step } => {
+            let (number, place) = steps.get(step).map_or((step, place), |s| (s.number, s.weight.clone()));
+            report
+                .error(place, PlanFault::UsersAndCopies { step: number }.to_string())
+                .help("make two steps of it, that with `mirror` first; `[services.NAME.mirror]` copies requests in all steps")
+        }
+        PlanFault::DarkAfterLive { step } => {
+            let (number, place) = steps.get(step).map_or((step, place), |s| (s.number, s.weight.clone()));
+            report
+                .error(place, PlanFault::DarkAfterLive { step: number }.to_string())
+                .help("move it to the front; `[services.NAME.mirror]` copies requests in all steps")
+        }
+        PlanFault::OnlyDark => report
+            .error(place, fault.to_string())
+            .help("add a step with users, such as `{ weight = 10, hold = \"5m\" }`"),
         PlanFault::NotAscending { step, weight, before } => {
             let (number, place) = steps.get(step).map_or((step, place), |s| (s.number, s.weight.clone()));
             report

@@ -106,7 +106,7 @@ impl ServiceTask {
                 }
                 Effect::Publish(exposure) => {
                     let Position { roles, weight } = self.position_at(exposure);
-                    self.publish(roles, weight);
+                    self.publish_with(roles, weight, exposure.copies);
                 }
             }
         }
@@ -134,14 +134,20 @@ impl ServiceTask {
     }
 
     /// How traffic stands at an exposure, which is relative to the roles with which the rollout began.
-    fn position_at(&self, Exposure { swapped, weight }: Exposure) -> Position {
+    fn position_at(&self, Exposure { swapped, weight, copies: _ }: Exposure) -> Position {
         let roles = self.record.as_ref().map_or(&self.roles, |record| &record.roles).clone();
         Position { roles: if swapped { roles.swapped() } else { roles }, weight }
     }
 
     /// Makes roles and weight the ones that the next request sees.
     pub(super) fn publish(&mut self, roles: Roles, weight: Weight) {
-        self.publisher.publish(&self.config.name, &roles, weight, self.salt);
+        let copies = self.copies();
+        self.publish_with(roles, weight, copies);
+    }
+
+    /// The same with the copies that the canary gets for its rollout.
+    fn publish_with(&mut self, roles: Roles, weight: Weight, copies: Weight) {
+        self.publisher.publish(&self.config.name, (&roles, weight, copies), self.salt);
         self.metrics.published(&self.config.name, &self.roles, &roles, weight);
         if self.roles != roles && self.running().is_none() {
             self.forget_evidence();

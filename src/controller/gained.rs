@@ -4,13 +4,14 @@ use std::{borrow::Cow, sync::Arc};
 
 use super::{Counts, service::delta};
 use crate::{
-    analysis::{ArmTick, Sent, Tick, error_rate::Sample, verdict::Arms},
+    analysis::{ArmTick, Sent, Tick, error_rate::Sample, paired, verdict::Arms},
     config::Service,
     model::{
         histogram::Histogram,
+        name::ServiceName,
         role::{Role, Roles},
     },
-    telemetry::reader::{Counted, RetryTotals, Share, Totals},
+    telemetry::reader::{Counted, Pairs, RetryTotals, Share, Totals},
 };
 
 /// What came in between two readings.
@@ -67,6 +68,16 @@ impl Gained {
         let canary = ArmTick { shielded: self.shielded, ..canary.tick() };
         to(&Tick { stable: stable.tick(), canary, routes: &self.routes })
     }
+}
+
+/// Pairs of a request and its copy that ended between two readings.
+pub(super) fn pairs((now, before): (&Counts, &Counts), service: &ServiceName) -> paired::Counts {
+    let of = |counts: &Counts| {
+        let Pairs { none, stable, canary, both, compared, slower } =
+            counts.pairs.get(service).copied().unwrap_or_default();
+        paired::Counts { none, stable, canary, both, timed: compared, slower }
+    };
+    of(now).since(&of(before))
 }
 
 /// What came in for one arm, by what is made of it.

@@ -20,6 +20,7 @@ use crate::{
     routing::{
         filter::{self, End},
         members::{Member, with_addresses},
+        mirror::Mirror,
         snapshot::{Backend, BackendId, Endpoint, RouteId, Service, ServiceId, Snapshot, Topology},
         split::Split,
         table::{PathMatch, Rule, Target},
@@ -97,13 +98,22 @@ impl Compiled {
         Ok(Self { splits: splits.collect(), topology, places })
     }
 
-    /// Gives a service other roles and another weight than those that are written.
+    /// Gives a service other roles and another weight than those that are written, and copies for its
+    /// rollout.
     ///
     /// # Panics
     /// When it has no such service, or that no such backend.
-    pub(super) fn place(&mut self, service: &ServiceName, Position { roles, weight }: &Position, salt: u64) {
+    pub(super) fn place(
+        &mut self,
+        service: &ServiceName,
+        (Position { roles, weight }, copies): (&Position, Weight),
+        salt: u64,
+    ) {
         let (id, backends) = &self.places[service];
-        self.splits[id.0 as usize] = split(backends, roles, *weight, salt);
+        self.splits[id.0 as usize] = Split { copies, ..split(backends, roles, *weight, salt) };
+        if copies > Weight::ZERO {
+            copy_in_dark_steps(&mut self.topology, *id, &Mirror::of_rollouts());
+        }
     }
 }
 
@@ -125,7 +135,7 @@ impl Publisher {
     /// have `addresses`.
     pub fn take_up(&self, compiled: Compiled, kept: &HashSet<ServiceName>, addresses: &Addresses) {
         let mut places = self.places();
-        let Compiled { topology, places: new, mut splits } = compiled;
+        let Compiled { mut topology, places: new, mut splits } = compiled;
         let before = self.snapshots.load_full();
         let mut members_before: HashMap<(&ServiceName, &BackendName), &[Member]> = HashMap::new();
         for (service, (id, backends)) in &*places {
@@ -136,14 +146,19 @@ impl Publisher {
             let Some((new_id, new_backends)) = new.get(service).filter(|_| kept.contains(service)) else {
                 continue;
             };
-            let Split { stable, canary, weight, salt } = *before.split(*id);
+            let Split { stable, canary, weight, copies, salt } = *before.split(*id);
+            // A rollout keeps its plan, and so its copies, whatever the configuration becomes.
+            let rules = before.topology().service(*id).mirror.as_deref();
+            if let Some(rules) = rules.filter(|_| copies > Weight::ZERO) {
+                copy_in_dark_steps(&mut topology, *new_id, rules);
+            }
             let moved = |id: BackendId| new_backends.get(names[&id]).copied();
             match (moved(stable), canary.map(moved)) {
                 (Some(stable), None) => {
-                    splits[new_id.0 as usize] = Split { stable, canary: None, weight, salt }
+                    splits[new_id.0 as usize] = Split { stable, canary: None, weight, copies, salt }
                 }
                 (Some(stable), Some(Some(canary))) => {
-                    splits[new_id.0 as usize] = Split { stable, canary: Some(canary), weight, salt };
+                    splits[new_id.0 as usize] = Split { stable, canary: Some(canary), weight, copies, salt };
                 }
                 _ => debug_assert!(false, "a kept service has the backends that hold its roles"),
             }
@@ -174,15 +189,20 @@ impl Publisher {
         *places = new;
     }
 
-    /// Gives a service new roles and a new weight; the next request on every worker sees them. One that
-    /// is not there any more gets nothing.
+    /// Gives a service new roles, a new weight, and copies for its rollout; the next request on every worker
+    /// sees them. One that is not there any more gets nothing.
     ///
     /// # Panics
     /// When a role's backend is not in the configuration.
-    pub fn publish(&self, service: &ServiceName, roles: &Roles, weight: Weight, salt: u64) {
+    pub fn publish(
+        &self,
+        service: &ServiceName,
+        (roles, weight, copies): (&Roles, Weight, Weight),
+        salt: u64,
+    ) {
         let places = self.places();
         let Some((id, backends)) = places.get(service) else { return };
-        let split = split(backends, roles, weight, salt);
+        let split = Split { copies, ..split(backends, roles, weight, salt) };
         self.snapshots.rcu(|snapshot| snapshot.with_split(*id, split.clone()));
     }
 
@@ -219,6 +239,13 @@ impl Publisher {
     fn places(&self) -> MutexGuard<'_, Places> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Lets a service's requests be copied in a topology that nobody has seen yet.
+fn copy_in_dark_steps(topology: &mut Arc<Topology>, service: ServiceId, rules: &Mirror) {
+    Arc::get_mut(topology)
+        .expect("nobody else has a topology that was just made")
+        .copy_in_dark_steps(service, rules);
 }
 
 fn place(places: &Places, service: &ServiceName, backend: &BackendName) -> Option<BackendId> {
@@ -307,7 +334,8 @@ fn of_service(service: &config::Service, keeper: &mut Keeper) -> Result<Service,
 }
 
 fn split(ids: &HashMap<BackendName, BackendId>, roles: &Roles, weight: Weight, salt: u64) -> Split {
-    Split { stable: ids[roles.stable()], canary: roles.canary().map(|canary| ids[canary]), weight, salt }
+    let (stable, canary) = (ids[roles.stable()], roles.canary().map(|canary| ids[canary]));
+    Split { stable, canary, weight, copies: Weight::ZERO, salt }
 }
 
 /// What decides which users go first: the same on every replica and after a restart, another one for

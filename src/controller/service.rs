@@ -11,7 +11,7 @@ use super::{
     context::Context,
     drained::Drained,
     events::Events,
-    gained::{Evidence, Gained},
+    gained::{self, Evidence, Gained},
     hook::Told,
     metrics::Metrics,
     notify::Notifier,
@@ -37,6 +37,7 @@ use crate::{
         check::{CheckStatus, Subject},
         event::Event,
         phase::Phase,
+        plan::Plan,
         trial,
     },
     store::record::{Entry, Kind, Position, Rollout},
@@ -256,9 +257,14 @@ impl ServiceTask {
         let gained = Gained::between(between, &self.config, &self.roles, told);
         let Some(gained) = gained else { return };
         self.test_itself(gained.stable());
-        let line = self.line(&phase, &gained);
+        let between = (&*self.now, &*self.before);
+        let pairs = self.is_dark().then(|| gained::pairs(between, &self.config.name));
+        let mut line = self.line(&phase, &gained);
+        if let Some(line) = &mut line {
+            line.pairs = pairs;
+        }
         let analysis = &mut self.analysis;
-        let observed = gained.tell(|tick| trial::observe(analysis, &phase, tick));
+        let observed = gained.tell(|tick| trial::observe(analysis, &phase, tick, pairs.as_ref()));
         let (mut decision, mut checks) = (observed, Vec::new());
         if is_observed && observed.is_some() {
             let mut verdict = self.analysis.verdict();
@@ -295,6 +301,16 @@ impl ServiceTask {
         checks.consider(verdict)
     }
 
+    /// Whether the canary gets copies now, and no users.
+    fn is_dark(&self) -> bool {
+        self.copies() > Weight::ZERO
+    }
+
+    /// The share of stable's requests that the rollout gives the canary copies of.
+    pub(super) fn copies(&self) -> Weight {
+        self.record.as_ref().map_or(Weight::ZERO, Rollout::copies)
+    }
+
     /// Gives the canary no more of the step's weight than may be lost by it.
     fn keep_to_budget(&mut self) {
         let harm = self.verdict.as_ref().and_then(|verdict| verdict.harm);
@@ -314,7 +330,8 @@ impl ServiceTask {
     pub(super) fn begin_preparing(&mut self) {
         self.verdict = None;
         self.checks = None;
-        self.analysis = new_analysis(&self.config, self.tick).knowing(&self.analysis.learned());
+        self.analysis = new_analysis(&self.config, &self.config.rollout.plan, self.tick)
+            .knowing(&self.analysis.learned());
         self.begin_endpoints();
         self.begin_recording(None);
     }
@@ -322,7 +339,7 @@ impl ServiceTask {
     /// Whatever was gathered is about another rollout, or another stable: evidence begins at nothing.
     pub(super) fn forget_evidence(&mut self) {
         self.recording = None;
-        self.analysis = new_analysis(&self.config, self.tick);
+        self.analysis = new_analysis(&self.config, &self.config.rollout.plan, self.tick);
     }
 
     /// The sentence that explains the last verdict.
@@ -401,15 +418,17 @@ impl ServiceTask {
     }
 }
 
-fn new_analysis(config: &Service, tick: Duration) -> Analysis {
+fn new_analysis(config: &Service, plan: &Plan, tick: Duration) -> Analysis {
     let rollout = &config.rollout;
-    let analysis = trial::begin(&rollout.analysis, &rollout.plan, tick);
+    let analysis = trial::begin(&rollout.analysis, plan, tick);
     analysis.with_routes(&rollout.analysis, config.routes.iter().cloned())
 }
 
 /// The same for a rollout that may be under way already.
 fn fresh_analysis(config: &Service, rollout: Option<&Rollout>, tick: Duration) -> Analysis {
-    let mut analysis = new_analysis(config, tick);
+    let running = rollout.filter(|rollout| rollout.phase.is_running());
+    let plan = running.map_or(&config.rollout.plan, |rollout| &rollout.plan);
+    let mut analysis = new_analysis(config, plan, tick);
     if let Some(Rollout { phase, plan, .. }) = rollout {
         let step = phase.step().map(|step| Phase::Stepping { step, since: Timestamp::from_millis(0) });
         trial::follow(&mut analysis, &Phase::Idle, step.as_ref().unwrap_or(phase), plan);
@@ -446,11 +465,17 @@ pub(super) fn delta(
 }
 
 /// The service's plan in words, for the note that starts a rollout.
-pub(super) fn plan_in_words(plan: &crate::rollout::plan::Plan) -> String {
+pub(super) fn plan_in_words(plan: &Plan) -> String {
     let steps: Vec<String> = plan
         .steps()
         .iter()
-        .map(|step| format!("{} for {}", step.weight, format_duration(step.hold)))
+        .map(|step| {
+            let hold = format_duration(step.hold);
+            match step.mirror {
+                Some(mirror) => format!("copies of {mirror} for {hold}"),
+                None => format!("{} for {hold}", step.weight),
+            }
+        })
         .collect();
     steps.join(", then ")
 }

@@ -44,7 +44,8 @@ pub(super) struct Standing {
 pub fn place(compiled: &mut Compiled, config: &Config, is_new: impl Fn(&ServiceName) -> bool, store: &Store) {
     for service in config.services.iter().filter(|service| is_new(&service.name)) {
         let standing = Standing::of(service, &store.found(&service.name), clock::now());
-        compiled.place(&service.name, &standing.position, standing.salt);
+        let copies = standing.rollout.as_ref().map_or(Weight::ZERO, Rollout::copies);
+        compiled.place(&service.name, (&standing.position, copies), standing.salt);
     }
 }
 

@@ -92,13 +92,16 @@ pub struct EndpointStatus {
 pub struct StepStatus {
     /// The canary's share, in percent.
     pub weight: Weight,
+    /// In a dark step: the share of stable's requests that the canary gets copies of instead, in percent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<Weight>,
     /// Shortest time at this weight, in seconds.
     pub hold_seconds: f64,
 }
 
 impl From<&Step> for StepStatus {
     fn from(step: &Step) -> Self {
-        Self { weight: step.weight, hold_seconds: step.hold.as_secs_f64() }
+        Self { weight: step.weight, mirror: step.mirror, hold_seconds: step.hold.as_secs_f64() }
     }
 }
 

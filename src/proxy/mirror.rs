@@ -112,10 +112,11 @@ pub(super) fn begin(context: &Rc<Context>, client: &Rc<Client>, key: Option<u64>
     }
     routed.request.headers_mut().remove(&MARK.0);
     let Some(way) = routed.way.aside().filter(|_| routed.offer.is_none()) else { return };
-    if !mirror.rules.covers(routed.request.method(), || context.random()) {
+    if !mirror.rules.covers(routed.request.method(), routed.way.copies(), || context.random()) {
         return;
     }
-    let pair = Pair::new(Arc::clone(&mirror.cells));
+    let pair = Pair::new(Arc::clone(&mirror.cells), mirror.rules.tolerated);
+    pair.look_at(routed.attempt.endpoint(), clock::monotonic());
     if routed.request.body().size_hint().lower() > mirror.rules.max_body as u64 {
         return pair.give_up(MirrorResult::DroppedBody);
     }
@@ -176,6 +177,8 @@ impl Copy {
         let assignment = way.assignment();
         let endpoint = way.view().backend(assignment.backend).choose(key, now, || context.random());
         let Ok(endpoint) = endpoint else { return pair.give_up(MirrorResult::DroppedNoEndpoint) };
+        pair.begin_copy(now);
+        pair.look_at(&endpoint, now);
         let mut attempt = Attempt::begin(place.0.cells.writer(), endpoint, &client, now);
         attempt.pair_with(pair.half(Role::Canary));
         *request.body_mut() = RequestBody::recorded(body, trailers);

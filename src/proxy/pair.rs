@@ -12,18 +12,26 @@ use std::{
 
 use http::StatusCode;
 
+use super::context::Endpoint;
 use crate::{
     clock,
     model::{outcome::Outcome, role::Role},
     telemetry::mirror::{FailedBy, MirrorCells, MirrorResult},
 };
 
+/// What a copy may take longer in any case: for that much, who is first on a busy worker may be to blame.
+const SLACK: Duration = Duration::from_millis(1);
+
 /// A request at both backends.
 #[derive(Debug)]
 pub(super) struct Pair {
     cells: Arc<MirrorCells>,
-    /// When the request was complete, and the copy was sent.
-    sent: Cell<Option<Instant>>,
+    /// In thousandths of what stable took, what the canary may take.
+    tolerated: Option<u32>,
+    /// One of the endpoints is so new to its work that the two are not compared.
+    warming: Cell<bool>,
+    /// When each had the whole request: stable as it came, and the canary when its copy was begun.
+    sent: [Cell<Option<Instant>>; Role::ALL.len()],
     /// What became of the copy if the canary never says anything.
     unanswered: Cell<MirrorResult>,
     sides: [Side; Role::ALL.len()],
@@ -39,10 +47,12 @@ struct Side {
 
 impl Pair {
     /// A request that is to be copied.
-    pub(super) fn new(cells: Arc<MirrorCells>) -> Rc<Self> {
+    pub(super) fn new(cells: Arc<MirrorCells>, tolerated: Option<u32>) -> Rc<Self> {
         Rc::new(Self {
             cells,
-            sent: Cell::new(None),
+            tolerated,
+            warming: Cell::new(false),
+            sent: Default::default(),
             unanswered: Cell::new(MirrorResult::DroppedIncomplete),
             sides: Default::default(),
         })
@@ -53,9 +63,19 @@ impl Pair {
         Half { pair: Rc::clone(self), role }
     }
 
-    /// The copy is sent.
+    /// The request is complete, and the copy is sent.
     pub(super) fn send(&self, now: Instant) {
-        self.sent.set(Some(now));
+        self.sent[Role::Stable.index()].set(Some(now));
+    }
+
+    /// It is the copy's turn.
+    pub(super) fn begin_copy(&self, now: Instant) {
+        self.sent[Role::Canary.index()].set(Some(now));
+    }
+
+    /// One of the two goes to this endpoint.
+    pub(super) fn look_at(&self, endpoint: &Endpoint, now: Instant) {
+        self.warming.set(self.warming.get() || endpoint.is_warming(now));
     }
 
     /// The copy is not sent, or goes no further.
@@ -74,7 +94,15 @@ impl Pair {
     /// How long a side took to begin its answer. Stable may have begun before the request was complete.
     fn took(&self, role: Role) -> Option<Duration> {
         let (_, at) = self.sides[role.index()].head.get()?;
-        Some(at.saturating_duration_since(self.sent.get()?))
+        Some(at.saturating_duration_since(self.sent[role.index()].get()?))
+    }
+
+    /// Whether the canary took longer than it may. Nothing can be said where stable began to answer before
+    /// the request was complete, which its copy cannot be.
+    fn is_slower(&self, stable: Duration, canary: Duration) -> Option<bool> {
+        let tolerated = self.tolerated.filter(|_| !stable.is_zero())?;
+        let most = stable.as_nanos() * u128::from(tolerated) / 1_000 + SLACK.as_nanos();
+        Some(canary.as_nanos() > most)
     }
 }
 
@@ -83,13 +111,16 @@ impl Drop for Pair {
         let Some(canary) = self.heard(Role::Canary) else { return self.cells.count(self.unanswered.get()) };
         let stable = self.heard(Role::Stable);
         self.cells.count(compare(stable, canary));
-        if stable.is_none() {
+        if stable.is_none() || self.warming.get() {
             return;
         }
         let failed = |role: Role| self.sides[role.index()].failed.get();
         self.cells.count_pair(FailedBy::of(failed(Role::Stable), failed(Role::Canary)));
         if let (Some(stable), Some(canary)) = (self.took(Role::Stable), self.took(Role::Canary)) {
             self.cells.record(stable, canary);
+            if let Some(slower) = self.is_slower(stable, canary) {
+                self.cells.compare(slower);
+            }
         }
     }
 }
@@ -167,8 +198,10 @@ mod tests {
     fn counted(stable: Option<Outcome>, canary: Option<Outcome>) -> MirrorTotals {
         let hub = Hub::new(1);
         let web = "web".parse().unwrap();
-        let pair = Pair::new(hub.mirror_cells(0, &web));
-        pair.send(clock::monotonic());
+        let pair = Pair::new(hub.mirror_cells(0, &web), Some(1_200));
+        let now = clock::monotonic().checked_sub(Duration::from_secs(1)).unwrap();
+        pair.send(now);
+        pair.begin_copy(now);
         for (role, end) in [(Role::Stable, stable), (Role::Canary, canary)] {
             let half = pair.half(role);
             if let Some(outcome) = end {
@@ -181,10 +214,25 @@ mod tests {
     }
 
     #[test]
+    fn the_canary_may_take_a_little_longer() {
+        let cells = || Hub::new(1).mirror_cells(0, &"web".parse().unwrap());
+        let slower = |tolerated, stable: u64, canary: u64| {
+            let (stable, canary) = (Duration::from_micros(stable), Duration::from_micros(canary));
+            Pair::new(cells(), tolerated).is_slower(stable, canary)
+        };
+        assert_eq!(slower(Some(1_200), 10_000, 13_000), Some(false));
+        assert_eq!(slower(Some(1_200), 10_000, 13_001), Some(true));
+        // Under a millisecond it may be our own doing.
+        assert_eq!(slower(Some(1_200), 100, 900), Some(false));
+        assert_eq!((slower(Some(1_200), 0, 900_000), slower(None, 1, 900_000)), (None, None));
+    }
+
+    #[test]
     fn each_is_counted_once_and_a_pair_only_if_both_have_ended() {
         let ended = counted(Some(Outcome::Success), Some(Outcome::GrpcFailure));
         assert_eq!((ended.results[MirrorResult::Mismatch as usize], ended.pairs), (1, [0, 0, 1, 0]));
         assert_eq!(ended.latency.map(|latency| latency.total()), [1, 1]);
+        assert_eq!(ended.compared, [1, 0]);
         for gone in [None, Some(Outcome::ClientAbort)] {
             let alone = counted(gone, Some(Outcome::Success));
             assert_eq!((alone.results[MirrorResult::Unpaired as usize], alone.pairs), (1, [0; 4]));

@@ -19,6 +19,7 @@ use crate::{
     model::{
         failure::{Failures, GrpcStatuses},
         role::Role,
+        weight::Weight,
     },
     routing::{
         condition::Head,
@@ -144,6 +145,11 @@ impl Way {
     #[inline]
     pub(super) fn mirror(&self) -> Option<&Rc<Mirror>> {
         self.view.mirror(self.service)
+    }
+
+    /// The share of stable's requests that the canary gets copies of for its rollout.
+    pub(super) fn copies(&self) -> Weight {
+        self.view.snapshot.split(self.service).copies
     }
 
     /// The same way to the canary, if it leads to stable and there is a canary.

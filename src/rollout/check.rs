@@ -255,7 +255,7 @@ pub fn consider(verdict: &mut Verdict, checks: &[CheckStatus]) {
         verdict.reason = Reason::CheckFailed { name: Arc::clone(name), why: why.clone() };
     } else if let Some(CheckStatus { name, why, .. }) = first(Standing::Inconclusive)
         && verdict.decision == Decision::Advance
-        && verdict.stage == Stage::Stepping
+        && verdict.stage != Stage::Baking
     {
         verdict.decision = Decision::Hold;
         verdict.reason = Reason::CheckInconclusive { name: Arc::clone(name), why: why.clone() };

@@ -4,6 +4,7 @@
 //!
 //! Computed from means and variances ([`Outlook`]), not simulated: it takes no time, whatever the plan's.
 //! "Found" means in nine cases of ten, by the evidence on the failure rate (or the slow requests) alone.
+//! In dark steps every request is taken for one that may be copied, as there is no telling methods and bodies.
 //! Deliberately left out: budgets (`max_harm`), which keep weights lower than the plan's, gates and hooks,
 //! requests that rules send to the canary, and baking.
 
@@ -16,6 +17,7 @@ use crate::{
     analysis::{
         error_rate::{Direction, Margin},
         outlook::Outlook,
+        paired,
         settings::Settings,
         verdict::{Arms, Check},
     },
@@ -51,18 +53,21 @@ pub struct Forecast {
 pub struct StepForecast {
     /// The canary's share of requests.
     pub weight: Weight,
+    /// In a dark step, the share of stable's requests that it gets copies of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<Weight>,
     /// How long the step lasts, in seconds.
     pub seconds: f64,
     /// Why it lasts longer than its hold, if it does.
     pub waits_for: Option<WaitsFor>,
     /// Whether that is there before the step's deadline.
     pub ends: bool,
-    /// The canary's requests in the step.
+    /// The canary's requests in the step; copies, if it is a dark one.
     pub canary_requests: f64,
     /// The smallest failure rate of the canary, bad from the beginning, that is found by the step's end.
     pub finds_failing: Option<f64>,
     /// The smallest share of the canary's requests slower than stable's 99th percentile and the margin that
-    /// is found; likewise.
+    /// is found; likewise. Nothing in a dark step, which only asks whether most requests are slower.
     pub finds_slow: Option<f64>,
 }
 
@@ -150,12 +155,14 @@ struct Oracle<'a> {
     /// What rolls back, as far as the failure rate, and slow requests, are concerned.
     failing_threshold: f64,
     slow_threshold: Option<f64>,
+    dark_threshold: Option<f64>,
 }
 
 /// A stretch of a rollout.
 #[derive(Debug, Clone, Copy)]
 struct Stretch {
     weight: Weight,
+    mirror: Option<Weight>,
     seconds: f64,
     waits_for: Option<WaitsFor>,
     ends: bool,
@@ -163,7 +170,8 @@ struct Stretch {
 
 impl<'a> Oracle<'a> {
     fn new(settings: &'a Settings, plan: &'a Plan, traffic: Traffic) -> Self {
-        let verdict = trial::begin(settings, plan, Duration::from_secs(1)).verdict();
+        let analysis = trial::begin(settings, plan, Duration::from_secs(1));
+        let verdict = analysis.verdict();
         let threshold = |check| verdict.checks.get(check).map(|report| report.threshold);
         Self {
             settings,
@@ -171,6 +179,7 @@ impl<'a> Oracle<'a> {
             traffic,
             failing_threshold: threshold(Check::ErrorRate).unwrap_or(verdict.threshold),
             slow_threshold: threshold(Check::LatencyP99),
+            dark_threshold: analysis.dark_threshold_of_failures(),
         }
     }
 
@@ -181,8 +190,8 @@ impl<'a> Oracle<'a> {
         for (index, step) in steps.iter().enumerate() {
             let (hold, weight) = (step.hold.as_secs_f64(), step.weight);
             let most = hold + self.plan.deadline().as_secs_f64();
-            let rate = self.requests(weight, 1.0).canary;
-            let mut stretch = Stretch { weight, seconds: hold, waits_for: None, ends: true };
+            let mut stretch = Stretch { mirror: step.mirror, seconds: hold, ..stretch_of(weight) };
+            let (begun, rate) = (stretch, self.seen(stretch, 1.0));
             let mut wait = |what: WaitsFor, seconds: Option<f64>| {
                 if seconds.is_none_or(|seconds| seconds > stretch.seconds) {
                     stretch.waits_for = Some(what);
@@ -191,12 +200,15 @@ impl<'a> Oracle<'a> {
                 }
             };
             // What rules send to the canary is not known.
-            if weight > Weight::ZERO {
+            if weight > Weight::ZERO || step.is_dark() {
                 let least = step.minimum_requests.unwrap_or(self.settings.minimum_requests);
                 wait(WaitsFor::Requests, Some(least as f64 / rate));
             }
-            if index + 1 == steps.len() {
-                let target = -self.settings.promotion_alpha.ln();
+            let target = -self.settings.promotion_alpha.ln();
+            if step.is_dark() {
+                let proven = |seconds: f64| self.pairs(&course, Some((begun, seconds)), failing).1 >= target;
+                wait(WaitsFor::Proof, first(0.0..most, proven));
+            } else if index + 1 == steps.len() {
                 let proven = |seconds: f64| {
                     let last = Stretch { seconds, ..stretch_of(weight) };
                     let stretches = course.iter().copied().chain([last]);
@@ -218,8 +230,11 @@ impl<'a> Oracle<'a> {
     }
 
     fn step(&self, course: &[Stretch], index: usize) -> StepForecast {
-        let Stretch { weight, seconds, waits_for, ends } = course[index];
+        let Stretch { weight, mirror, seconds, waits_for, ends } = course[index];
         let until = &course[..=index];
+        let finds_in_pairs = |threshold: f64| {
+            first(self.traffic.failing..1.0, |failing| self.pairs(until, None, failing).0 >= threshold)
+        };
         let finds = |direction_margin: Margin, stable: f64, threshold: f64| {
             let found = |failing: f64| {
                 let failing = Arms { stable, canary: failing };
@@ -229,12 +244,16 @@ impl<'a> Oracle<'a> {
         };
         StepForecast {
             weight,
+            mirror,
             seconds,
             waits_for,
             ends,
-            canary_requests: self.requests(weight, seconds).canary,
-            finds_failing: finds(self.settings.tolerance(), self.traffic.failing, self.failing_threshold),
-            finds_slow: self.slow_threshold.and_then(|threshold| {
+            canary_requests: self.seen(course[index], seconds),
+            finds_failing: match mirror {
+                Some(_) => self.dark_threshold.and_then(finds_in_pairs),
+                None => finds(self.settings.tolerance(), self.traffic.failing, self.failing_threshold),
+            },
+            finds_slow: self.slow_threshold.filter(|_| mirror.is_none()).and_then(|threshold| {
                 // As `analysis::latency` asks it: one in a hundred of stable's is slow.
                 finds(Margin { ratio: 1.0, absolute: 0.0 }, 0.01, threshold)
             }),
@@ -252,6 +271,10 @@ impl<'a> Oracle<'a> {
         let (mut seconds, mut harmed) = (0.0, 0.0);
         for (step, stretch) in course.iter().copied().enumerate() {
             let found = |seconds: f64| {
+                if stretch.mirror.is_some() {
+                    let (worse, _) = self.pairs(&course[..step], Some((stretch, seconds)), failing);
+                    return self.dark_threshold.is_some_and(|threshold| worse >= threshold);
+                }
                 let until = course[..step].iter().copied().chain([Stretch { seconds, ..stretch }]);
                 self.outlook(until, tolerance, rates).log_e() >= self.failing_threshold
             };
@@ -298,6 +321,21 @@ impl<'a> Oracle<'a> {
         outlook
     }
 
+    /// What pairs show of a canary that fails so much, by the end of some stretches and, if there is one, after
+    /// some time of the next.
+    fn pairs(&self, until: &[Stretch], next: Option<(Stretch, f64)>, failing: f64) -> (f64, f64) {
+        let until = until.iter().map(|stretch| (*stretch, stretch.seconds)).chain(next);
+        let dark = until.filter(|(stretch, _)| stretch.mirror.is_some());
+        let dispersion = self.settings.dispersion.unwrap_or(1.0);
+        let pairs: f64 = dark.map(|(stretch, seconds)| self.seen(stretch, seconds) / dispersion).sum();
+        paired::outlook(self.settings, pairs, Arms { stable: self.traffic.failing, canary: failing })
+    }
+
+    /// What the canary sees in some time of a stretch: copies, or requests.
+    fn seen(&self, stretch: Stretch, seconds: f64) -> f64 {
+        self.requests(stretch.mirror.unwrap_or(stretch.weight), seconds).canary
+    }
+
     /// Requests of both versions in some time.
     fn requests(&self, weight: Weight, seconds: f64) -> Arms<f64> {
         let (all, share) = (self.traffic.requests_per_second * seconds, weight.percent() / 100.0);
@@ -306,7 +344,7 @@ impl<'a> Oracle<'a> {
 }
 
 fn stretch_of(weight: Weight) -> Stretch {
-    Stretch { weight, seconds: 0.0, waits_for: None, ends: true }
+    Stretch { weight, mirror: None, seconds: 0.0, waits_for: None, ends: true }
 }
 
 /// The first value within `range` for which something holds that goes on holding from there; nothing where it
@@ -338,7 +376,7 @@ const REGRESSIONS: [f64; 9] = [0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rollout::plan::Draft;
+    use crate::rollout::plan::{Draft, Step};
 
     fn forecast(requests_per_second: f64, draft: Draft) -> Forecast {
         let traffic = Traffic { requests_per_second, failing: 0.001 };
@@ -356,6 +394,26 @@ mod tests {
         // The last of which nothing is left to be found faster.
         assert!(after(&few)[..7].iter().zip(&after(&many)).all(|(few, many)| few > many));
         assert!(many.regressions.is_sorted_by(|a, b| a.seconds >= b.seconds));
+    }
+
+    #[test]
+    fn dark_steps_find_what_is_bad_before_anybody_is_harmed() {
+        let mirror = Weight::from_percent(10.0).unwrap();
+        let mut steps = Draft::default_steps();
+        steps.insert(0, Step::dark(mirror, Duration::from_secs(60)));
+        let dark = forecast(100.0, Draft { steps: steps.clone(), ..Draft::default() });
+        let first = dark.steps[0];
+        assert_eq!((first.mirror, first.weight, first.finds_slow), (Some(mirror), Weight::ZERO, None));
+        // Ten copies a second: proof takes longer than a minute.
+        assert!(first.waits_for == Some(WaitsFor::Proof) && first.ends, "{first:?}");
+        assert!((first.canary_requests - 10.0 * first.seconds).abs() < 1e-6);
+        let worst = dark.regressions.last().unwrap();
+        assert_eq!((worst.end, worst.step, worst.harmed), (End::RolledBack, 0, 0.0));
+        let found = first.finds_failing.unwrap();
+        assert!((0.005..0.05).contains(&found), "{found}");
+        // Too few copies for proof before the deadline.
+        let few = forecast(1.0, Draft { steps, ..Draft::default() });
+        assert!(!few.reaches_a_verdict && few.steps.len() == 1 && !few.steps[0].ends);
     }
 
     #[test]

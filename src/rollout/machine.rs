@@ -15,7 +15,7 @@ use super::{
     event::{Command, Event},
     note::{AdvancedBy, Note},
     phase::{Exposure, PauseReason, Phase, RollBackReason},
-    plan::{OnHookFailure, Plan, Strategy, WhenInconclusive},
+    plan::{OnHookFailure, Plan, Step, Strategy, WhenInconclusive},
     refused::Refused,
 };
 use crate::{analysis::verdict::Decision, model::time::Timestamp};
@@ -248,8 +248,8 @@ fn next_step(from: &Phase, plan: &Plan, step: usize, by: AdvancedBy, now: Timest
 }
 
 fn enter(from: &Phase, plan: &Plan, step: usize, by: AdvancedBy, now: Timestamp) -> Transition {
-    let weight = plan.steps()[step].weight;
-    go(from, Phase::Stepping { step, since: now }, plan, Note::Stepped { step, weight, by })
+    let Step { weight, mirror, .. } = plan.steps()[step];
+    go(from, Phase::Stepping { step, since: now }, plan, Note::Stepped { step, weight, mirror, by })
 }
 
 fn promote(from: &Phase, plan: &Plan, by: AdvancedBy, now: Timestamp) -> Transition {

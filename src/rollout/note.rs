@@ -20,6 +20,9 @@ pub enum Note {
         step: usize,
         /// The canary's share in it.
         weight: Weight,
+        /// The share of requests that it gets copies of instead, in a dark step.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mirror: Option<Weight>,
         /// What called for it.
         by: AdvancedBy,
     },
@@ -99,7 +102,10 @@ impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Started => f.write_str("the rollout began: the canary is being prepared"),
-            Self::Stepped { step, weight, by } => {
+            Self::Stepped { step, mirror: Some(mirror), by, .. } => {
+                write!(f, "step {} began: the canary gets copies of {mirror} of requests ({by})", step + 1)
+            }
+            Self::Stepped { step, weight, by, .. } => {
                 write!(f, "step {} began: the canary gets {weight} ({by})", step + 1)
             }
             Self::Paused { step, reason, answer } => {

@@ -121,7 +121,8 @@ pub enum RollBackReason {
 }
 
 /// How traffic stands, relative to the roles with which the rollout began. Ordered by what the new
-/// version gets: swapped is more than any weight, because then it gets everything.
+/// version gets: swapped is more than any weight, because then it gets everything, and any weight more than
+/// copies, which are nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Exposure {
     // The derived order compares from the top, so `swapped` must stand first.
@@ -129,17 +130,25 @@ pub struct Exposure {
     pub swapped: bool,
     /// The share of whichever backend is canary now; zero when swapped.
     pub weight: Weight,
+    /// The share of stable's requests that a dark step gives it copies of; zero in all others, where the
+    /// service's own mirror applies.
+    pub copies: Weight,
 }
 
 impl Exposure {
     /// The new version gets nothing.
-    pub const NONE: Self = Self { swapped: false, weight: Weight::ZERO };
+    pub const NONE: Self = Self { swapped: false, weight: Weight::ZERO, copies: Weight::ZERO };
     /// The new version is stable and gets everything, the old one is idle.
-    pub const SWAPPED: Self = Self { swapped: true, weight: Weight::ZERO };
+    pub const SWAPPED: Self = Self { swapped: true, ..Self::NONE };
 
     /// The new version is canary and gets `weight`.
     pub const fn canary(weight: Weight) -> Self {
-        Self { swapped: false, weight }
+        Self { weight, ..Self::NONE }
+    }
+
+    /// The new version is canary, and gets copies of a share of requests and no users.
+    pub const fn dark(copies: Weight) -> Self {
+        Self { copies, ..Self::NONE }
     }
 }
 
@@ -155,7 +164,10 @@ impl Phase {
                 Exposure::NONE
             }
             Self::Stepping { step, .. } | Self::Paused { step, .. } => {
-                plan.steps().get(*step).map_or(Exposure::NONE, |step| Exposure::canary(step.weight))
+                plan.steps().get(*step).map_or(Exposure::NONE, |step| match step.mirror {
+                    Some(copies) => Exposure::dark(copies),
+                    None => Exposure::canary(step.weight),
+                })
             }
             Self::Promoting { .. } | Self::Baking { .. } | Self::Succeeded { .. } => Exposure::SWAPPED,
             Self::Idle | Self::Preparing { .. } | Self::RollingBack { .. } | Self::RolledBack { .. } => {

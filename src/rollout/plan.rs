@@ -25,15 +25,18 @@ fn none<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// A weight, and how long it lasts at least.
+/// A weight, or a share of copies, and how long it lasts at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     /// The canary's share of requests.
     pub weight: Weight,
     /// Shortest time at this weight.
     pub hold: Duration,
-    /// Requests that the canary must have had in it before it may be left; the analysis's own number
-    /// where it does not say.
+    /// In a dark step: the share of stable's requests that the canary gets copies of. Its weight is 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<Weight>,
+    /// Requests that the canary must have had in it before it may be left, or copies of them; the analysis's
+    /// own number where it does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minimum_requests: Option<u64>,
     /// Whether a person must say so before it is left.
@@ -44,7 +47,17 @@ pub struct Step {
 impl Step {
     /// A step that ends when the time is over and the evidence allows it.
     pub const fn new(weight: Weight, hold: Duration) -> Self {
-        Self { weight, hold, minimum_requests: None, gate: false }
+        Self { weight, hold, mirror: None, minimum_requests: None, gate: false }
+    }
+
+    /// A step in which the canary gets copies of a share of requests, and no users.
+    pub const fn dark(mirror: Weight, hold: Duration) -> Self {
+        Self { mirror: Some(mirror), ..Self::new(Weight::ZERO, hold) }
+    }
+
+    /// Whether the canary gets copies in it, and no users.
+    pub const fn is_dark(&self) -> bool {
+        self.mirror.is_some()
     }
 }
 
@@ -169,6 +182,27 @@ pub enum PlanFault {
         /// Which step.
         step: usize,
     },
+    /// A dark step without copies.
+    #[error("step {} has `mirror` 0, in which nothing would be seen of the canary", .step + 1)]
+    NoCopies {
+        /// Which step.
+        step: usize,
+    },
+    /// A step with users and copies.
+    #[error("step {} has both `weight` and `mirror`: the canary gets either users or copies in it", .step + 1)]
+    UsersAndCopies {
+        /// Which step.
+        step: usize,
+    },
+    /// A dark step after users have been at the canary.
+    #[error("step {} has `mirror`, and the one before it has users already: copies come first", .step + 1)]
+    DarkAfterLive {
+        /// Which step.
+        step: usize,
+    },
+    /// A plan in which nobody has been at the canary before everybody is.
+    #[error("every step has `mirror`: what copies show may open the first step with users, and nothing more")]
+    OnlyDark,
     /// A step whose weight is not above the one before it.
     #[error("step {} has weight {weight}, which is not above the {before} of the step before it", .step + 1)]
     NotAscending {
@@ -256,6 +290,11 @@ impl Plan {
         self.strategy
     }
 
+    /// Whether the canary gets copies before it gets users.
+    pub fn has_dark_steps(&self) -> bool {
+        self.steps.first().is_some_and(Step::is_dark)
+    }
+
     /// The steps in order, weights ascending; never empty.
     pub fn steps(&self) -> &[Step] {
         &self.steps
@@ -320,9 +359,21 @@ fn faults(draft: &Draft) -> Vec<PlanFault> {
     if steps.len() > MAX_STEPS {
         faults.push(PlanFault::TooManySteps(steps.len()));
     }
-    for (step, Step { weight, .. }) in steps.iter().copied().enumerate() {
-        let before = step.checked_sub(1).map(|before| steps[before].weight);
-        if weight == Weight::ZERO && !(before.is_none() && draft.unweighted) {
+    if !steps.is_empty() && steps.iter().all(Step::is_dark) {
+        faults.push(PlanFault::OnlyDark);
+    }
+    for (step, Step { weight, mirror, .. }) in steps.iter().copied().enumerate() {
+        let before = step.checked_sub(1).map(|before| steps[before]).filter(|before| !before.is_dark());
+        let before = before.map(|before| before.weight);
+        if let Some(mirror) = mirror {
+            if weight != Weight::ZERO {
+                faults.push(PlanFault::UsersAndCopies { step });
+            } else if before.is_some() {
+                faults.push(PlanFault::DarkAfterLive { step });
+            } else if mirror == Weight::ZERO {
+                faults.push(PlanFault::NoCopies { step });
+            }
+        } else if weight == Weight::ZERO && !(before.is_none() && draft.unweighted) {
             faults.push(PlanFault::ZeroWeight { step });
         } else if let Some(before) = before.filter(|before| weight <= *before) {
             faults.push(PlanFault::NotAscending { step, weight, before });
@@ -374,6 +425,27 @@ mod tests {
         assert_eq!(Plan::new(later), Err(vec![PlanFault::ZeroWeight { step: 1 }]));
         let nobody = Draft { unweighted: false, ..draft };
         assert_eq!(Plan::new(nobody), Err(vec![PlanFault::ZeroWeight { step: 0 }]));
+    }
+
+    #[test]
+    fn copies_come_before_users_and_do_not_take_their_place() {
+        let dark = |percent: f64| Step::dark(Weight::from_percent(percent).unwrap(), Duration::from_secs(60));
+        let faults = |steps: Vec<Step>| Plan::new(Draft { steps, ..Draft::default() }).err();
+        let [one, ten] = steps(&[1.0, 10.0])[..] else { unreachable!() };
+        assert_eq!(faults(vec![dark(100.0), dark(10.0), one, ten]), None);
+        assert!(
+            Plan::new(Draft { steps: vec![dark(1.0), one], ..Draft::default() }).unwrap().has_dark_steps()
+        );
+        assert_eq!(faults(vec![one, dark(10.0)]), Some(vec![PlanFault::DarkAfterLive { step: 1 }]));
+        assert_eq!(faults(vec![dark(10.0)]), Some(vec![PlanFault::OnlyDark]));
+        assert_eq!(faults(vec![dark(0.0), one]), Some(vec![PlanFault::NoCopies { step: 0 }]));
+        let both = Step { mirror: Some(Weight::FULL), ..one };
+        assert_eq!(faults(vec![both, ten]), Some(vec![PlanFault::UsersAndCopies { step: 0 }]));
+        // A step for those whom rules send there may follow, as it may begin.
+        let [zero, ten] = steps(&[0.0, 10.0])[..] else { unreachable!() };
+        let forced = Draft { steps: vec![dark(1.0), zero, ten], unweighted: true, ..Draft::default() };
+        assert!(Plan::new(forced).is_ok());
+        assert_eq!(faults(vec![dark(1.0), zero, ten]), Some(vec![PlanFault::ZeroWeight { step: 1 }]));
     }
 
     #[test]

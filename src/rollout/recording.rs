@@ -19,6 +19,7 @@ use crate::{
     analysis::{
         Analysis, ArmTick, Learned, Sent, Tick,
         error_rate::Sample,
+        paired::Counts,
         settings::Settings,
         verdict::{Arms, Verdict},
     },
@@ -51,6 +52,9 @@ pub struct Line {
     /// The same by route, each with the same routes in the same order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
+    /// In a dark step, the pairs of requests and copies that ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<Counts>,
     /// What each of the canary's endpoints has done since the rollout began, where that is counted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<Endpoint>,
@@ -183,8 +187,8 @@ impl Arm {
 
 impl Line {
     /// What came in with a tick that ended at a moment, in a phase and at a weight; nothing where there is
-    /// no evidence. `routes` are those that the analysis was told of. Whoever knows of endpoints or
-    /// checks, or begins a rollout, adds that.
+    /// no evidence. `routes` are those that the analysis was told of. Whoever knows of endpoints, checks or
+    /// pairs, or begins a rollout, adds that.
     pub fn of(
         at: Timestamp,
         (phase, weight): (&Phase, Weight),
@@ -204,6 +208,7 @@ impl Line {
             stable: Arm::of(&tick.stable),
             canary: Arm::of(&tick.canary),
             routes: routes.iter().zip(tick.routes).map(route).collect(),
+            pairs: None,
             endpoints: Vec::new(),
             checks: Vec::new(),
             learned: None,
@@ -259,7 +264,7 @@ impl Replay {
         let routes: Vec<_> =
             line.routes.iter().map(|route| Arms { stable: route.stable, canary: route.canary }).collect();
         let tick = Tick { stable: line.stable.tick(), canary: line.canary.tick(), routes: &routes };
-        let decision = trial::observe(analysis, &phase, &tick);
+        let decision = trial::observe(analysis, &phase, &tick, line.pairs.as_ref());
         *before = phase;
         let mut verdict = decision.map(|_| analysis.verdict())?;
         let endpoints: Vec<_> = line.endpoints.iter().map(Endpoint::sample).collect();

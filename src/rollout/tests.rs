@@ -119,6 +119,27 @@ fn a_rollout_that_goes_well_saves_before_it_publishes() {
 }
 
 #[test]
+fn a_dark_step_gives_copies_and_no_users() {
+    use Effect::{Publish, Save};
+    let mut draft = draft();
+    draft.steps.insert(0, Step::dark(weight(20.0), Duration::from_millis(10)));
+    let plan = Plan::new(draft).unwrap();
+    let happens = |phase, event, now| machine::step(phase, &plan, event, at(now)).unwrap();
+    let dark = happens(Phase::Preparing { since: at(90), full: false }, Event::Prepared, 100);
+    let copies = Exposure { copies: weight(20.0), ..Exposure::NONE };
+    check(&dark, &stepping(0), &[Save, Publish(copies)]);
+    assert_eq!(copies.weight, Weight::ZERO);
+    let sentence = "step 1 began: the canary gets copies of 20 % of requests (it is ready)";
+    assert_eq!(dark.note.unwrap().to_string(), sentence);
+    let live = happens(stepping(0), Event::Tick(Decision::Advance), 110);
+    let users = Exposure::canary(weight(10.0));
+    check(&live, &Phase::Stepping { step: 1, since: at(110) }, &[Save, Publish(users)]);
+    assert_eq!(users.copies, Weight::ZERO);
+    let back = happens(stepping(0), Event::Tick(Decision::RollBack), 105);
+    assert_eq!(back.effects, [Publish(Exposure::NONE), Save]);
+}
+
+#[test]
 fn advance_waits_for_the_hold() {
     check(&ticks(stepping(0), Decision::Advance, 109), &stepping(0), &[]);
     assert_eq!(ticks(stepping(0), Decision::Advance, 110).phase.step(), Some(1));
@@ -199,7 +220,7 @@ fn promote_goes_to_the_next_step_now_and_from_the_last_to_everything() {
         &Phase::Stepping { step: 1, since: at(101) },
         &[Effect::Save, Effect::Publish(Exposure::canary(weight))],
     );
-    assert_eq!(first.note, Some(Note::Stepped { step: 1, weight, by: AdvancedBy::Command }));
+    assert_eq!(first.note, Some(Note::Stepped { step: 1, weight, mirror: None, by: AdvancedBy::Command }));
     let last = happens(first.phase, Event::Command(PROMOTE), 102);
     assert_eq!(last.phase, Phase::Promoting { since: at(102) });
 }
@@ -313,8 +334,10 @@ fn a_refusal_says_what_to_do_instead() {
 #[test]
 fn effects_are_ordered_by_what_the_new_version_gets() {
     use Effect::{Publish, Save};
-    let ladder = [Exposure::NONE, Exposure::canary(weight(0.01)), Exposure::canary(Weight::FULL)];
-    let ladder: Vec<_> = ladder.into_iter().chain([Exposure::SWAPPED]).collect();
+    let dark = [Exposure::dark(weight(0.01)), Exposure::dark(Weight::FULL)];
+    let ladder = [Exposure::canary(weight(0.01)), Exposure::canary(Weight::FULL)];
+    let ladder = [Exposure::NONE].into_iter().chain(dark).chain(ladder);
+    let ladder: Vec<_> = ladder.chain([Exposure::SWAPPED]).collect();
     for (i, &from) in ladder.iter().enumerate() {
         for (j, &to) in ladder.iter().enumerate() {
             let expected = match j {

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     analysis::{
         Analysis, Tick,
+        paired::Counts,
         settings::Settings,
         verdict::{Decision, Harm},
     },
@@ -23,14 +24,18 @@ use crate::{
 pub fn begin(settings: &Settings, plan: &Plan, tick: Duration) -> Analysis {
     let planned: Duration = plan.steps().iter().map(|step| step.hold).sum();
     let ticks = planned.as_millis() / tick.as_millis().max(1);
-    Analysis::new(settings, u64::try_from(ticks).unwrap_or(u64::MAX))
+    let analysis = Analysis::new(settings, u64::try_from(ticks).unwrap_or(u64::MAX));
+    if plan.has_dark_steps() { analysis.with_dark_steps(settings) } else { analysis }
 }
 
 /// Tells the analysis that the rollout went from one phase to another.
 pub fn follow(analysis: &mut Analysis, before: &Phase, after: &Phase, plan: &Plan) {
     match after {
         Phase::Stepping { step, .. } if before.step() != Some(*step) => {
-            analysis.begin_step(plan.steps().get(step + 1).map(|next| next.weight));
+            match plan.steps().get(*step) {
+                Some(step) if step.is_dark() => analysis.begin_dark_step(),
+                _ => analysis.begin_step(plan.steps().get(step + 1).map(|next| next.weight)),
+            }
             if let Some(requests) = plan.steps().get(*step).and_then(|step| step.minimum_requests) {
                 analysis.require(requests);
             }
@@ -41,8 +46,22 @@ pub fn follow(analysis: &mut Analysis, before: &Phase, after: &Phase, plan: &Pla
 }
 
 /// What a tick calls for; nothing before and after the canary's trial. In baking the promoted version is
-/// stable.
-pub fn observe(analysis: &mut Analysis, phase: &Phase, tick: &Tick<'_>) -> Option<Decision> {
+/// stable. `pairs` are those that ended in a dark step, in which they alone are evidence.
+pub fn observe(
+    analysis: &mut Analysis,
+    phase: &Phase,
+    tick: &Tick<'_>,
+    pairs: Option<&Counts>,
+) -> Option<Decision> {
+    match (phase, pairs) {
+        (Phase::Stepping { .. } | Phase::Paused { .. }, Some(pairs)) => {
+            Some(analysis.observe_dark(&tick.stable, pairs))
+        }
+        _ => observe_users(analysis, phase, tick),
+    }
+}
+
+fn observe_users(analysis: &mut Analysis, phase: &Phase, tick: &Tick<'_>) -> Option<Decision> {
     match phase {
         Phase::Stepping { .. } | Phase::Paused { .. } => Some(analysis.observe(tick)),
         Phase::Baking { .. } => Some(analysis.observe_baking(&tick.stable)),
@@ -60,7 +79,8 @@ pub fn observe(analysis: &mut Analysis, phase: &Phase, tick: &Tick<'_>) -> Optio
 /// judged by those who are.
 pub fn is_by_rules(phase: &Phase, plan: &Plan) -> bool {
     let step = phase.step().and_then(|step| plan.steps().get(step));
-    plan.strategy() == Strategy::Canary && step.is_some_and(|step| step.weight == Weight::ZERO)
+    plan.strategy() == Strategy::Canary
+        && step.is_some_and(|step| step.weight == Weight::ZERO && !step.is_dark())
 }
 
 /// The canary's weight in a step of weight `step`, where it is `current` and the budget says `harm`.

@@ -27,6 +27,7 @@ use crate::{
         failure::Failures,
         name::{BackendName, ServiceName},
         protocol::{Protocol, ProxyProtocol},
+        weight::Weight,
     },
     tls::{client::Connector, signing::Signer},
 };
@@ -193,6 +194,12 @@ impl Topology {
         let introduces_clients = backends.iter().any(|backend| backend.send_proxy_protocol.is_some());
         let (routes, services, backends) = (routes.into(), services.into(), backends.into());
         Self { table: Table::new(rules), paths, routes, services, backends, labels, introduces_clients }
+    }
+
+    /// Lets a service's requests be copied in dark steps, with `rules` if it has none of its own.
+    pub fn copy_in_dark_steps(&mut self, service: ServiceId, rules: &Mirror) {
+        let own = &mut self.services[service.0 as usize].mirror;
+        own.get_or_insert_with(|| Arc::new(Mirror { percent: Weight::ZERO, ..rules.clone() }));
     }
 
     /// What is done to a path before a route is looked for.

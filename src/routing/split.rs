@@ -16,6 +16,9 @@ pub struct Split {
     pub canary: Option<BackendId>,
     /// The canary's share of requests.
     pub weight: Weight,
+    /// The share of stable's requests that the canary gets copies of for its rollout; zero where the
+    /// service's own mirror says.
+    pub copies: Weight,
     /// Changes with each rollout, so that it is not always the same users who go first.
     pub salt: u64,
 }
@@ -123,7 +126,7 @@ mod tests {
 
     fn split(percent: f64, salt: u64) -> Split {
         let weight = Weight::from_percent(percent).unwrap();
-        Split { stable: BackendId(0), canary: Some(BackendId(1)), weight, salt }
+        Split { stable: BackendId(0), canary: Some(BackendId(1)), weight, copies: Weight::ZERO, salt }
     }
 
     #[test]

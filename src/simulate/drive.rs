@@ -108,7 +108,7 @@ impl Course<'_> {
             let exposure = Exposure { weight: exposure.weight.min(weight), ..exposure };
             let seen = Seen { phase: &phase, exposure, until: then, world: &world };
             look(&seen);
-            let Some(mut decision) = trial::observe(&mut analysis, &phase, &seen.tick()) else { break };
+            let Some(mut decision) = trial::observe(&mut analysis, &phase, &seen.tick(), None) else { break };
             if decision == Decision::RollBack
                 && let Some(endpoint) = sick_endpoint(&analysis, &world)
             {
@@ -202,11 +202,14 @@ impl Seen<'_> {
     }
 }
 
-/// Starts a rollout whose canary is ready at once.
+/// Starts a rollout whose canary is ready at once, and has passed its dark steps: no copies are simulated.
 fn begin(plan: &Plan, analysis: &mut Analysis) -> Phase {
     let zero = Timestamp::from_millis(0);
     let preparing = happen(Phase::Idle, plan, Event::Command(Command::Start { force: false }), zero);
-    let first = happen(preparing, plan, Event::Prepared, zero);
+    let mut first = happen(preparing, plan, Event::Prepared, zero);
+    while first.step().is_some_and(|step| plan.steps()[step].is_dark()) {
+        first = happen(first, plan, Event::Command(Command::Promote { full: false }), zero);
+    }
     trial::follow(analysis, &Phase::Idle, &first, plan);
     first
 }

@@ -58,6 +58,13 @@ pub struct Rollout {
     pub phase: Phase,
 }
 
+impl Rollout {
+    /// The share of stable's requests that it gives the canary copies of.
+    pub fn copies(&self) -> Weight {
+        self.phase.exposure(&self.plan).copies
+    }
+}
+
 /// Something that happened, as the history keeps it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Entry {

@@ -11,7 +11,7 @@ use super::{
     endpoints::ByEndpoint,
     health::Board,
     in_flight::Limits,
-    mirror::{MirrorCells, MirrorTotals},
+    mirror::{MirrorCells, MirrorTotals, Pairs},
     retries::{RetryCells, RetryTotals},
 };
 use crate::{
@@ -503,6 +503,13 @@ impl Hub {
     pub fn mirrors(&self) -> BTreeMap<ServiceName, MirrorTotals> {
         let mut sums = BTreeMap::new();
         self.workers.iter().for_each(|shelf| shelf.mirrors.sum(&mut sums, MirrorTotals::add));
+        sums
+    }
+
+    /// How their pairs have ended, without all that costs more to sum.
+    pub fn pairs(&self) -> BTreeMap<ServiceName, Pairs> {
+        let mut sums = BTreeMap::new();
+        self.workers.iter().for_each(|shelf| shelf.mirrors.sum(&mut sums, Pairs::add));
         sums
     }
 

@@ -102,6 +102,8 @@ pub struct MirrorCells {
     results: [Counter; MirrorResult::ALL.len()],
     pairs: [Counter; FailedBy::ALL.len()],
     latency: [Latencies; Role::ALL.len()],
+    /// Pairs in which the canary was not slower than it may be, and in which it was.
+    compared: [Counter; 2],
     attempts: Arc<Cells>,
 }
 
@@ -123,6 +125,11 @@ impl MirrorCells {
         self.latency[Role::Canary.index()].record(canary);
     }
 
+    /// Counts a request for which it could be said whether the canary took longer than it may.
+    pub fn compare(&self, slower: bool) {
+        self.compared[usize::from(slower)].add(1);
+    }
+
     /// The right to count attempts to send a copy.
     pub fn writer(&self) -> Writer {
         Writer::new(Arc::clone(&self.attempts))
@@ -138,6 +145,8 @@ pub struct MirrorTotals {
     pub pairs: [u64; FailedBy::ALL.len()],
     /// Of requests that both have answered: how long each took to begin, by the index of its role.
     pub latency: [Histogram; Role::ALL.len()],
+    /// Those for which it could be said, by whether the canary took longer than it may.
+    pub compared: [u64; 2],
     /// Copies that have been sent and not been answered to the end.
     pub in_flight: u64,
 }
@@ -151,10 +160,45 @@ impl MirrorTotals {
         for (sum, counter) in self.pairs.iter_mut().zip(&cells.pairs) {
             *sum += counter.get();
         }
+        for (sum, counter) in self.compared.iter_mut().zip(&cells.compared) {
+            *sum += counter.get();
+        }
         for (sum, latencies) in self.latency.iter_mut().zip(&cells.latency) {
             latencies.add_to(sum);
         }
         self.in_flight += cells.attempts.in_flight();
+    }
+}
+
+/// How requests have ended that both have had: what is evidence of a mirror.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pairs {
+    /// Neither has failed them.
+    pub none: u64,
+    /// Stable alone has.
+    pub stable: u64,
+    /// The canary alone has.
+    pub canary: u64,
+    /// Both have.
+    pub both: u64,
+    /// Those of which both times are known.
+    pub compared: u64,
+    /// Those of them for which the canary took longer than it may.
+    pub slower: u64,
+}
+
+impl Pairs {
+    /// Adds what one worker has counted.
+    pub(super) fn add(&mut self, cells: &MirrorCells) {
+        let Self { none, stable, canary, both, compared, slower } = self;
+        let pairs = |failed_by: FailedBy| cells.pairs[failed_by as usize].get();
+        let [not_slower, was_slower] = cells.compared.each_ref().map(Counter::get);
+        *none += pairs(FailedBy::None);
+        *stable += pairs(FailedBy::Stable);
+        *canary += pairs(FailedBy::Canary);
+        *both += pairs(FailedBy::Both);
+        *compared += not_slower + was_slower;
+        *slower += was_slower;
     }
 }
 
@@ -185,6 +229,13 @@ mod tests {
         }
         assert_eq!((sum.results[MirrorResult::Mismatch as usize], sum.in_flight), (2, 2));
         assert_eq!(sum.pairs, [0, 0, 2, 0]);
+        let mut pairs = Pairs::default();
+        let cells = MirrorCells::default();
+        cells.count_pair(FailedBy::Canary);
+        cells.count_pair(FailedBy::None);
+        [true, false, true].into_iter().for_each(|slower| cells.compare(slower));
+        pairs.add(&cells);
+        assert_eq!(pairs, Pairs { none: 1, canary: 1, compared: 3, slower: 2, ..Pairs::default() });
         let [stable, canary] = &sum.latency;
         assert_eq!((stable.total(), stable.sum_seconds(), canary.sum_seconds()), (2, 0.002, 0.006));
     }

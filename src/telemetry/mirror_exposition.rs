@@ -19,7 +19,7 @@ type Mirrors = BTreeMap<ServiceName, MirrorTotals>;
 /// A family: its name, what it is, its labels, its kind, and its series.
 struct Family(&'static str, &'static str, &'static [&'static str], MetricType, fn(&Mirrors) -> Vec<Metric>);
 
-const FAMILIES: [Family; 4] = [
+const FAMILIES: [Family; 5] = [
     Family(
         "tidegate_mirrored_requests_total",
         "Requests that were to be copied to the canary, by what became of that.",
@@ -40,6 +40,13 @@ const FAMILIES: [Family; 4] = [
         &["service", "failed_by"],
         MetricType::COUNTER,
         pairs,
+    ),
+    Family(
+        "tidegate_mirrored_pairs_compared_total",
+        "Requests of which both times are known, by whether the canary took longer than it may beside stable.",
+        &["service", "slower"],
+        MetricType::COUNTER,
+        compared,
     ),
     Family(
         "tidegate_mirrored_response_seconds",
@@ -115,6 +122,15 @@ fn pairs(mirrors: &Mirrors) -> Vec<Metric> {
         let labels =
             |failed: FailedBy| vec![label("service", service.as_str()), label("failed_by", failed.label())];
         FailedBy::ALL.map(|failed| counter(labels(failed), totals.pairs[failed as usize]))
+    };
+    mirrors.iter().flat_map(of).collect()
+}
+
+fn compared(mirrors: &Mirrors) -> Vec<Metric> {
+    let of = |(service, totals): (&ServiceName, &MirrorTotals)| {
+        let labels = |slower| vec![label("service", service.as_str()), label("slower", slower)];
+        [("false", totals.compared[0]), ("true", totals.compared[1])]
+            .map(|(slower, pairs)| counter(labels(slower), pairs))
     };
     mirrors.iter().flat_map(of).collect()
 }

@@ -8,6 +8,7 @@ use super::{
 };
 pub use super::{
     endpoints::{Counted, Endpoints},
+    mirror::Pairs,
     retries::RetryTotals,
 };
 use crate::model::{

@@ -13,6 +13,7 @@
 //! | `cli` | the program as people start it: words, exit codes, signals |
 //! | `combinations` | the same exchanges with HTTP/1.1 and HTTP/2 on either side |
 //! | `config` | what a user is told about each mistake in a configuration |
+//! | `dark` | canaries that are judged by copies before they have any user |
 //! | `demo` | the demo, as somebody sees it who tries the program first |
 //! | `disk` | rollouts on a disk that is full, read-only, corrupt or taken |
 //! | `drain` | how it ends: nobody who behaves is cut off |
@@ -83,6 +84,7 @@ mod checks;
 mod cli;
 mod combinations;
 mod config;
+mod dark;
 mod demo;
 mod disk;
 mod drain;

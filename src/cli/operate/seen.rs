@@ -39,6 +39,8 @@ pub(super) struct Rollout {
 #[derive(Debug, Deserialize)]
 pub(super) struct Step {
     pub(super) weight: f64,
+    /// The share that is copied instead, in a dark step.
+    pub(super) mirror: Option<f64>,
     pub(super) hold_seconds: f64,
 }
 

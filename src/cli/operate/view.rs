@@ -35,7 +35,10 @@ pub(super) fn service(service: &Service) -> String {
     {
         let steps = rollout.steps.iter().enumerate().map(|(number, step)| {
             let hold = format_duration(Duration::from_secs_f64(step.hold_seconds.max(0.0)));
-            let text = format!("{} for {hold}", percent(step.weight));
+            let text = match step.mirror {
+                Some(mirror) => format!("copies of {} for {hold}", percent(mirror)),
+                None => format!("{} for {hold}", percent(step.weight)),
+            };
             if rollout.step == Some(number) { format!("{NOW}{text}{NOW:#}") } else { text }
         });
         let _infallible = writeln!(text, "plan: {}", steps.collect::<Vec<_>>().join(", "));

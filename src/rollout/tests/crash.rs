@@ -130,7 +130,11 @@ fn ladder(plan: &Plan) -> Vec<Exposure> {
         Strategy::Canary => plan.steps(),
         Strategy::BlueGreen => &[],
     };
-    let steps = steps.iter().map(|step| Exposure::canary(step.weight));
+    let exposure = |step: &Step| match step.mirror {
+        Some(copies) => Exposure::dark(copies),
+        None => Exposure::canary(step.weight),
+    };
+    let steps = steps.iter().map(exposure);
     // A first step may have no weight, and is the rung of having nothing then.
     let steps = steps.filter(|exposure| *exposure != Exposure::NONE);
     [Exposure::NONE].into_iter().chain(steps).chain([Exposure::SWAPPED]).collect()
@@ -151,8 +155,13 @@ fn plans() -> Vec<Plan> {
     let mut forced = draft();
     forced.steps.insert(0, Step::new(Weight::ZERO, Duration::from_millis(10)));
     forced.unweighted = true;
+    let mut dark = draft();
+    dark.steps.insert(0, Step::dark(weight(10.0), Duration::from_millis(10)));
+    let mut darker = dark.clone();
+    darker.steps.insert(1, Step::dark(weight(1.0), Duration::from_millis(10)));
     let flip = Draft { strategy: Strategy::BlueGreen, steps: vec![], promotion_gate: true, ..draft() };
-    let more = [impatient, to_the_top, asking, forced, flip].map(|draft| Plan::new(draft).unwrap());
+    let more =
+        [impatient, to_the_top, asking, forced, dark, darker, flip].map(|draft| Plan::new(draft).unwrap());
     let more = more.into_iter().chain([blue_green()]);
     choices.map(when_inconclusive).into_iter().chain(more).collect()
 }

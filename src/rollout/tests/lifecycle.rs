@@ -22,6 +22,7 @@ fn rows() -> Vec<(&'static str, Phase, Plan)> {
             draft.hooks.step = true;
         })
     };
+    let dark = || with(|draft| draft.steps[0] = Step::dark(Weight::FULL, Duration::from_millis(10)));
     let flip = |change: fn(&mut Draft)| {
         let mut draft = Draft { strategy: Strategy::BlueGreen, steps: vec![], ..draft() };
         change(&mut draft);
@@ -37,12 +38,15 @@ fn rows() -> Vec<(&'static str, Phase, Plan)> {
         ("preparing, blue-green with a gate", preparing(false), flip(|draft| draft.promotion_gate = true)),
         ("preparing, blue-green with a hook", preparing(false), flip(|draft| draft.hooks.promotion = true)),
         ("preparing, in a hurry", preparing(true), plan()),
+        ("preparing, before a dark step", preparing(false), dark()),
+        ("stepping, dark", stepping(0), dark()),
         ("stepping", stepping(0), plan()),
         ("stepping, before a gate", stepping(0), gate()),
         ("stepping, before a hook", stepping(0), hook()),
         ("stepping, before both", stepping(0), both()),
         ("stepping, last step", stepping(1), plan()),
         ("paused by a person", paused(0, PauseReason::Command), plan()),
+        ("paused by a person, dark", paused(0, PauseReason::Command), dark()),
         ("paused without a verdict", paused(0, PauseReason::Inconclusive), plan()),
         ("paused at a gate", paused(0, PauseReason::Gate), gate()),
         ("paused at a gate, before a hook", paused(0, PauseReason::Gate), both()),
