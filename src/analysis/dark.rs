@@ -107,6 +107,7 @@ impl Analysis {
             rollout: self.tally.rollout.totals(),
             step: self.tally.step.totals(),
             warming: self.tally.warming.totals(),
+            sent: self.tally.sent.totals(),
             latency: self.tally.latency(),
             difference: None,
             dispersion: self.dispersion.factor(),

@@ -27,10 +27,11 @@ impl ServiceTask {
         }
     }
 
-    /// Ends the tunnels to the canary of the rollout.
-    pub(super) fn end_tunnels(&self) {
+    /// Ends what is still under way at the canary of the rollout.
+    pub(super) fn cut_canary(&self) {
         if let Some(key) = self.canary_key() {
-            self.hub.health().backend(&key).cut();
+            let health = self.hub.health();
+            health.backend(&key).cut(health.millis(clock::monotonic()));
         }
     }
 

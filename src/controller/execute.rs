@@ -126,7 +126,7 @@ impl ServiceTask {
         trial::follow(&mut self.analysis, &before, phase, &record.plan);
         if matches!((&before, phase), (Phase::RollingBack { .. }, Phase::RolledBack { .. })) {
             // They have had their time.
-            self.end_tunnels();
+            self.cut_canary();
         }
         if !phase.is_running() {
             self.forget_evidence();
@@ -172,6 +172,12 @@ impl ServiceTask {
                     Strategy::BlueGreen => "all at once".to_owned(),
                 };
                 format!("{note}: {} to {canary}, {plan}", record.roles.stable())
+            }
+            Phase::RolledBack { .. } if let Some(canary) = record.roles.canary() => {
+                match self.attempts(canary).0 {
+                    0 => format!("{note}; nothing is under way at {canary} any more"),
+                    cut => format!("{note}; cut is what was still under way at {canary}: {cut}"),
+                }
             }
             _ => note.to_string(),
         }

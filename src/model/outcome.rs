@@ -25,11 +25,14 @@ pub enum Outcome {
     ClientAbort,
     /// A whole response with status 200 whose gRPC status says that the server failed, or that has none.
     GrpcFailure,
+    /// Tidegate has ended it, as the backend was rolled back and the time that it had left is over. Counts neither
+    /// for nor against the backend.
+    Cut,
 }
 
 impl Outcome {
     /// Every outcome, in the order of its index.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Informational,
         Self::Success,
         Self::Redirect,
@@ -40,6 +43,7 @@ impl Outcome {
         Self::Reset,
         Self::ClientAbort,
         Self::GrpcFailure,
+        Self::Cut,
     ];
 
     /// The outcome of a whole response with this status.
@@ -53,7 +57,7 @@ impl Outcome {
         }
     }
 
-    /// A dense number for tables, 0 to 9.
+    /// A dense number for tables, 0 to 10.
     pub const fn index(self) -> usize {
         self as usize
     }
@@ -71,6 +75,7 @@ impl Outcome {
             Self::Reset => "reset",
             Self::ClientAbort => "client_abort",
             Self::GrpcFailure => "grpc_failure",
+            Self::Cut => "cut",
         }
     }
 
@@ -90,7 +95,7 @@ impl Outcome {
 
     /// Whether the attempt says anything about the backend.
     pub const fn counts(self) -> bool {
-        !matches!(self, Self::ClientAbort)
+        !matches!(self, Self::ClientAbort | Self::Cut)
     }
 }
 
@@ -115,5 +120,6 @@ mod tests {
         assert!(Outcome::Reset.is_failure());
         assert!(!Outcome::of_status(StatusCode::NOT_FOUND).is_failure());
         assert!(!Outcome::ClientAbort.is_failure() && !Outcome::ClientAbort.counts());
+        assert!(!Outcome::Cut.is_failure() && !Outcome::Cut.counts());
     }
 }

@@ -97,6 +97,17 @@ impl Attempt {
         Self { cells, endpoint, started, kept_from, waits, ended, fails, origin, entry, half }
     }
 
+    /// When it began.
+    pub(super) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Whether it is to end, as the time that its backend had left is over.
+    #[inline]
+    pub(super) fn is_cut(&self) -> bool {
+        self.endpoint.is_cut_since(self.started)
+    }
+
     pub(super) fn endpoint(&self) -> &Rc<Endpoint> {
         &self.endpoint
     }
@@ -162,6 +173,7 @@ impl Attempt {
                     | Outcome::Timeout
                     | Outcome::Reset
                     | Outcome::ClientAbort
+                    | Outcome::Cut
                     | Outcome::Informational
             );
             self.cells.end(outcome, failed, answered.then(|| now - self.started));

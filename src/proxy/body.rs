@@ -4,7 +4,7 @@
 use std::{
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context as Task, Poll, Waker},
     time::Duration,
 };
 
@@ -15,6 +15,8 @@ use hyper::body::Incoming;
 use super::{
     attempt::Attempt,
     client::{Asked, Busy, Client},
+    context::Context,
+    cut::Watched,
     grpc,
     grpc::CallDeadline,
     headers,
@@ -40,6 +42,9 @@ pub enum BodyError {
     /// is better than one that is wrong.
     #[error("a body was read out of step")]
     OutOfStep,
+    /// The backend was rolled back, and the time that it had left is over.
+    #[error("the version that sent this body was rolled back")]
+    Cut,
     /// A gRPC call took longer than its client allows.
     #[error("the call's deadline is over")]
     Deadline,
@@ -85,7 +90,7 @@ impl Body for ResponseBody {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        cx: &mut Task<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
         let polled = self.poll_source(cx);
         let gave = matches!(&polled, Poll::Ready(Some(Ok(frame))) if frame.is_data());
@@ -114,7 +119,7 @@ impl Body for ResponseBody {
 }
 
 impl ResponseBody {
-    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
+    fn poll_source(&mut self, cx: &mut Task<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
         let this = self;
         let relay = match &mut this.source {
             Source::Local(text) if text.is_empty() => return Poll::Ready(None),
@@ -123,6 +128,7 @@ impl ResponseBody {
             }
             Source::Backend(relay) => relay,
         };
+        let is_call = relay.trailers.is_some();
         let polled = std::task::ready!(relay.poll_frame(cx, this.busy.client()));
         let over = match &polled {
             None | Some(Err(_)) => true,
@@ -139,11 +145,14 @@ impl ResponseBody {
                 None | Some(Ok(_)) => relay.complete(this.busy.client()),
             }
         }
-        if let Some(Err(BodyError::Deadline)) = polled {
+        match polled {
             // A status that the client understands instead of a broken stream.
-            return Poll::Ready(Some(Ok(Frame::trailers(grpc::too_late()))));
+            Some(Err(BodyError::Deadline)) => Poll::Ready(Some(Ok(Frame::trailers(grpc::too_late())))),
+            Some(Err(BodyError::Cut)) if is_call => {
+                Poll::Ready(Some(Ok(Frame::trailers(grpc::rolled_back()))))
+            }
+            _ => Poll::Ready(polled),
         }
-        Poll::Ready(polled)
     }
 }
 
@@ -163,20 +172,29 @@ pub(super) struct Relay {
     pub(super) upload: Option<Upload>,
     pub(super) deadline: Deadline,
     pub(super) idle_timeout: Duration,
+    pub(super) context: Rc<Context>,
+    /// What wakes it if it is to end, once nothing has come for a while.
+    pub(super) watched: Option<Watched>,
 }
+
+/// How long nothing has to come of a body before it is watched: most end earlier, and cost nothing.
+const SILENT: Duration = Duration::from_secs(1);
 
 impl Relay {
     fn poll_frame(
         &mut self,
-        cx: &mut Context<'_>,
+        cx: &mut Task<'_>,
         client: &Client,
     ) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
+        if self.attempt.is_cut() {
+            return Poll::Ready(Some(Err(BodyError::Cut)));
+        }
         // From HTTP/1.1: what has been read already first, then the socket, then what that brought. Only
         // driving the connection brings more, so the body need not wake us, and taking a chunk need not
         // wake the connection: either would only have us polled once more.
         let mut polled = match &mut self.held {
             Held::Http1(connection) => {
-                let quiet = &mut Context::from_waker(Waker::noop());
+                let quiet = &mut Task::from_waker(Waker::noop());
                 connection.unwatch();
                 let mut polled = Pin::new(&mut self.body).poll_frame(quiet);
                 if polled.is_pending() {
@@ -215,7 +233,15 @@ impl Relay {
         }
         let moved = self.upload.as_mut().is_some_and(Upload::has_moved);
         if moved || !self.deadline.is_armed() {
-            self.deadline.arm(self.idle_timeout);
+            let is_watched = self.watched.is_some();
+            self.deadline.arm(if is_watched { self.idle_timeout } else { self.idle_timeout.min(SILENT) });
+        }
+        if self.watched.is_none() && self.idle_timeout > SILENT && self.deadline.poll_expired(cx).is_ready() {
+            self.watched = Some(Watched::new(Rc::clone(&self.context), &self.attempt));
+            self.deadline.arm(self.idle_timeout - SILENT);
+        }
+        if self.watched.as_ref().is_some_and(|watched| watched.poll(cx).is_ready()) {
+            return Poll::Ready(Some(Err(BodyError::Cut)));
         }
         self.deadline.poll_expired(cx).map(|()| Some(Err(BodyError::Idle)))
     }
@@ -251,6 +277,7 @@ impl Relay {
             }
             BodyError::Broken(_) => Outcome::Reset,
             BodyError::Idle | BodyError::Deadline => Outcome::Timeout,
+            BodyError::Cut => Outcome::Cut,
             BodyError::OutOfStep => Outcome::ClientAbort,
         });
     }

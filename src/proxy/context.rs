@@ -13,9 +13,9 @@ use slab::Slab;
 
 use super::{
     admission::{Gate, Gates},
+    cut::End,
     mirror::Mirror,
     retry::Retries,
-    tunnel::End,
     upload::RequestBody,
 };
 use crate::{
@@ -70,7 +70,7 @@ pub struct Context {
     /// Nothing where there are none, so that this is all that is looked at.
     witnesses: Option<Rc<Witnesses>>,
     pulse: Rc<Cell<u64>>,
-    tunnels: RefCell<Slab<Rc<End>>>,
+    cuttable: RefCell<Slab<Rc<End>>>,
 }
 
 impl Context {
@@ -96,7 +96,7 @@ impl Context {
             draining: Cell::new(false),
             witnesses: None,
             pulse: Rc::default(),
-            tunnels: RefCell::default(),
+            cuttable: RefCell::default(),
         }
     }
 
@@ -154,9 +154,9 @@ impl Context {
         &self.timers
     }
 
-    /// The tunnels that are open on this worker.
-    pub(super) fn tunnels(&self) -> &RefCell<Slab<Rc<End>>> {
-        &self.tunnels
+    /// What is under way on this worker and has to be woken to learn that it is to end.
+    pub(super) fn cuttable(&self) -> &RefCell<Slab<Rc<End>>> {
+        &self.cuttable
     }
 
     /// Counts up whenever this worker gets something done.
@@ -179,11 +179,11 @@ impl Context {
     }
 
     /// Closes upstream connections that have been idle for too long or are closed already, and takes
-    /// up a new topology even where no request asks for it. Ends tunnels that are to end.
+    /// up a new topology even where no request asks for it. Ends what is to end.
     pub fn sweep(&self) {
         let now = clock::monotonic();
         self.view().backends.iter().for_each(|backend| backend.sweep(now));
-        self.tunnels.borrow().iter().for_each(|(_, end)| end.look());
+        self.cuttable.borrow().iter().for_each(|(_, end)| end.look());
     }
 }
 

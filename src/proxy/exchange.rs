@@ -88,7 +88,7 @@ pub fn exchange(
             Err(_) => Err(ProxyError::NoRoute),
         };
         let client = Rc::clone(busy.client());
-        let answered = routed.and_then(|routed| Ok(relay(routed, answered)?));
+        let answered = routed.and_then(|routed| Ok(relay(&context, routed, answered)?));
         let (mut response, last) = match answered {
             Ok((head, relay)) => {
                 let (parts, ()) = head.into_parts();
@@ -199,6 +199,7 @@ fn route(
 
 /// What has been answered, or why nothing has, once the attempt knows.
 fn relay(
+    context: &Rc<Context>,
     routed: Routed,
     answered: Result<(Held, Response<Incoming>), ProxyError>,
 ) -> Result<(Response<()>, Relay), ProxyError> {
@@ -226,7 +227,20 @@ fn relay(
     }
     let trailers = grpc::awaits_trailers(outcome, &head.headers).then(|| way.grpc_failures());
     let idle_timeout = timeouts.idle;
-    let relay = Relay { body, held, attempt, outcome, trailers, call, deadline, upload, idle_timeout };
+    let (context, watched) = (Rc::clone(context), None);
+    let relay = Relay {
+        body,
+        held,
+        attempt,
+        outcome,
+        trailers,
+        call,
+        deadline,
+        upload,
+        idle_timeout,
+        context,
+        watched,
+    };
     Ok((Response::from_parts(head, ()), relay))
 }
 

@@ -20,6 +20,7 @@ const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 
 const DEADLINE_EXCEEDED: u16 = 4;
+const UNAVAILABLE: u16 = 14;
 
 /// How much sooner than its deadline a client may give a call up and still have kept to it: its clock
 /// began before ours, and tells time differently.
@@ -160,6 +161,14 @@ pub(super) fn too_late() -> HeaderMap {
     let mut trailers = HeaderMap::new();
     trailers.insert(STATUS, HeaderValue::from(DEADLINE_EXCEEDED));
     trailers.insert(MESSAGE, HeaderValue::from_static("the call took longer than its deadline"));
+    trailers
+}
+
+/// The trailers of a call that ends because its backend was rolled back: another try is another backend's.
+pub(super) fn rolled_back() -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    trailers.insert(STATUS, HeaderValue::from(UNAVAILABLE));
+    trailers.insert(MESSAGE, HeaderValue::from_static("the version that served this call was rolled back"));
     trailers
 }
 

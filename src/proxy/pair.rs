@@ -142,7 +142,8 @@ fn compare(
 
 /// Whether there was a whole response.
 fn has_answered(outcome: Outcome) -> bool {
-    !matches!(outcome, Outcome::ConnectFailure | Outcome::Timeout | Outcome::Reset | Outcome::ClientAbort)
+    use Outcome::{ClientAbort, ConnectFailure, Cut, Reset, Timeout};
+    !matches!(outcome, ConnectFailure | Timeout | Reset | ClientAbort | Cut)
 }
 
 /// An attempt's part in a pair.

@@ -2,13 +2,13 @@
 //! HTTP. Each direction has one small buffer, so the slower side sets the pace.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     future::poll_fn,
     io,
     ops::DerefMut,
     pin::{Pin, pin},
     rc::Rc,
-    task::{Context as Task, Poll, Waker, ready},
+    task::{Context as Task, Poll, ready},
     time::Duration,
 };
 
@@ -17,12 +17,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 
-use super::{
-    attempt::Attempt,
-    context::{Context, Endpoint},
-    log_entry::LogEntry,
-    upload::RequestBody,
-};
+use super::{attempt::Attempt, context::Context, cut::Watched, log_entry::LogEntry, upload::RequestBody};
 use crate::{model::outcome::Outcome, net::tls::Transport, upstream::pool::h2::Lease};
 
 /// Bytes that each direction may hold.
@@ -53,7 +48,7 @@ impl Tunnel {
         context: Rc<Context>,
         idle_timeout: Duration,
     ) -> Self {
-        let open = Open::new(context, Rc::clone(attempt.endpoint()));
+        let open = Open::new(context, &attempt);
         Self { upstream, attempt, open, idle_timeout }
     }
 
@@ -91,57 +86,19 @@ impl Tunnel {
 /// A tunnel is open while this lives.
 #[derive(Debug)]
 struct Open {
-    context: Rc<Context>,
-    end: Rc<End>,
-    key: usize,
+    watched: Watched,
 }
 
 impl Open {
-    fn new(context: Rc<Context>, endpoint: Rc<Endpoint>) -> Self {
+    fn new(context: Rc<Context>, attempt: &Attempt) -> Self {
         context.cells().tunnels_open.add(1);
-        let end = Rc::new(End { cuts: endpoint.cuts(), endpoint, waker: RefCell::default() });
-        let key = context.tunnels().borrow_mut().insert(Rc::clone(&end));
-        Self { context, end, key }
+        Self { watched: Watched::new(context, attempt) }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.context.tunnels().borrow_mut().remove(self.key);
-        self.context.cells().tunnels_open.sub_one();
-    }
-}
-
-/// How a tunnel learns that it is to end, though both sides would go on: its backend has lost a rollout, and
-/// the time that it had left is over.
-#[derive(Debug)]
-pub(super) struct End {
-    endpoint: Rc<Endpoint>,
-    /// How often that had happened when it began.
-    cuts: u64,
-    waker: RefCell<Option<Waker>>,
-}
-
-impl End {
-    /// Wakes the tunnel if it is to end. Somebody has to look: nothing else wakes a tunnel that is silent.
-    pub(super) fn look(&self) {
-        if self.has_come()
-            && let Some(waker) = self.waker.borrow_mut().take()
-        {
-            waker.wake();
-        }
-    }
-
-    fn has_come(&self) -> bool {
-        self.endpoint.cuts() != self.cuts
-    }
-
-    fn poll(&self, task: &Task<'_>) -> Poll<()> {
-        if self.has_come() {
-            return Poll::Ready(());
-        }
-        self.waker.borrow_mut().get_or_insert_with(|| task.waker().clone()).clone_from(task.waker());
-        Poll::Pending
+        self.watched.context().cells().tunnels_open.sub_one();
     }
 }
 
@@ -152,14 +109,14 @@ async fn copy(
     open: &Open,
     idle_timeout: Duration,
 ) -> io::Result<()> {
-    let deadline = open.context.timers().deadline();
+    let deadline = open.watched.context().timers().deadline();
     let mut copying = pin!(copy_bidirectional_with_sizes(&mut client, &mut backend, BUFFER, BUFFER));
     poll_fn(|task| {
         let polled = copying.as_mut().poll(task);
         if polled.is_ready() {
             return polled.map_ok(|_| ());
         }
-        if open.end.poll(task).is_ready() {
+        if open.watched.poll(task).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         if moved.replace(false) {

@@ -135,12 +135,11 @@ impl BackendHealth {
         self.changes.fetch_add(1, Relaxed);
     }
 
-    /// Tunnels to any of its endpoints that are open now are to end.
-    pub fn cut(&self) {
+    /// Whatever has begun at any of its endpoints until now, and is still under way, is to end.
+    pub fn cut(&self, now: Millis) {
         let known = locked(&self.endpoints);
-        known.addresses.values().for_each(|endpoint| {
-            endpoint.cuts.fetch_add(1, Relaxed);
-        });
+        // 0 means never.
+        known.addresses.values().for_each(|endpoint| endpoint.cut.store(now.max(1), Relaxed));
     }
 
     /// What its endpoints have served is long ago: they are to warm up anew.
@@ -194,8 +193,8 @@ pub struct EndpointHealth {
     since: AtomicU64,
     /// Since when it has served requests; 0 if it has not.
     serving: AtomicU64,
-    /// How often all that was under way at it was told to end.
-    cuts: AtomicU64,
+    /// When all that was under way at it was told to end; 0 if it never was.
+    cut: AtomicU64,
     ejections: Arc<AtomicU64>,
 }
 
@@ -208,14 +207,16 @@ impl EndpointHealth {
             failing: AtomicBool::new(false),
             since: AtomicU64::new(since),
             serving: AtomicU64::new(0),
-            cuts: AtomicU64::new(0),
+            cut: AtomicU64::new(0),
             ejections,
         }
     }
 
-    /// How often tunnels to it were told to end.
-    pub fn cuts(&self) -> u64 {
-        self.cuts.load(Relaxed)
+    /// When all that was under way at it was told to end, if it ever was.
+    #[inline]
+    pub fn cut(&self) -> Option<Millis> {
+        let cut = self.cut.load(Relaxed);
+        (cut > 0).then_some(cut)
     }
 
     /// A request failed; returns how many have in a row.

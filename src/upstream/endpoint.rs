@@ -133,9 +133,10 @@ impl<B: Payload> Endpoint<B> {
         &self.health
     }
 
-    /// How often tunnels to it were told to end, by whoever is in control.
-    pub fn cuts(&self) -> u64 {
-        self.health.cuts()
+    /// Whether what began then has been told to end since, by whoever is in control.
+    #[inline]
+    pub fn is_cut_since(&self, began: Instant) -> bool {
+        self.health.cut().is_some_and(|cut| self.allowance.millis(began) <= cut)
     }
 
     pub(super) fn number(&self) -> u64 {

@@ -288,7 +288,8 @@ fn the_history_is_read_in_pages_and_by_rollout() {
     let runs = (&"stepping".into(), &serde_json::json!([6, 7]));
     assert_eq!(phases, [runs, (&"rolled_back".into(), &serde_json::json!([1, 4]))]);
     assert_eq!(rollouts[0]["id"], tidegate.status()["rollout"]["id"]);
-    assert_eq!(rollouts[1]["what"], "rolled back: somebody asked for it");
+    let what = "rolled back: somebody asked for it; nothing is under way at v2 any more";
+    assert_eq!(rollouts[1]["what"], what);
     assert_eq!(tidegate.api("GET", "web/rollouts?limit=1", "")["rollouts"].as_array().unwrap().len(), 1);
     for (path, status) in [
         ("web/history?limit=0", 400),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use crate::support::{Backend, Raw, Refusing, Tidegate, Web, eventually};
+use crate::support::{Backend, Raw, Refusing, Tidegate, Web, backend::Peer, eventually};
 
 /// Nobody sends anything, so that evidence moves nothing.
 fn start(canary: SocketAddr, rollout: &str, more: &str) -> (Backend, Tidegate) {
@@ -139,6 +139,53 @@ fn a_rollback_has_ended_when_nothing_is_under_way_any_more() {
 fn a_rollback_does_not_wait_for_ever() {
     let (_stable, _canary, tidegate, _client) = rolled_back_with_an_answer_under_way("drain = '100ms'");
     tidegate.wait_for_phase("rolled_back");
+}
+
+/// Answers with a stream that ends when its client does.
+fn stream(mut peer: Peer) {
+    if peer.head().is_some() {
+        peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+        peer.wait_for_end();
+    }
+}
+
+#[test]
+fn a_rollback_cuts_what_still_comes_from_the_canary_when_its_time_is_over_and_nothing_else() {
+    let (stable, canary) = (Backend::scripted(stream), Backend::scripted(stream));
+    let web = Web::new(stable.address).canary(canary.address);
+    let rollout = "steps = [{ weight = 100, hold = '1h' }]\ndrain = '300ms'";
+    let tidegate = Tidegate::start(web.table("rollout", rollout));
+    let begin = || {
+        let mut client = tidegate.client();
+        client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+        client.wire.read_head().unwrap();
+        client
+    };
+    let _to_stable = begin();
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let mut to_canary = begin();
+    tidegate.api("POST", "web/rollback", "");
+    let status = tidegate.wait_for_phase("rolled_back");
+    let events = status["events"].as_array().unwrap();
+    let last = events.last().unwrap()["what"].as_str().unwrap();
+    assert!(last.ends_with("; cut is what was still under way at v2: 1"), "{last}");
+    assert_eq!(
+        to_canary.wire.read_chunked().unwrap_err(),
+        b"hello",
+        "it breaks off, and can be told from its end"
+    );
+    let role = ("role", "canary");
+    tidegate.wait_for_outcome("cut", 1);
+    let scrape = tidegate.scrape();
+    scrape.expect("tidegate_requests_total", &[role, ("status", "cut")], 1.0);
+    scrape.expect("tidegate_request_failures_total", &[role], 0.0);
+    scrape.expect("tidegate_requests_in_flight", &[("role", "stable")], 1.0);
+    // Whoever looks at what went wrong, later, is left alone.
+    tidegate.set_weight(100.0);
+    let mut later = begin();
+    assert_eq!(later.wire.read_line().as_deref(), Some("5"));
+    tidegate.scrape().expect("tidegate_requests_in_flight", &[role], 1.0);
 }
 
 #[test]
