@@ -231,7 +231,13 @@ fn by_nothing(i: u64) -> (String, String) {
 
 fn split() -> Split {
     let weight = Weight::from_hundredths(1_000).expect("10 % is a weight");
-    black_box(Split { stable: BackendId(0), canary: Some(BackendId(1)), weight, salt: 7, copies: Weight::ZERO })
+    black_box(Split {
+        stable: BackendId(0),
+        canary: Some(BackendId(1)),
+        weight,
+        salt: 7,
+        copies: Weight::ZERO,
+    })
 }
 
 fn assign_by_chance() -> Run {

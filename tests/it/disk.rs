@@ -51,6 +51,32 @@ fn a_corrupt_record_gives_way_to_the_one_before_and_it_is_said() {
 }
 
 #[test]
+fn a_line_of_the_history_that_is_torn_is_passed_over_and_it_is_said() {
+    let site = Site::new();
+    let tidegate = site.stepping();
+    let numbers = |tidegate: &Tidegate| -> Vec<u64> {
+        let page = tidegate.api("GET", "web/history", "");
+        page["entries"].as_array().unwrap().iter().map(|entry| entry["seq"].as_u64().unwrap()).collect()
+    };
+    let torn = numbers(&tidegate)[0];
+    site.stop(tidegate);
+    let file = fs::OpenOptions::new().write(true).open(site.file("history-000000000001.jsonl")).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 10).unwrap();
+    let tidegate = site.start(BY_HAND);
+    let status = tidegate.status();
+    assert_eq!((&status["rollout"]["phase"], &status["weight"]), (&"stepping".into(), &20.0.into()));
+    let said = events(&status);
+    let says = |event: &String| {
+        event.contains("history-000000000001.jsonl is corrupt at byte")
+            && event.contains("the last line has no end")
+    };
+    assert!(said.iter().any(says), "{said:#?}");
+    tidegate.api("POST", "web/promote", "");
+    let numbers = numbers(&tidegate);
+    assert!(!numbers.contains(&torn) && numbers.contains(&(torn - 1)) && numbers[0] > torn, "{numbers:?}");
+}
+
+#[test]
 fn what_cannot_be_saved_is_no_advance_and_a_way_back_all_the_same() {
     let site = Site::new();
     let tidegate = site.stepping();

@@ -1,4 +1,5 @@
-//! The process is killed at any instant, and goes on where it was.
+//! The process is killed at any instant, and goes on where it was. `benches/rollouts` does this a thousand times,
+//! with rollouts that move by themselves, and looks at every request.
 
 use std::{
     collections::BTreeSet,
@@ -203,12 +204,4 @@ fn kill(times: usize, seed: u64) {
 #[test]
 fn whatever_was_told_is_there_after_any_kill() {
     kill(20, 5);
-}
-
-/// Some minutes. Another seed each time with `TIDEGATE_SEED`.
-#[test]
-#[ignore = "takes minutes"]
-fn a_thousand_kills() {
-    let seed = std::env::var("TIDEGATE_SEED").ok().and_then(|seed| seed.parse().ok());
-    kill(1000, seed.unwrap_or(1));
 }
