@@ -4,10 +4,13 @@
 //! Requests arrive independently, so the numbers that go to a version and fail, or do not, are
 //! independent Poisson variables, drawn exactly and without drawing a single request. Latencies are drawn
 //! one by one, from a log-normal distribution of stable's (median 50 ms, 99th percentile 160 ms), by
-//! the alias method (Walker 1977).
+//! the alias method (Walker 1977). At a nanosecond for each that is cheaper than drawing a count for each
+//! bucket, until there are dozens of requests to a bucket.
 
-use rand::{RngExt, SeedableRng, rngs::SmallRng};
-use rand_distr::{Distribution, Poisson, weighted::WeightedAliasIndex};
+use std::ops::Range;
+
+use rand::{Rng, RngExt, SeedableRng, rngs::SmallRng};
+use rand_distr::{Distribution, Poisson};
 
 use super::scenario::{Scenario, Slowness};
 use crate::{
@@ -69,8 +72,7 @@ impl<'a> World<'a> {
             if let Some(latencies) = self.latencies {
                 let Did { sample, latency } = &mut self.did[arm];
                 latency.clear();
-                let of = &latencies.of[arm];
-                (0..sample.requests).for_each(|_| latency.add(of.sample(&mut self.rng), 1));
+                latencies.of[arm].draw(sample.requests, &mut self.rng, latency);
             }
         }
         if !self.endpoints.is_empty() {
@@ -149,10 +151,10 @@ impl Draw {
     }
 }
 
-/// How long requests take: a bucket of the histogram for each.
+/// How long requests of each arm take.
 #[derive(Debug)]
 pub struct Latencies {
-    of: [WeightedAliasIndex<f64>; 2],
+    of: [Buckets; 2],
 }
 
 impl Latencies {
@@ -162,10 +164,84 @@ impl Latencies {
         let slow = weights(slowness.times.max(f64::MIN_POSITIVE));
         let share = slowness.share.clamp(0.0, 1.0);
         let mixed = usual.iter().zip(&slow).map(|(usual, slow)| (1.0 - share) * usual + share * slow);
-        let of = |weights| WeightedAliasIndex::new(weights).expect("a density has finite weights, not all 0");
-        Self { of: [of(usual.clone()), of(mixed.collect())] }
+        let mixed: Vec<f64> = mixed.collect();
+        Self { of: [&usual, &mixed].map(|weights| Buckets::new(weights)) }
     }
 }
+
+/// A distribution over the histogram's buckets, by the alias method: columns of the same probability, each of
+/// them shared by two buckets at most. Half a random word tells the column and the side.
+#[derive(Debug)]
+struct Buckets {
+    /// 2^[`COLUMN_BITS`] of them.
+    columns: Box<[Column]>,
+    /// The buckets that come, and some between.
+    span: Range<usize>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Column {
+    /// The first bucket's part of the column, of 2^[`SIDE_BITS`]; the other one has the rest.
+    part: u32,
+    buckets: [u16; 2],
+}
+
+impl Buckets {
+    /// By the weight of each bucket. Shares are rounded to multiples of 2⁻³², so what comes once in ten
+    /// thousand million requests does not.
+    fn new(weights: &[f64]) -> Self {
+        let sum: f64 = weights.iter().sum();
+        let share = |weight: &f64| (weight / sum * f64::from(SIDE) * f64::from(COLUMNS)).round() as u32;
+        let mut shares: Vec<(u16, u32)> = (0..).zip(weights.iter().map(share)).collect();
+        shares.retain(|(_, share)| *share > 0);
+        let span = usize::from(shares[0].0)..usize::from(shares[shares.len() - 1].0) + 1;
+        // As many as there are columns, and in sum what these hold, which is 0 in 32 bits: the largest makes
+        // up for the rounding.
+        shares.resize(COLUMNS as usize, (0, 0));
+        let rounded = shares.iter().fold(0, |sum: u32, (_, share)| sum.wrapping_add(*share));
+        let largest = shares.iter_mut().max_by_key(|(_, share)| *share).expect("there are columns");
+        largest.1 = largest.1.wrapping_sub(rounded);
+
+        let (mut small, mut large): (Vec<_>, Vec<_>) =
+            shares.into_iter().partition(|(_, share)| *share < SIDE);
+        let mut columns = Vec::with_capacity(COLUMNS as usize);
+        while let Some((bucket, part)) = small.pop() {
+            // Those left fill a column each on average, so where one does not, another has too much.
+            let (other, share) = large.pop().expect("the shares fill the columns");
+            columns.push(Column { part, buckets: [bucket, other] });
+            let left = (other, share - (SIDE - part));
+            if left.1 < SIDE { small.push(left) } else { large.push(left) }
+        }
+        columns.extend(large.into_iter().map(|(bucket, _)| Column { part: SIDE, buckets: [bucket; 2] }));
+        Self { columns: columns.into(), span }
+    }
+
+    /// Adds as many latencies to a histogram.
+    fn draw(&self, count: u64, rng: &mut SmallRng, into: &mut Histogram) {
+        into.keep(&self.span);
+        for _ in 0..count / 2 {
+            let word = rng.next_u64();
+            into.add(self.bucket(word as u32), 1);
+            into.add(self.bucket((word >> 32) as u32), 1);
+        }
+        if count % 2 == 1 {
+            into.add(self.bucket(rng.next_u32()), 1);
+        }
+    }
+
+    /// The bucket that half a word stands for.
+    fn bucket(&self, half: u32) -> usize {
+        let column = &self.columns[(half >> SIDE_BITS) as usize];
+        usize::from(column.buckets[usize::from(half % SIDE >= column.part)])
+    }
+}
+
+/// Bits that tell the column: more columns than buckets that come.
+const COLUMN_BITS: u32 = 10;
+/// Bits that tell the side.
+const SIDE_BITS: u32 = u32::BITS - COLUMN_BITS;
+const COLUMNS: u32 = 1 << COLUMN_BITS;
+const SIDE: u32 = 1 << SIDE_BITS;
 
 /// The density of the logarithm in the middle of each bucket, for latencies `times` as long as stable's.
 fn weights(times: f64) -> Vec<f64> {
@@ -245,6 +321,23 @@ mod tests {
         // A bucket is 2.2 % wide, and the median of 50,000 is known to 0.3 %.
         assert!((0.048..0.053).contains(&median(stable)) && (0.096..0.106).contains(&median(canary)));
         assert!((0.15..0.17).contains(&stable.latency.quantile(0.99).unwrap().as_secs_f64()));
+    }
+
+    #[test]
+    fn buckets_come_as_often_as_they_weigh() {
+        let weights = weights(1.0);
+        let (sum, buckets) = (weights.iter().sum::<f64>(), Buckets::new(&weights));
+        let mut counts = vec![0.0; BUCKETS];
+        for column in &buckets.columns {
+            counts[usize::from(column.buckets[0])] += f64::from(column.part);
+            counts[usize::from(column.buckets[1])] += f64::from(SIDE - column.part);
+        }
+        for (bucket, (count, weight)) in counts.iter().zip(&weights).enumerate() {
+            let off = (count - weight / sum * f64::from(COLUMNS) * f64::from(SIDE)).abs();
+            // The largest makes up for the rounding of all.
+            assert!(off < 200.0, "{off} of 2^32 in bucket {bucket}");
+            assert!(*count == 0.0 || buckets.span.contains(&bucket));
+        }
     }
 
     #[test]
