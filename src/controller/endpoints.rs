@@ -8,6 +8,7 @@ use super::{gained::sample, service::ServiceTask, status::EndpointStatus};
 use crate::{
     analysis::{attribution::Attribution, explain::explain, verdict::Verdict},
     clock,
+    model::time::Timestamp,
     store::record::Kind,
     telemetry::{
         ledger::Key,
@@ -17,6 +18,8 @@ use crate::{
 
 /// How long an endpoint is passed over before it is looked at again: outlier detection's shortest ejection.
 const EJECTION: Duration = Duration::from_secs(30);
+/// How long after the decision a worker may still send somebody to the canary.
+const SWAP: Duration = Duration::from_millis(10);
 
 impl ServiceTask {
     /// A rollout begins: whatever the endpoints did before is another version's.
@@ -27,11 +30,15 @@ impl ServiceTask {
         }
     }
 
-    /// Ends what is still under way at the canary of the rollout.
-    pub(super) fn cut_canary(&self) {
+    /// Ends what is still under way at the canary since before the rollout went back. What has come later was sent
+    /// there by a rule or a preview, and goes on.
+    pub(super) fn cut_canary(&self, went_back: Timestamp) {
         if let Some(key) = self.canary_key() {
             let health = self.hub.health();
-            health.backend(&key).cut(health.millis(clock::monotonic()));
+            let ago = clock::now().since(went_back).saturating_sub(SWAP);
+            health
+                .backend(&key)
+                .cut(health.millis(clock::monotonic()).saturating_sub(ago.as_millis() as u64));
         }
     }
 

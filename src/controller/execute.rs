@@ -124,9 +124,9 @@ impl ServiceTask {
         let before = std::mem::replace(&mut record.phase, phase.clone());
         self.metrics.entered(&self.config.name, phase);
         trial::follow(&mut self.analysis, &before, phase, &record.plan);
-        if matches!((&before, phase), (Phase::RollingBack { .. }, Phase::RolledBack { .. })) {
+        if let (Phase::RollingBack { since, .. }, Phase::RolledBack { .. }) = (&before, phase) {
             // They have had their time.
-            self.cut_canary();
+            self.cut_canary(*since);
         }
         if !phase.is_running() {
             self.forget_evidence();

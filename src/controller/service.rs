@@ -19,7 +19,7 @@ use super::{
     recording::Recording,
     save::{self, Journal},
     standing::Standing,
-    status::{BackendStatus, Recent, RolloutStatus, ServiceStatus},
+    status::ServiceStatus,
     waiting::{self, Waiting},
 };
 use crate::{
@@ -65,7 +65,7 @@ pub(super) struct ServiceTask {
     pub(super) told: Vec<Told>,
     pub(super) verdict: Option<Verdict>,
     /// Of the rollout that runs, from its first step on.
-    checks: Option<Checks>,
+    pub(super) checks: Option<Checks>,
     /// Of what it is judged by, if it is recorded.
     pub(super) recording: Option<Recording>,
     /// Of stable against itself, while no rollout runs.
@@ -76,7 +76,7 @@ pub(super) struct ServiceTask {
     pub(super) tick: Duration,
     /// On whose behalf things happen now, if on anybody's.
     pub(super) context: Option<Context>,
-    events: Events,
+    pub(super) events: Events,
     pub(super) revision: u64,
     /// What the revision is of.
     revised: (Position, Option<(String, Phase)>),
@@ -84,12 +84,12 @@ pub(super) struct ServiceTask {
     before: Reading,
     /// When the rollout began.
     pub(super) began: Reading,
-    window: Window,
+    pub(super) window: Window,
 }
 
 /// Two older readings, so that recent figures always span at least [`WINDOW`].
-struct Window {
-    start: (Reading, tokio::time::Instant),
+pub(super) struct Window {
+    pub(super) start: (Reading, tokio::time::Instant),
     next: (Reading, tokio::time::Instant),
 }
 
@@ -356,65 +356,6 @@ impl ServiceTask {
 
     pub(super) fn running(&self) -> Option<&'static str> {
         self.record.as_ref().map(|record| &record.phase).filter(|phase| phase.is_running()).map(Phase::name)
-    }
-
-    /// How the service stands.
-    pub(super) fn status(&self) -> ServiceStatus {
-        let rollout = self.record.as_ref().map(|record| RolloutStatus {
-            id: record.id.clone(),
-            started: record.started,
-            phase: record.phase.clone(),
-            strategy: record.plan.strategy(),
-            steps: record.plan.steps().iter().map(Into::into).collect(),
-            rollback_until: match record.phase {
-                Phase::Succeeded { at } => Some(at.plus(record.plan.rollback_window())),
-                _ => None,
-            },
-            endpoints: self.endpoints(),
-            checks: self.checks.as_ref().map(Checks::status).unwrap_or_default(),
-            verdict: self.verdict.clone(),
-            explanation: self.explanation(),
-        });
-        ServiceStatus {
-            name: self.config.name.clone(),
-            revision: self.revision,
-            stable: self.roles.stable().clone(),
-            canary: self.roles.canary().cloned(),
-            weight: self.weight,
-            aa: self.config.rollout.aa_test.then_some(self.aa).filter(|_| self.roles.canary().is_some()),
-            rollout,
-            unsaved: self.journal.problem(),
-            backends: self.config.backends.iter().map(|backend| self.backend_status(backend)).collect(),
-            events: self.events.to_vec(),
-        }
-    }
-
-    fn backend_status(&self, backend: &Backend) -> BackendStatus {
-        let role = self.roles.role_of(&backend.name);
-        let canary_has = if self.roles.canary().is_some() { self.weight } else { Weight::ZERO };
-        let (start, since) = &self.window.start;
-        let mut totals = Totals::default();
-        let mut recent = Totals::default();
-        // A backend's figures are those of both its roles: a swap does not make it another backend.
-        for role in Role::ALL {
-            totals.merge(&delta(&self.now, &Reading::default(), (&self.config, &backend.name, role)));
-            recent.merge(&delta(&self.now, start, (&self.config, &backend.name, role)));
-        }
-        BackendStatus {
-            name: backend.name.clone(),
-            role,
-            endpoints: backend.endpoints.iter().map(ToString::to_string).collect(),
-            weight: match role {
-                Some(Role::Stable) => canary_has.complement(),
-                Some(Role::Canary) => canary_has,
-                None => Weight::ZERO,
-            },
-            in_flight: totals.in_flight,
-            drained: self.drained.is(&backend.name) && !self.is_in_use(&backend.name),
-            requests_total: totals.requests(),
-            failures_total: totals.failures,
-            recent: Recent::new(&recent, since.elapsed().as_secs_f64()),
-        }
     }
 }
 

@@ -4,9 +4,15 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
-use super::aa::AaStatus;
+use super::{
+    Reading,
+    aa::AaStatus,
+    check::Checks,
+    service::{ServiceTask, delta},
+};
 use crate::{
     analysis::verdict::Verdict,
+    config::Backend,
     model::{
         histogram::Histogram,
         name::{BackendName, ServiceName},
@@ -179,4 +185,65 @@ pub struct Occurrence {
     /// Why, if they said so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+impl ServiceTask {
+    /// How the service stands.
+    pub(super) fn status(&self) -> ServiceStatus {
+        let rollout = self.record.as_ref().map(|record| RolloutStatus {
+            id: record.id.clone(),
+            started: record.started,
+            phase: record.phase.clone(),
+            strategy: record.plan.strategy(),
+            steps: record.plan.steps().iter().map(Into::into).collect(),
+            rollback_until: match record.phase {
+                Phase::Succeeded { at } => Some(at.plus(record.plan.rollback_window())),
+                _ => None,
+            },
+            endpoints: self.endpoints(),
+            checks: self.checks.as_ref().map(Checks::status).unwrap_or_default(),
+            verdict: self.verdict.clone(),
+            explanation: self.explanation(),
+        });
+        ServiceStatus {
+            name: self.config.name.clone(),
+            revision: self.revision,
+            stable: self.roles.stable().clone(),
+            canary: self.roles.canary().cloned(),
+            weight: self.weight,
+            aa: self.config.rollout.aa_test.then_some(self.aa).filter(|_| self.roles.canary().is_some()),
+            rollout,
+            unsaved: self.journal.problem(),
+            backends: self.config.backends.iter().map(|backend| self.backend_status(backend)).collect(),
+            events: self.events.to_vec(),
+        }
+    }
+
+    fn backend_status(&self, backend: &Backend) -> BackendStatus {
+        let role = self.roles.role_of(&backend.name);
+        let canary_has = if self.roles.canary().is_some() { self.weight } else { Weight::ZERO };
+        let (start, since) = &self.window.start;
+        let mut totals = Totals::default();
+        let mut recent = Totals::default();
+        // A backend's figures are those of both its roles: a swap does not make it another backend.
+        for role in Role::ALL {
+            totals.merge(&delta(&self.now, &Reading::default(), (&self.config, &backend.name, role)));
+            recent.merge(&delta(&self.now, start, (&self.config, &backend.name, role)));
+        }
+        BackendStatus {
+            name: backend.name.clone(),
+            role,
+            endpoints: backend.endpoints.iter().map(ToString::to_string).collect(),
+            weight: match role {
+                Some(Role::Stable) => canary_has.complement(),
+                Some(Role::Canary) => canary_has,
+                None => Weight::ZERO,
+            },
+            in_flight: totals.in_flight,
+            drained: self.drained.is(&backend.name) && !self.is_in_use(&backend.name),
+            requests_total: totals.requests(),
+            failures_total: totals.failures,
+            recent: Recent::new(&recent, since.elapsed().as_secs_f64()),
+        }
+    }
 }

@@ -204,7 +204,7 @@ fn a_rollout_that_cannot_be_recorded_goes_on() {
     let tidegate = Tidegate::start(&site.toml);
     let load = Load::on(&tidegate);
     tidegate.api("POST", "web/start", "");
-    tidegate.api("POST", "web/promote", "{\"full\": true}");
+    tidegate.api("POST", "web/promote", "{\"full\": true, \"reason\": \"a test\"}");
     tidegate.wait_for_phase("succeeded");
     drop(load);
     assert_eq!(fs::read_to_string(site.recordings()).unwrap(), "in the way");
