@@ -205,7 +205,9 @@ impl Running {
             log.written().await;
         }
         if let Some(spans) = self.spans {
-            let left = deadline.saturating_sub(clock::monotonic().saturating_duration_since(begin));
+            let took = clock::monotonic().saturating_duration_since(begin);
+            // The spans of a worker that has panicked are not worth the wait.
+            let left = if drained.is_ok() { deadline.saturating_sub(took) } else { Duration::ZERO };
             spans.flushed(left.max(LAST_SPANS)).await;
         }
         drained

@@ -39,6 +39,7 @@ fuzz_target!(|data: &[u8]| {
         assignment: None,
         local_reply: None,
         outcome: None,
+        trace_id: Some(u128::from(number)).filter(|_| numbers[0] & 4 == 0),
         texts,
     };
     for format in [LogFormat::Json, LogFormat::Text] {

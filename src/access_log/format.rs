@@ -52,6 +52,7 @@ struct Line<'r> {
     outcome: Option<&'static str>,
     user_agent: Option<Cow<'r, str>>,
     referer: Option<Cow<'r, str>>,
+    trace_id: Option<String>,
 }
 
 fn json(record: &Record, out: &mut Vec<u8>) -> io::Result<()> {
@@ -78,6 +79,7 @@ fn json(record: &Record, out: &mut Vec<u8>) -> io::Result<()> {
         outcome: record.outcome,
         user_agent: text(Text::UserAgent),
         referer: text(Text::Referer),
+        trace_id: record.trace_id.map(hex),
     };
     line.serialize(&mut serde_json::Serializer::with_formatter(out, Ascii)).map_err(io::Error::from)
 }
@@ -98,7 +100,13 @@ fn text(record: &Record, out: &mut Vec<u8>) -> io::Result<()> {
     write!(out, " attempts={}", record.attempts)?;
     write!(out, " local_reply={} outcome={}", or_dash(record.local_reply), or_dash(record.outcome))?;
     quoted("user_agent", record.texts.get(Text::UserAgent), out)?;
-    quoted("referer", record.texts.get(Text::Referer), out)
+    quoted("referer", record.texts.get(Text::Referer), out)?;
+    write!(out, " trace_id={}", or_dash(record.trace_id.map(hex)))
+}
+
+/// A trace's id as `traceparent` has it.
+fn hex(trace_id: u128) -> String {
+    format!("{trace_id:032x}")
 }
 
 /// ` key="text"` with all but printable ASCII as `\xHH`, and a backslash before `"` and `\`.
@@ -196,6 +204,7 @@ pub(super) mod samples {
             attempts: 1,
             local_reply: None,
             outcome: Some("2xx"),
+            trace_id: None,
             texts,
         }
     }
@@ -224,7 +233,7 @@ mod tests {
                 r#""path":"/a?b=c","protocol":"HTTP/1.1","status":200,"bytes_in":0,"bytes_out":5,"#,
                 r#""duration_ms":12.345,"head_ms":12.0,"service":"web","backend":"v1","role":"stable","#,
                 r#""assignment":"weight","endpoint":"127.0.0.1:9001","attempts":1,"local_reply":null,"#,
-                r#""outcome":"2xx","user_agent":"curl/8","referer":null}"#,
+                r#""outcome":"2xx","user_agent":"curl/8","referer":null,"trace_id":null}"#,
                 "\n"
             )
         );
@@ -238,7 +247,7 @@ mod tests {
                 r#"time=2025-11-25T04:54:13.007Z client=192.0.2.1 method="GET" host="web.test" path="/a?b=c" "#,
                 "protocol=HTTP/1.1 status=200 bytes_in=0 bytes_out=5 duration_ms=12.345 head_ms=12 ",
                 r#"service="web" backend="v1" role=stable assignment=weight endpoint="127.0.0.1:9001" "#,
-                r#"attempts=1 local_reply=- outcome=2xx user_agent="curl/8" referer=-"#,
+                r#"attempts=1 local_reply=- outcome=2xx user_agent="curl/8" referer=- trace_id=-"#,
                 "\n"
             )
         );
@@ -307,7 +316,7 @@ mod tests {
             let line = written(LogFormat::Json, &with(&texts));
             prop_assert!(is_one_line(&line), "{line:?}");
             let parsed: Value = serde_json::from_str(&line).unwrap();
-            prop_assert_eq!(parsed.as_object().unwrap().len(), 21);
+            prop_assert_eq!(parsed.as_object().unwrap().len(), 22);
             for (key, text) in JSON_KEYS.iter().zip(&texts) {
                 let kept = &text[..text.len().min(LONGEST_TEXT)];
                 prop_assert_eq!(parsed[key].as_str().unwrap(), String::from_utf8_lossy(kept));

@@ -42,6 +42,8 @@ pub struct Record {
     pub local_reply: Option<&'static str>,
     /// What became of the attempt at the backend, in the words of the metrics.
     pub outcome: Option<&'static str>,
+    /// The trace that it belongs to, if it has spans.
+    pub trace_id: Option<u128>,
     /// What is text, much of it the client's.
     pub texts: Texts,
 }

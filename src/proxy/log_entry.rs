@@ -227,6 +227,7 @@ impl Drop for LogEntry {
             attempts: self.attempts.get(),
             local_reply: self.local_reply.get().map(LocalReason::label),
             outcome: self.outcome.get().map(Outcome::label),
+            trace_id: self.trace.as_ref().map(|trace| trace.trace_id()),
             texts: self.texts.take(),
         };
         let Witnesses { access_log, spans } = &*self.witnesses;

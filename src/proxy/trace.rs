@@ -80,6 +80,11 @@ impl Trace {
         }))
     }
 
+    /// The trace that it belongs to.
+    pub(super) fn trace_id(&self) -> u128 {
+        self.trace_id
+    }
+
     /// It takes this route.
     pub(super) fn takes(&self, route: &Label) {
         // It takes one.

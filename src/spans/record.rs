@@ -13,7 +13,7 @@ use crate::{
 pub struct Exchange {
     /// What it was.
     pub record: Record,
-    /// The trace that it belongs to.
+    /// The trace that it belongs to, which the record names as well.
     pub trace_id: u128,
     /// Its own span.
     pub span_id: u64,
@@ -99,6 +99,7 @@ pub(super) mod samples {
             attempts: attempts.len() as u32,
             local_reply: None,
             outcome: None,
+            trace_id: Some(1),
             texts,
         };
         let attempt = |(&(outcome, failed, status, grpc_status), span_id)| Attempt {

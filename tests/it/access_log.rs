@@ -283,7 +283,7 @@ fn what_clients_send_stays_within_its_quotes() {
     client.send([b"GET /\"x HTTP/1.1\r\nHost: web.test\r\n", &agent[..]].concat());
     assert_eq!(client.response().status, 200);
     let text = eventually(|| logged.text(), |text| text.ends_with('\n'));
-    let end = r#"outcome=2xx user_agent="a\" status=500 \\ \xc2\x85\x9b\x09b" referer=-"#;
+    let end = r#"outcome=2xx user_agent="a\" status=500 \\ \xc2\x85\x9b\x09b" referer=- trace_id=-"#;
     assert!(text.trim_end().ends_with(end), "{text}");
     assert!(text.contains(r#" path="/\"x" "#), "{text}");
     assert_eq!(text.lines().count(), 1);

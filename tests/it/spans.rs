@@ -1,12 +1,14 @@
 //! Spans of sampled exchanges: what they tell, what backends are told, and that nobody waits for them.
 
 use std::{
+    fs,
     sync::{Mutex, mpsc},
     time::Duration,
 };
 
 use http::{HeaderMap, Response};
 use http_body_util::BodyExt;
+use serde_json::Value;
 
 use crate::{
     reload::Filed,
@@ -84,6 +86,24 @@ fn a_sampled_request_is_a_span_and_so_is_its_attempt_which_the_backend_is_told()
     assert_eq!(attribute(&resource.attributes, "service.name").as_deref(), Some("tidegate"));
     eventually_is(2.0, || tidegate.scrape().sum(EXPORTED, &[]));
     tidegate.scrape().expect(DROPPED, &[], 0.0);
+}
+
+#[test]
+fn the_access_log_names_the_trace_of_what_has_spans() {
+    let (backend, collector, files) = (Backend::named("v1"), Collector::start(), Files::new());
+    let path = files.path("access.log");
+    let log = format!("[access_log]\noutput = '{}'\n", path.display());
+    let web = Web::new(backend.address).listener(TRUSTED).to_string();
+    let tidegate = Tidegate::start(web + &collector.table(NONE) + &log);
+    for parent in [PARENT, "none"] {
+        assert_eq!(exchange(tidegate.address(), traced(parent)).text(), "v1");
+    }
+    let lines = || fs::read_to_string(&path).unwrap_or_default();
+    let text = eventually(lines, |text| text.lines().count() == 2);
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&lines[0]["trace_id"], &lines[1]["trace_id"]), (&TRACE.into(), &Value::Null));
+    assert_eq!((&lines[0]["attempts"], &lines[0]["bytes_out"]), (&1.into(), &2.into()));
+    collector.wait_for(2);
 }
 
 #[test]
