@@ -254,7 +254,11 @@ impl Lives {
         if let Some(odd) = world.odd.take() {
             bail!("life {life}: {odd}");
         }
-        for service in &world.services {
+        // A kill cuts this off: each is to be the first in turn, lest one is never looked at before its oldest entries
+        // are gone.
+        let services = &world.services;
+        let first = life as usize % services.len();
+        for service in services[first..].iter().chain(&services[..first]) {
             let newest = newest(world.admin, service).await?;
             let mut ledger = service.ledger.borrow_mut();
             let checked = ledger.take_up(newest, &self.kills).and_then(|()| ledger.look_for(life));
@@ -382,7 +386,7 @@ fn configuration(
 ) -> anyhow::Result<String> {
     let store = folder.join("state");
     let mut toml = format!(
-        "workers = 2\n[[listeners]]\naddress = '{address}'\n[admin]\naddress = '{admin}'\n[store]\npath = '{}'\nmax_history = '256KiB'\n",
+        "workers = 2\n[[listeners]]\naddress = '{address}'\n[admin]\naddress = '{admin}'\n[store]\npath = '{}'\nmax_history = '1MiB'\n",
         store.display()
     );
     for ((number, rollout), backends) in ROLLOUTS.iter().enumerate().zip(backends.chunks(2)) {
