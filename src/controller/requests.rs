@@ -69,8 +69,9 @@ impl ServiceTask {
         }
     }
 
-    /// Gives the canary another share, or another backend all of it, while no rollout runs.
-    fn stand(&mut self, position: Position, is_more: bool, (kind, what): (Kind, String)) {
+    /// Gives the canary another share, or another backend all of it, in the phase that it is in. What is more traffic
+    /// for the canary is saved first.
+    pub(super) fn stand(&mut self, position: Position, is_more: bool, (kind, what): (Kind, String)) {
         if is_more {
             let entry = self.entry(kind, what, position);
             self.advance(Advance { phase: None, entry, answer: None });

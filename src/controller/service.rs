@@ -319,10 +319,12 @@ impl ServiceTask {
         let Some(weight) = step.map(|step| trial::weight(step.weight, self.weight, Some(&harm))) else {
             return;
         };
-        if weight != self.weight {
-            self.publish(self.roles.clone(), weight);
+        let is_more = weight > self.weight;
+        // What waits for its save comes first; there is another tick after it.
+        if weight != self.weight && !(is_more && self.journal.is_advancing()) {
             let what = format!("weight set to {weight}: more could cost over {:.0} requests", harm.budget);
-            self.note(Kind::Weight, what);
+            let position = Position { weight, ..self.position() };
+            self.stand(position, is_more, (Kind::Weight, what));
         }
     }
 
