@@ -100,6 +100,11 @@ pub(super) fn report_fault(
     place: Range<usize>,
     report: &mut Report<'_>,
 ) {
+    // The number and the place of a step, as written.
+    let placed = |step: usize| match steps.get(step) {
+        Some(step) => (step.number, step.weight.clone()),
+        None => (step, place.clone()),
+    };
     match *fault {
         PlanFault::NoSteps => report
             .error(place, fault.to_string())
@@ -114,25 +119,25 @@ pub(super) fn report_fault(
             report.error(place, fault.to_string()).help(format!("write at most {MAX_STEPS} steps"))
         }
         PlanFault::ZeroWeight { step } => {
-            let (number, place) = steps.get(step).map_or((step, place), |s| (s.number, s.weight.clone()));
+            let (number, place) = placed(step);
             report
                 .error(place, PlanFault::ZeroWeight { step: number }.to_string())
                 .help("begin with a small weight, such as 1; only where `[[services.NAME.force]]` sends requests to the canary may the first one be 0")
         }
         PlanFault::NoCopies { step } => {
-            let (number, place) = steps.get(step).map_or((step, place), |s| (s.number, s.weight.clone()));
+            let (number, place) = placed(step);
             report
                 .error(place, PlanFault::NoCopies { step: number }.to_string())
                 .help("write the share of requests that are copied, such as `mirror = 10`")
         }
         PlanFault::UsersAndCopies { step } => {
-            let (number, place) = steps.get(step).map_or((step, place), |s| (s.number, s.weight.clone()));
+            let (number, place) = placed(step);
             report
                 .error(place, PlanFault::UsersAndCopies { step: number }.to_string())
                 .help("make two steps of it, that with `mirror` first; `[services.NAME.mirror]` copies requests in all steps")
         }
         PlanFault::DarkAfterLive { step } => {
-            let (number, place) = steps.get(step).map_or((step, place), |s| (s.number, s.weight.clone()));
+            let (number, place) = placed(step);
             report
                 .error(place, PlanFault::DarkAfterLive { step: number }.to_string())
                 .help("move it to the front; `[services.NAME.mirror]` copies requests in all steps")
@@ -141,7 +146,7 @@ pub(super) fn report_fault(
             .error(place, fault.to_string())
             .help("add a step with users, such as `{ weight = 10, hold = \"5m\" }`"),
         PlanFault::NotAscending { step, weight, before } => {
-            let (number, place) = steps.get(step).map_or((step, place), |s| (s.number, s.weight.clone()));
+            let (number, place) = placed(step);
             report
                 .error(place, PlanFault::NotAscending { step: number, weight, before }.to_string())
                 .help("let the weights rise from step to step")
