@@ -100,6 +100,7 @@ impl ServiceTask {
         let Standing { position: Position { roles, weight }, salt, rollout, analysis, saved, events, news } =
             standing;
         metrics.begin(&config.name);
+        config.backends.iter().for_each(|backend| metrics.drained(&config.name, &backend.name, false));
         metrics.published(&config.name, &roles, &roles, weight);
         let revised = revised(Position { roles: roles.clone(), weight }, rollout.as_ref());
         let beginning = || (Reading::default(), tokio::time::Instant::now());

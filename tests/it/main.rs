@@ -1,4 +1,5 @@
-//! The tests that look at Tidegate from outside, in one binary, because each binary is linked anew.
+//! The tests that look at Tidegate from outside, in one binary, because each binary is linked anew. Only the demo's
+//! has one of its own.
 //!
 //! | module | what is tested |
 //! | --- | --- |
@@ -14,7 +15,6 @@
 //! | `combinations` | the same exchanges with HTTP/1.1 and HTTP/2 on either side |
 //! | `config` | what a user is told about each mistake in a configuration |
 //! | `dark` | canaries that are judged by copies before they have any user |
-//! | `demo` | the demo, as somebody sees it who tries the program first |
 //! | `disk` | rollouts on a disk that is full, read-only, corrupt or taken |
 //! | `drain` | how it ends: nobody who behaves is cut off |
 //! | `evidence` | what a rollout is judged by, as far as the data plane tells it |
@@ -85,7 +85,6 @@ mod cli;
 mod combinations;
 mod config;
 mod dark;
-mod demo;
 mod disk;
 mod drain;
 mod evidence;

@@ -1,6 +1,6 @@
 //! What Prometheus would read.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use super::client::exchange;
 
@@ -42,9 +42,9 @@ impl Scrape {
         self.matching(name, labels).map(|sample| sample.value).sum()
     }
 
-    /// How many series there are.
-    pub fn series(&self) -> usize {
-        self.0.len()
+    /// Which series there are.
+    pub fn series(&self) -> BTreeSet<(&str, &[(String, String)])> {
+        self.0.iter().map(|sample| (sample.name.as_str(), sample.labels.as_slice())).collect()
     }
 
     /// Fails, and shows what comes near, unless the sum is `wanted`.
