@@ -75,6 +75,9 @@ fn play(args: &Simulate, Rollout { plan, analysis: settings, .. }: Rollout) -> a
     if let Some(rate) = rates.iter().find(|rate| !(**rate > 0.0 && **rate <= 1e6)) {
         bail!("a rate is over 0 and at most a million requests a second, not {rate}");
     }
+    if plan.steps().iter().any(|step| step.is_dark()) {
+        note("dark steps are left out: each rollout begins with its first step that has users");
+    }
     let alpha = settings.alpha;
     let setup = Setup {
         scenarios: scenarios(args, &settings, recorded.as_ref())?,
@@ -149,6 +152,11 @@ pub(super) fn rivals(names: &[String]) -> anyhow::Result<Vec<Rival>> {
 
 pub(super) fn write(file: &Path, text: &str) -> anyhow::Result<()> {
     fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[expect(clippy::print_stderr, reason = "it is about the answer, and not part of it")]
+fn note(text: &str) {
+    eprintln!("note: {text}");
 }
 
 fn list() {

@@ -47,6 +47,25 @@ fn simulate_says_what_a_plan_would_come_to() {
 }
 
 #[test]
+fn simulate_says_that_it_leaves_out_dark_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("dark.toml");
+    let config = fs::read_to_string(CONFIG).unwrap();
+    let dark = config.replacen("steps = [", "steps = [\n  { mirror = 10, hold = \"30s\" },", 1);
+    assert_ne!(dark, config);
+    fs::write(&file, dark).unwrap();
+    let asked = ["simulate", "--scenario", "same-0.1", "--rate", "200", "--runs", "2", "--config"];
+    let notes = |config: &str| {
+        let (code, _, said) = tidegate(&[&asked[..], &[config]].concat());
+        assert_eq!(code, Some(0), "{said}");
+        said
+    };
+    assert!(!notes(CONFIG).contains("dark"));
+    let said = notes(file.to_str().unwrap());
+    assert!(said.contains("note: dark steps are left out: each rollout begins"), "{said}");
+}
+
+#[test]
 fn simulate_draws_what_it_found() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("plot.svg");
