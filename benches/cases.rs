@@ -359,10 +359,11 @@ fn whole_tick(latency: fn(u64) -> Duration) -> Run {
     let mut analyses = vec![analysis(); SERVICES];
     repeat(move |_| {
         let now = reader::read(black_box(&hub));
-        let gained = now.iter().zip(&before).map(|((_, now), (_, before))| now.since(before));
-        let gained: Vec<Totals> = gained.collect();
-        for (analysis, arms) in analyses.iter_mut().zip(gained.chunks_exact(2)) {
-            analysis.observe(&Tick { stable: arm(&arms[0]), canary: arm(&arms[1]), routes: &[] });
+        let mut gained = now.values().zip(before.values()).map(|(now, before)| now.since(before));
+        for analysis in &mut analyses {
+            let mut next = || gained.next().expect("there are two for each service");
+            let (stable, canary) = (next(), next());
+            analysis.observe(&Tick { stable: arm(&stable), canary: arm(&canary), routes: &[] });
             black_box(analysis.verdict());
         }
     })
