@@ -155,6 +155,23 @@ impl Histogram {
         self.use_up_to(&buckets);
     }
 
+    /// Has the counts of these buckets raised by `total` in all, leaving their sum to [`Self::add_nanos`].
+    ///
+    /// # Panics
+    /// When there are no such buckets.
+    #[inline]
+    pub(crate) fn raise(&mut self, buckets: &Range<usize>, total: u64, raise: impl FnOnce(&mut [u64])) {
+        self.keep(buckets);
+        raise(&mut self.counts[buckets.start - self.first..buckets.end - self.first]);
+        self.total += total;
+        self.use_up_to(buckets);
+        debug_assert_eq!(
+            self.total,
+            self.used().1.iter().sum::<u64>(),
+            "the counts are not raised by {total}"
+        );
+    }
+
     /// Notes which of these buckets, which are kept, are not empty any more.
     #[inline]
     fn use_up_to(&mut self, buckets: &Range<usize>) {
