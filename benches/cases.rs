@@ -4,7 +4,7 @@
 //! A case is set up once and then repeats its operation over inputs that are made beforehand, so
 //! that neither their making nor a branch predictor that knows them by heart is measured.
 
-use std::{hint::black_box, sync::Arc, time::Duration};
+use std::{hint::black_box, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tidegate::{
@@ -15,6 +15,7 @@ use tidegate::{
         role::Role,
         weight::Weight,
     },
+    rollout::plan::{Draft, Plan},
     routing::{
         condition::{Conditions, Head, HeaderTest, PairTest, Test},
         force::{By, Force, Networks, Overrides},
@@ -24,6 +25,7 @@ use tidegate::{
         split::Split,
         table::{PathMatch, Rule, Table, Target},
     },
+    simulate::{self, Setup, scenario::Scenario},
     telemetry::{
         ledger::{Entry, Hub, Key, Part},
         reader::{self, Totals},
@@ -70,6 +72,8 @@ pub(crate) const ALL: &[Case] = &[
     Case { name: "tick/read/100x2", repetitions: 10, set_up: read },
     Case { name: "tick/whole/100x2", repetitions: 10, set_up: || whole_tick(latency) },
     Case { name: "tick/whole/100x2/wide", repetitions: 10, set_up: || whole_tick(wide_latency) },
+    Case { name: "simulate/500", repetitions: 10, set_up: || simulate("same-0.1") },
+    Case { name: "simulate/500/latency", repetitions: 10, set_up: || simulate("same-latency") },
 ];
 
 /// A case that takes nanoseconds.
@@ -359,10 +363,11 @@ fn whole_tick(latency: fn(u64) -> Duration) -> Run {
     let mut analyses = vec![analysis(); SERVICES];
     repeat(move |_| {
         let now = reader::read(black_box(&hub));
-        let gained = now.iter().zip(&before).map(|((_, now), (_, before))| now.since(before));
-        let gained: Vec<Totals> = gained.collect();
-        for (analysis, arms) in analyses.iter_mut().zip(gained.chunks_exact(2)) {
-            analysis.observe(&Tick { stable: arm(&arms[0]), canary: arm(&arms[1]), routes: &[] });
+        let mut gained = now.values().zip(before.values()).map(|(now, before)| now.since(before));
+        for analysis in &mut analyses {
+            let mut next = || gained.next().expect("there are two for each service");
+            let (stable, canary) = (next(), next());
+            analysis.observe(&Tick { stable: arm(&stable), canary: arm(&canary), routes: &[] });
             black_box(analysis.verdict());
         }
     })
@@ -375,3 +380,32 @@ fn arm(gained: &Totals) -> ArmTick<'_> {
 fn tick((requests, failures): (u64, u64), latency: &Histogram) -> ArmTick<'_> {
     ArmTick::new(requests, failures, latency)
 }
+
+// ── a simulated rollout ─────────────────────────────────────────────────────────────────────
+
+/// [`ROLLOUTS`] of the default plan at 500 requests a second, from two minutes before the first step to the
+/// end of baking, each time with other seeds.
+fn simulate(scenario: &'static str) -> Run {
+    let mut scenarios = Scenario::all();
+    scenarios.retain(|any| any.name == scenario);
+    assert_eq!(scenarios.len(), 1, "there is a scenario {scenario}");
+    let mut setup = Setup {
+        plan: Plan::new(Draft::default()).expect("the default is a plan"),
+        settings: Settings::default(),
+        tick: Duration::from_secs(1),
+        scenarios,
+        rates: vec![500.0],
+        rivals: Vec::new(),
+        runs: ROLLOUTS,
+        seed: 0,
+        horizon: Duration::from_secs(3_600),
+        threads: NonZeroUsize::MIN,
+    };
+    repeat(move |_| {
+        setup.seed += 1;
+        simulate::simulate(&setup, |_| ())
+    })
+}
+
+/// So many that what is made once for all of them does not count.
+const ROLLOUTS: u32 = 10;

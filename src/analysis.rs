@@ -28,6 +28,7 @@ mod incident;
 pub mod interval;
 pub mod latency;
 mod learned;
+mod logarithm;
 pub mod mixture;
 mod numbers;
 pub mod outlook;

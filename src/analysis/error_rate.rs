@@ -36,7 +36,7 @@ use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
-use super::{mixture::Mixture, verdict::Arms};
+use super::{logarithm::ln_1p, mixture::Mixture, verdict::Arms};
 
 /// Requests that ended, and how many of them failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -156,7 +156,8 @@ impl Comparison {
         let q = self.margin.ratio * nc / (self.margin.ratio * nc + ns);
         let grid = self.direction.grid();
         // Both terms stay finite as q nears 0 or 1, unlike the logarithms of q and 1 − q.
-        std::array::from_fn(|k| xc * grid[k].log - charged * (grid[k].excess * q).ln_1p())
+        let logarithms: [f64; ALTERNATIVES] = ln_1p(&std::array::from_fn(|k| grid[k].excess * q));
+        std::array::from_fn(|k| xc * grid[k].log - charged * logarithms[k])
     }
 }
 

@@ -94,16 +94,13 @@ impl Tally {
         std::iter::once(&self.latencies.canary.0).chain(sent)
     }
 
-    /// The 99th percentile that limits hold for in a step, in seconds.
+    /// The 99th percentile that limits hold for in a step, in seconds, where it is not the one of what is
+    /// compared.
     pub(super) fn limited_p99(&self) -> Option<f64> {
-        match &self.sent_in_step {
-            None => self.latencies.canary.quantiles().p99_seconds,
-            Some(sent) => {
-                let mut all = self.latencies.canary.clone();
-                all.add(&sent.latencies.0);
-                all.quantiles().p99_seconds
-            }
-        }
+        let sent = self.sent_in_step.as_ref()?;
+        let mut all = self.latencies.canary.clone();
+        all.add(&sent.latencies.0);
+        all.quantiles().p99_seconds
     }
 
     /// Stable's latencies in the step, or in baking.

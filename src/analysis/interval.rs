@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     error_rate::Sample,
+    logarithm::ln_1p,
     verdict::{Arms, Interval},
 };
 
@@ -88,11 +89,14 @@ impl Sides {
         let (n_other, x_other) = other;
         let q = n / (n + n_other);
         for (lines, grid) in [(&mut self.above, &*ABOVE), (&mut self.below, &*BELOW)] {
-            for (line, factor) in lines.iter_mut().zip(grid) {
-                let excess = factor.excess * q;
-                if x + x_other > 0.0 {
-                    line.at_zero += x * factor.log - (x + x_other) * excess.ln_1p();
+            let excesses = grid.each_ref().map(|factor| factor.excess * q);
+            if x + x_other > 0.0 {
+                let logarithms = ln_1p(&excesses);
+                for ((line, factor), logarithm) in lines.iter_mut().zip(grid).zip(logarithms) {
+                    line.at_zero += x * factor.log - (x + x_other) * logarithm;
                 }
+            }
+            for (line, excess) in lines.iter_mut().zip(excesses) {
                 // 1 − b, with b = 1/(1 + excess).
                 line.slope -= n_other * excess / (1.0 + excess);
             }

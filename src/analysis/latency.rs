@@ -213,21 +213,24 @@ impl Latency {
 
     fn remember(&mut self, stable: &Histogram) {
         let decay = (-1.0 / HALF_LIFE).exp2();
-        for weight in self.weights.get_mut(self.used.0..self.used.1).unwrap_or_default() {
+        let fade = |weight: &mut f64, gained: f64| {
             let kept = *weight * decay;
             // A trillionth of a request decides nothing, and what decays further ends as a
             // denormal, which is slow.
-            *weight = if kept < 1e-12 { 0.0 } else { kept };
-        }
+            *weight = if kept < 1e-12 { 0.0 } else { kept } + gained;
+        };
         let (first, counts) = stable.used();
-        let end = first + counts.len();
-        if counts.is_empty() {
-            return;
+        if !counts.is_empty() {
+            self.used = (self.used.0.min(first), self.used.1.max(first + counts.len()));
         }
-        for (weight, count) in self.weights[first..end].iter_mut().zip(counts) {
-            *weight += *count as f64;
-        }
-        self.used = (self.used.0.min(first), self.used.1.max(end));
+        let used = self.used.0.min(self.used.1)..self.used.1;
+        let Some(weights) = self.weights.get_mut(used.clone()) else { return };
+        // Those before what came, those of it, and those after it.
+        let before = first.clamp(used.start, used.end) - used.start;
+        let (before, weights) = weights.split_at_mut(before);
+        let (with, after) = weights.split_at_mut(counts.len().min(weights.len()));
+        before.iter_mut().chain(after).for_each(|weight| fade(weight, 0.0));
+        with.iter_mut().zip(counts).for_each(|(weight, count)| fade(weight, *count as f64));
     }
 }
 

@@ -88,13 +88,12 @@ impl Analysis {
             Stage::Baking => step.stable,
         };
         // In baking nothing is told apart.
-        let (limited, limited_rates, limited_p99) = match self.stage {
+        let (limited, limited_rates) = match self.stage {
             Stage::Stepping | Stage::Dark => {
                 let [rollout, step] = self.tally.limited();
-                let canary_p99 = self.tally.limited_p99();
-                (rollout, Arms { canary: step.rate(), ..rates }, Arms { canary: canary_p99, ..p99 })
+                (rollout, Arms { canary: step.rate(), ..rates })
             }
-            Stage::Baking => (judged, rates, p99),
+            Stage::Baking => (judged, rates),
         };
         let (Arms { stable, canary }, limit, (interval, requests)) = match check {
             Check::ErrorRate | Check::RouteErrorRate => {
@@ -109,7 +108,9 @@ impl Analysis {
             Check::MaxP99 => {
                 let over = self.over_max_p99();
                 let limit = self.max_p99.as_ref().map(|guard| guard.limit().as_secs_f64());
-                (limited_p99, limit, (self.share(over), over.requests))
+                let all = self.tally.limited_p99();
+                let limited = all.map_or(p99, |canary| Arms { canary: Some(canary), ..p99 });
+                (limited, limit, (self.share(over), over.requests))
             }
             // Not of this stage.
             Check::PairedErrorRate | Check::PairedLatency => (Arms::default(), None, (None, 0)),

@@ -8,7 +8,8 @@
 
 use std::{ops::Range, sync::LazyLock, time::Duration};
 
-/// Buckets to a doubling of latency.
+/// Buckets to a doubling of latency. Twice as many would take twice the 8 KiB of each worker, backend and
+/// role, and give what is saved and recorded another meaning, to know a quantile to 1.1 %.
 pub const PER_DOUBLING: usize = 32;
 
 /// Number of buckets: below 1 µs, 32 doublings, and the overflow in the last.
@@ -19,9 +20,9 @@ pub(crate) const BLOCK: usize = PER_DOUBLING;
 
 /// Mantissa bits that the lookup table is indexed by: 4 entries to a bucket, so that one comparison
 /// with the next edge settles the rest.
-const TABLE_BITS: u32 = 7;
+const TABLE_BITS: u32 = PER_DOUBLING.ilog2() + 2;
 
-/// Lower edges of the 32 buckets of one doubling as 52-bit mantissas (fraction of 2⁵²), and one
+/// Lower edges of the buckets of one doubling as 52-bit mantissas (fraction of 2⁵²), and one
 /// guard after the last.
 static EDGES: LazyLock<[u64; PER_DOUBLING + 1]> = LazyLock::new(|| {
     std::array::from_fn(|k| match k {
@@ -38,7 +39,7 @@ static TABLE: LazyLock<[u8; 1 << TABLE_BITS]> = LazyLock::new(|| {
     std::array::from_fn(|i| {
         let mantissa = (i as u64) << (52 - TABLE_BITS);
         let after = EDGES.iter().position(|&edge| edge > mantissa).unwrap_or(PER_DOUBLING);
-        u8::try_from(after - 1).expect("there are 32 buckets to a doubling")
+        u8::try_from(after - 1).expect("there are few buckets to a doubling")
     })
 });
 
@@ -134,13 +135,57 @@ impl Histogram {
             return;
         };
         let (used, counts) = (first + low..first + high + 1, &counts[low..=high]);
-        self.keep(&used);
-        let mine = &mut self.counts[used.start - self.first..used.end - self.first];
-        for (mine, theirs) in mine.iter_mut().zip(counts) {
+        self.add_block(used.start, counts.iter().copied());
+    }
+
+    /// The same in one pass over counts that are read only now; a few empty ones at the ends cost little.
+    ///
+    /// # Panics
+    /// When there are no such buckets.
+    #[inline]
+    pub(crate) fn add_block(&mut self, first: usize, counts: impl ExactSizeIterator<Item = u64>) {
+        let buckets = first..first + counts.len();
+        self.keep(&buckets);
+        let mut total = 0;
+        for (mine, theirs) in self.counts[first - self.first..].iter_mut().zip(counts) {
             *mine += theirs;
+            total += theirs;
         }
-        self.total += counts.iter().sum::<u64>();
-        self.used = (self.used.0.min(used.start), self.used.1.max(used.end));
+        self.total += total;
+        self.use_up_to(&buckets);
+    }
+
+    /// Has the counts of these buckets raised by `total` in all, leaving their sum to [`Self::add_nanos`].
+    ///
+    /// # Panics
+    /// When there are no such buckets.
+    #[inline]
+    pub(crate) fn raise(&mut self, buckets: &Range<usize>, total: u64, raise: impl FnOnce(&mut [u64])) {
+        self.keep(buckets);
+        raise(&mut self.counts[buckets.start - self.first..buckets.end - self.first]);
+        self.total += total;
+        self.use_up_to(buckets);
+        debug_assert_eq!(
+            self.total,
+            self.used().1.iter().sum::<u64>(),
+            "the counts are not raised by {total}"
+        );
+    }
+
+    /// Notes which of these buckets, which are kept, are not empty any more.
+    #[inline]
+    fn use_up_to(&mut self, buckets: &Range<usize>) {
+        let counts = &self.counts[buckets.start - self.first..buckets.end - self.first];
+        if buckets.start < self.used.0
+            && let Some(low) = counts.iter().position(|count| *count > 0)
+        {
+            self.used.0 = self.used.0.min(buckets.start + low);
+        }
+        if buckets.end > self.used.1
+            && let Some(high) = counts.iter().rposition(|count| *count > 0)
+        {
+            self.used.1 = self.used.1.max(buckets.start + high + 1);
+        }
     }
 
     /// Keeps at least these buckets.
@@ -193,11 +238,20 @@ impl Histogram {
     /// A count that went down (its counter was made anew) reads as zero.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
-        let (first, counts) = self.used();
-        let mut counts = counts.to_vec();
+        let (first, mine) = self.used();
+        let mut counts = mine.to_vec();
         let both = overlap(&self.range(), &earlier.range());
-        for (count, earlier) in counts[both.start - first..].iter_mut().zip(earlier.within(both)) {
-            *count = count.saturating_sub(*earlier);
+        let (start, theirs) = (both.start - first, earlier.within(both));
+        // All of them at once, as if none had gone down, which seldom one has: it shows in the highest bit.
+        let mut highest = 0;
+        for (count, earlier) in counts[start..].iter_mut().zip(theirs) {
+            *count = count.wrapping_sub(*earlier);
+            highest |= *count;
+        }
+        if highest >> (u64::BITS - 1) != 0 {
+            let one_by_one =
+                mine[start..].iter().zip(theirs).map(|(now, earlier)| now.saturating_sub(*earlier));
+            counts[start..].iter_mut().zip(one_by_one).for_each(|(count, gained)| *count = gained);
         }
         let used = match counts.iter().position(|count| *count > 0) {
             Some(low) => {
@@ -265,12 +319,21 @@ impl Histogram {
         }
         // Whole requests, so that nothing is converted bucket by bucket. The cast saturates.
         let rank = ((level.clamp(0.0, 1.0) * self.total as f64).ceil() as u64).clamp(1, self.total);
+        let (first, counts) = self.used();
         let mut seen = 0;
-        let index = self.occupied().find(|(_, count)| {
+        // By blocks first, whose sums do not wait for each other.
+        let mut blocks = (first..).step_by(BLOCK).zip(counts.chunks(BLOCK));
+        let (start, within) = blocks.find(|(_, counts)| {
+            let here = counts.iter().sum::<u64>();
+            let is_here = seen + here >= rank;
+            seen += if is_here { 0 } else { here };
+            is_here
+        })?;
+        let index = within.iter().position(|count| {
             seen += count;
             seen >= rank
-        });
-        Some(upper_edge(index.map_or(BUCKETS - 1, |(index, _)| index)))
+        })?;
+        Some(upper_edge(start + index))
     }
 
     /// The mean of the `count` shortest latencies, by the upper edges of their buckets; nothing if there

@@ -83,11 +83,8 @@ impl Latencies {
         }
         while left != 0 {
             let first = left.trailing_zeros() as usize * BLOCK;
-            let mut counts = [0; BLOCK];
-            for (count, counter) in counts.iter_mut().zip(&self.buckets[first..]) {
-                *count = counter.get();
-            }
-            into.add_all(first, &counts);
+            let counters = &self.buckets[first..(first + BLOCK).min(BUCKETS)];
+            into.add_block(first, counters.iter().map(Counter::get));
             left &= left - 1;
         }
         into.add_nanos(self.nanos.get());
