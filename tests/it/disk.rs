@@ -166,6 +166,39 @@ fn a_bad_canary_is_rolled_back_while_nothing_can_be_saved() {
 }
 
 #[test]
+fn a_weight_that_the_budget_lets_rise_is_saved_before_it_is_given() {
+    let site = Site::new();
+    let web = Web::new(site.stable.address).canary(site.canary.address);
+    let web = web.table("rollout", "steps = [{ weight = 50, hold = '1h' }]");
+    let tidegate =
+        Tidegate::start(site.toml(&web.table("rollout.analysis", "latency_margin = false\nmax_harm = 1")));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let in_the_way = site.file("state.json.next");
+    eventually(|| fs::create_dir(&in_the_way).is_ok(), |made| *made);
+    // At first a bad canary could cost more than there is: it gets less, at once. Then more is known, and it may have
+    // more; but that cannot be saved.
+    let load = Load::on(&tidegate);
+    let may_rise = |status: &Value| {
+        let cap = status["rollout"]["verdict"]["harm"]["weight_cap"].as_f64();
+        status["weight"].as_f64() < Some(50.0) && cap >= Some(50.0)
+    };
+    let lowered = eventually(|| tidegate.status(), may_rise)["weight"].as_f64().unwrap();
+    let failures = || tidegate.scrape().sum("tidegate_store_saves_total", &[("result", "failure")]);
+    let failed = failures();
+    eventually(failures, |failures| *failures > failed + 3.0);
+    assert!(tidegate.status()["weight"].as_f64().unwrap() <= lowered);
+    fs::remove_dir(&in_the_way).unwrap();
+    let status = eventually(|| tidegate.status(), |status| status["weight"].as_f64() > Some(lowered));
+    drop(load);
+    assert!(status["unsaved"].is_null(), "{status:#}");
+    // For a moment in each save there is no file.
+    let saved = eventually(|| fs::read(site.file("state.json")).ok(), Option::is_some).unwrap();
+    let saved: Value = serde_json::from_slice(&saved).unwrap();
+    assert!(saved["body"]["record"]["position"]["weight"].as_f64() > Some(lowered), "{saved:#}");
+}
+
+#[test]
 fn a_hooks_answer_that_came_when_nothing_could_be_saved_is_not_forgotten() {
     let site = Site::new();
     let (answer, answered) = std::sync::mpsc::channel::<()>();
