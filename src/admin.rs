@@ -15,7 +15,7 @@ mod failures;
 pub mod fuzzing;
 mod guard;
 mod history;
-mod idempotency;
+pub(crate) mod idempotency;
 pub mod problem;
 pub mod readiness;
 mod refusals;

@@ -45,6 +45,7 @@ use std::{
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
+    time::Instant,
 };
 
 use self::{
@@ -79,6 +80,8 @@ pub(crate) type Reading = Arc<Counts>;
 /// All counts.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
+    /// When the tick began that they are of.
+    begun: Option<Instant>,
     totals: BTreeMap<Series, Totals>,
     endpoints: Endpoints<Counted>,
     pairs: BTreeMap<ServiceName, Pairs>,
@@ -87,10 +90,11 @@ pub(crate) struct Counts {
 
 impl Counts {
     fn read(hub: &Hub) -> Self {
+        let begun = Some(Instant::now());
         // First, so that the failure of which a retry took the place is always known as well.
         let retries = hub.retries();
         let (totals, endpoints) = (reader::read(hub), reader::read_endpoints(hub));
-        Self { totals, endpoints, pairs: hub.pairs(), retries }
+        Self { begun, totals, endpoints, pairs: hub.pairs(), retries }
     }
 }
 
@@ -233,7 +237,7 @@ impl Controller {
         let notifier = Arc::new(Notifier::new(registry)?);
         notifier.take_up(&config.notifications);
         let (readings, reading) = watch::channel(Reading::default());
-        tokio::spawn(read(Arc::clone(&hub), tick, readings));
+        tokio::spawn(read(Arc::clone(&hub), tick, readings, metrics.clone()));
         tokio::spawn(in_flight::run(Arc::clone(&hub), reading.clone()));
         let common = Common { publisher, hub, metrics, tick, reading, store, notifier };
         let services = config.services.iter().map(|s| (s.name.clone(), common.start(s.clone())));
@@ -375,13 +379,14 @@ impl Common {
 }
 
 /// Takes readings for as long as somebody looks at them.
-async fn read(hub: Arc<Hub>, tick: Duration, readings: watch::Sender<Reading>) {
+async fn read(hub: Arc<Hub>, tick: Duration, readings: watch::Sender<Reading>, metrics: Metrics) {
     let mut interval = tokio::time::interval(tick);
     // After a stall one reading tells everything that happened; several at once would tell nothing more.
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let started = clock::monotonic();
     loop {
-        interval.tick().await;
+        let due = interval.tick().await;
+        metrics.tick_begins(due.elapsed());
         if readings.send(Arc::new(Counts::read(&hub))).is_err() {
             tracing::debug!(after = ?started.elapsed(), "nobody reads the counts any more");
             return;

@@ -1,8 +1,10 @@
 //! What outlives the process: how each service stands, and what has happened to it.
 //!
 //! [`Store::save`] takes a whole record and the entries that belong to it; both are on the disk when it
-//! is done, or neither is. A thread of its own does the work, in the order in which it is asked, so that
-//! a disk that takes its time is waited for by nobody but who has to: a rollout that wants to advance.
+//! is done, or neither is. Threads of its own do the work, so that a disk that takes its time is waited for
+//! by nobody but who has to: a rollout that wants to advance. What belongs to one service is done by one
+//! thread, in the order in which it is asked. Saves of several services go on at the same time: a file system
+//! commits together what is synced together, so a hundred of them take little longer than a few.
 //!
 //! Not here: what to do when something cannot be saved, which is the controller's to decide; and how a
 //! service goes on after a restart.
@@ -38,8 +40,10 @@ use self::{
 };
 use crate::model::name::ServiceName;
 
-/// What may wait for the disk: a few saves for each of a few hundred services.
+/// What may wait for the disk in each lane: a few saves for each of a few hundred services.
 const QUEUE: usize = 1024;
+/// Threads that save. More of them save no more a second: benches/README.md has the figures.
+const LANES: usize = 8;
 
 /// What has been found of a service.
 #[derive(Debug, Clone, Default)]
@@ -73,10 +77,17 @@ enum Kept {
     InMemory(Mutex<Memory>),
     InFiles {
         directory: PathBuf,
-        jobs: mpsc::SyncSender<Job>,
+        lanes: Lanes,
         /// Held for as long as anybody may still save something.
         _lock: Option<File>,
     },
+}
+
+/// The queues of the threads that save, and which services are whose.
+#[derive(Debug)]
+struct Lanes {
+    jobs: Vec<mpsc::SyncSender<Job>>,
+    of: Mutex<BTreeMap<ServiceName, usize>>,
 }
 
 enum Job {
@@ -115,17 +126,8 @@ impl Store {
     pub fn open(directory: &Path, max_history: u64) -> Result<Self, StoreError> {
         let (mut files, found) = Directory::open(directory, max_history)?;
         let lock = files.lock.take();
-        let (jobs, asked) = mpsc::sync_channel::<Job>(QUEUE);
-        let work = move || {
-            while let Ok(job) = asked.recv() {
-                job.work(&mut files);
-            }
-        };
-        thread::Builder::new()
-            .name("store".to_owned())
-            .spawn(work)
-            .map_err(|error: io::Error| StoreError::io("start a thread for", directory, &error))?;
-        let kept = Kept::InFiles { directory: directory.to_owned(), jobs, _lock: lock };
+        let lanes = Lanes::start(files.split(LANES), directory)?;
+        let kept = Kept::InFiles { directory: directory.to_owned(), lanes, _lock: lock };
         Ok(Self(Arc::new(Inner { found: Mutex::new(found), kept })))
     }
 
@@ -154,7 +156,8 @@ impl Store {
                 self.0.know(service, &Arc::new(record));
                 let _gone = done.send(Ok(()));
             }
-            Kept::InFiles { jobs, .. } => {
+            Kept::InFiles { lanes, .. } => {
+                let jobs = lanes.of(service);
                 let (service, record, store) = (service.clone(), Box::new(record), Arc::clone(&self.0));
                 match jobs.try_send(Job::Save { service, record, entries, done, store }) {
                     Ok(()) => {}
@@ -195,12 +198,43 @@ impl Store {
 
     /// Waits until all that it was asked for so far has been done.
     pub async fn rest(&self) {
-        if let Kept::InFiles { jobs, .. } = &self.0.kept {
+        let Kept::InFiles { lanes, .. } = &self.0.kept else { return };
+        let asked = lanes.jobs.iter().filter_map(|jobs| {
             let (done, rested) = oneshot::channel();
-            if jobs.try_send(Job::Rest(done)).is_ok() {
-                let _gone = rested.await;
-            }
+            jobs.try_send(Job::Rest(done)).is_ok().then_some(rested)
+        });
+        for rested in asked.collect::<Vec<_>>() {
+            let _gone = rested.await;
         }
+    }
+}
+
+impl Lanes {
+    /// Starts a thread for each part of a directory.
+    fn start(parts: Vec<Directory>, directory: &Path) -> Result<Self, StoreError> {
+        let (mut queues, mut of) = (Vec::new(), BTreeMap::new());
+        for (number, mut files) in parts.into_iter().enumerate() {
+            of.extend(files.services().map(|service| (service.clone(), number)));
+            let (jobs, asked) = mpsc::sync_channel::<Job>(QUEUE);
+            let work = move || {
+                while let Ok(job) = asked.recv() {
+                    job.work(&mut files);
+                }
+            };
+            thread::Builder::new()
+                .name(format!("store-{number}"))
+                .spawn(work)
+                .map_err(|error: io::Error| StoreError::io("start a thread for", directory, &error))?;
+            queues.push(jobs);
+        }
+        Ok(Self { jobs: queues, of: Mutex::new(of) })
+    }
+
+    /// The queue of the thread that saves a service: in turn, so that each has as many.
+    fn of(&self, service: &ServiceName) -> &mpsc::SyncSender<Job> {
+        let mut of = lock(&self.of);
+        let next = of.len() % self.jobs.len();
+        &self.jobs[*of.entry(service.clone()).or_insert(next)]
     }
 }
 

@@ -29,7 +29,7 @@ use tokio::{
 
 use crate::{
     ledger::{Arrival, Command, Ledger},
-    proxy::{Proxy, free_ports},
+    proxy::{Proxy, TICK, free_ports},
     wire::{Handler, Wire, api, field, serve},
 };
 
@@ -196,7 +196,7 @@ impl Lives {
         // One in ten dies before it serves.
         if random.random_range(0..10) == 0 {
             world.life.set(world.life.get() + 1);
-            let proxy = Proxy::spawn(&self.config)?;
+            let proxy = Proxy::spawn(&self.config, TICK)?;
             sleep(Duration::from_millis(random.random_range(0..60))).await;
             return Ok(proxy);
         }
@@ -221,7 +221,7 @@ impl Lives {
     async fn start(&mut self, world: &World) -> anyhow::Result<Proxy> {
         world.life.set(world.life.get() + 1);
         let spawned = clock::monotonic();
-        let mut proxy = Proxy::spawn(&self.config)?;
+        let mut proxy = Proxy::spawn(&self.config, TICK)?;
         proxy.ready().await?;
         self.starts.push(spawned.elapsed());
         self.downs.push(self.down..clock::monotonic());

@@ -7,6 +7,8 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "figures are what a bench is for")]
 
+mod figures;
+mod hundred;
 mod kills;
 mod ledger;
 mod proxy;
@@ -21,7 +23,7 @@ use anyhow::{Context as _, bail};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const USAGE: &str = "cargo bench --bench rollouts -- kills [--kills 1000] [--seed 1] | weights [--changes 1000] [--rollbacks 20]";
+const USAGE: &str = "cargo bench --bench rollouts -- kills [--kills 1000] [--seed 1] | weights [--changes 1000] [--rollbacks 20] | hundred [--rounds 3]";
 
 fn main() -> ExitCode {
     // `cargo bench` adds `--bench`.
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
 fn run(arguments: &[String]) -> anyhow::Result<()> {
     let words: Vec<_> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        [proxy::SERVE, config] => proxy::serve(config.as_ref()),
+        [proxy::SERVE, config, tick] => proxy::serve(config.as_ref(), tick),
         ["kills", ref options @ ..] => {
             let [kills, seed] = numbers(options, [("--kills", 1000), ("--seed", 1)])?;
             kills::run(kills, seed)
@@ -46,6 +48,10 @@ fn run(arguments: &[String]) -> anyhow::Result<()> {
         ["weights", ref options @ ..] => {
             let [changes, rollbacks] = numbers(options, [("--changes", 1000), ("--rollbacks", 20)])?;
             weights::run(changes, rollbacks)
+        }
+        ["hundred", ref options @ ..] => {
+            let [rounds] = numbers(options, [("--rounds", 3)])?;
+            hundred::run(rounds)
         }
         _ => bail!("nothing is measured without being told what: {USAGE}"),
     }

@@ -24,18 +24,20 @@ use tokio::{
 /// The argument by which this program knows that it is the proxy.
 pub(crate) const SERVE: &str = "--serve";
 
-/// How often counts are looked at. With a plan of steps of as few, a rollout takes a second or two.
-const TICK: Duration = Duration::from_millis(50);
+/// How often counts are looked at, but where a rollout is to be as in earnest. With a plan of steps of as few
+/// milliseconds, a rollout takes a second or two.
+pub(crate) const TICK: Duration = Duration::from_millis(50);
 
 /// How long a start may take on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Is the proxy, until it is killed.
-pub(crate) fn serve(file: &Path) -> anyhow::Result<()> {
+pub(crate) fn serve(file: &Path, tick: &str) -> anyhow::Result<()> {
+    let tick = Duration::from_millis(tick.parse()?);
     let (config, _) = load(file).map_err(|errors| anyhow!("{}", render(&errors)))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let options = Options { tick: TICK, ..Options::default() };
+        let options = Options { tick, ..Options::default() };
         let mut running = app::start(&config, Some(file), options).await?;
         println!("ready");
         Err(running.failed().await.into())
@@ -46,10 +48,11 @@ pub(crate) fn serve(file: &Path) -> anyhow::Result<()> {
 pub(crate) struct Proxy(Child);
 
 impl Proxy {
-    pub(crate) fn spawn(config: &Path) -> io::Result<Self> {
+    pub(crate) fn spawn(config: &Path, tick: Duration) -> io::Result<Self> {
         let child = Command::new(env::current_exe()?)
             .arg(SERVE)
             .arg(config)
+            .arg(tick.as_millis().to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

@@ -21,7 +21,8 @@ use tokio::{
 };
 
 use crate::{
-    proxy::{Proxy, free_ports},
+    figures::Times,
+    proxy::{Proxy, TICK, free_ports},
     wire::{Handler, Wire, api, serve},
 };
 
@@ -84,7 +85,7 @@ pub(crate) fn run(changes: u64, rollbacks: u64) -> anyhow::Result<()> {
     std::fs::write(&config, toml)?;
     let is_over = Arc::new(AtomicBool::new(false));
     let (changed, rolled_back, requests) = runtime.block_on(async {
-        let mut proxy = Proxy::spawn(&config)?;
+        let mut proxy = Proxy::spawn(&config, TICK)?;
         proxy.ready().await?;
         let over = Arc::clone(&is_over);
         let clients = thread::spawn(move || visit(address, &over));
@@ -98,25 +99,11 @@ pub(crate) fn run(changes: u64, rollbacks: u64) -> anyhow::Result<()> {
     })?;
     println!("{requests} requests of {CONNECTIONS} connections, none failed");
     let worst = [
-        said("from the API's answer to the last request by the old weight", changed),
-        said("from a rollback's entry to the canary's last request", rolled_back),
+        Times::from(changed).say("from the API's answer to the last request by the old weight")?,
+        Times::from(rolled_back).say("from a rollback's entry to the canary's last request")?,
     ];
-    ensure!(worst.iter().all(|worst| *worst <= WORST), "the worst is over {WORST:?}");
+    ensure!(worst.iter().all(|[_, worst]| *worst <= WORST), "the worst is over {WORST:?}");
     Ok(())
-}
-
-/// Prints the figures, and returns the worst.
-fn said(what: &str, mut figures: Vec<Duration>) -> Duration {
-    figures.sort();
-    let at = |share: f64| figures[((figures.len() - 1) as f64 * share) as usize];
-    println!(
-        "{what}, {} times: median {:?}, p99 {:?}, worst {:?}",
-        figures.len(),
-        at(0.5),
-        at(0.99),
-        at(1.0)
-    );
-    at(1.0)
 }
 
 /// From 0 to 100 and back.

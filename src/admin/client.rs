@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderName, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -67,6 +67,8 @@ pub struct Call<'a> {
     pub path: &'a str,
     /// The body, as JSON.
     pub body: Option<&'a Value>,
+    /// Fields beside those that every call has.
+    pub fields: &'a [(HeaderName, String)],
 }
 
 /// Calls the API: `path` under `/api/v1`, with an optional JSON body.
@@ -79,7 +81,8 @@ pub async fn call(
     path: &str,
     body: Option<&Value>,
 ) -> Result<Value, ClientError> {
-    call_as(address, Call { host: &address.to_string(), token: None, tls: None, method, path, body }).await
+    let host = &address.to_string();
+    call_as(address, Call { host, token: None, tls: None, method, path, body, fields: &[] }).await
 }
 
 /// The same as somebody.
@@ -96,6 +99,9 @@ pub async fn call_as(address: SocketAddr, call: Call<'_>) -> Result<Value, Clien
         .header(header::CONTENT_TYPE, "application/json");
     if let Some(token) = token {
         request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+    }
+    for (name, value) in call.fields {
+        request = request.header(name, value);
     }
     let request = request.body(Full::new(Bytes::from(body))).map_err(ClientError::Parts)?;
     let stream =
@@ -119,17 +125,14 @@ where
         let status = response.status();
         Ok::<_, hyper::Error>((status, response.into_body().collect().await?.to_bytes()))
     };
+    let mut exchange = std::pin::pin!(exchange);
     let (status, bytes) = tokio::select! {
-        result = exchange => result?,
-        ended = connection => return Err(ended.err().map_or_else(broken, ClientError::Http)),
+        result = &mut exchange => result?,
+        // It may have ended with the answer.
+        _ended = connection => exchange.await?,
     };
     if status == StatusCode::OK {
         return Ok(serde_json::from_slice(&bytes)?);
     }
     Err(ClientError::Refused(serde_json::from_slice(&bytes)?))
-}
-
-fn broken() -> ClientError {
-    let detail = "the connection was closed before the reply was complete".to_owned();
-    ClientError::Refused(Problem::new(StatusCode::BAD_GATEWAY, detail))
 }

@@ -23,7 +23,10 @@ use ring::digest::{Context as Digest, SHA256};
 use super::{actor::Actor, problem::Problem, server::MAX_BODY};
 use crate::clock;
 
-const KEY: &str = "idempotency-key";
+/// What a write is called by.
+pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// What is said of one that is being done.
+pub(crate) const UNDER_WAY: &str = "the request of this `Idempotency-Key` is still being worked on";
 /// Most bytes of a key.
 const MAX_KEY: usize = 255;
 /// How long an answer is remembered.
@@ -71,12 +74,11 @@ impl Memory {
                 let detail = "this `Idempotency-Key` was used for another request: a key is for one";
                 return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
             }
-            let underway = "the request of this `Idempotency-Key` is still being worked on";
             return entry
                 .answer
                 .clone()
                 .map(Some)
-                .ok_or_else(|| Problem::new(StatusCode::CONFLICT, underway));
+                .ok_or_else(|| Problem::new(StatusCode::CONFLICT, UNDER_WAY));
         }
         while entries.len() >= MOST {
             let done = entries.iter().filter(|(_, entry)| entry.answer.is_some());

@@ -30,8 +30,9 @@ use crate::controller::Controller;
 
 /// Longest time that a reply may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Requests that are worked on at a time; more are turned away.
-const CONCURRENCY: usize = 64;
+/// Requests of a kind that are worked on at a time; more are turned away. A write may wait for the disk, and a
+/// pipeline may start a hundred services in one moment.
+const CONCURRENCY: usize = 128;
 /// Largest body, in bytes.
 pub(super) const MAX_BODY: usize = 64 * 1024;
 

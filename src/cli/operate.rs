@@ -12,6 +12,7 @@ mod table;
 mod view;
 mod wait;
 mod watch;
+mod write;
 
 use std::process::ExitCode;
 
@@ -24,6 +25,7 @@ use self::{
     ending::Ending,
     options::{Connection, Look, Target, Verb},
     seen::{Service, Services},
+    write::Write,
 };
 use super::args::Output;
 
@@ -51,7 +53,8 @@ async fn obey(verb: &Verb, api: &Api, connection: &Connection) -> Result<Ending,
     };
     let post = async |target: &Target, path: &str, body: Map<String, Value>| {
         let name = api.service(target.service.as_deref()).await?;
-        api.call(Method::POST, &format!("/services/{name}/{path}"), Some(&reason(body))).await
+        let (service, body) = (name.as_str(), &reason(body));
+        api.write(Write { method: Method::POST, service, verb: path, body }).await
     };
     let flag = |name: &str, on: bool| match on {
         true => Map::from_iter([(name.to_owned(), json!(true))]),
@@ -68,8 +71,8 @@ async fn obey(verb: &Verb, api: &Api, connection: &Connection) -> Result<Ending,
         Verb::Weight { service, percent, .. } => {
             let body = reason(Map::from_iter([("canary".to_owned(), json!(percent))]));
             let name = api.service(Some(service)).await?;
-            let answer = api.call(Method::PUT, &format!("/services/{name}/weight"), Some(&body)).await?;
-            (answer, None)
+            let write = Write { method: Method::PUT, service: &name, verb: "weight", body: &body };
+            (api.write(write).await?, None)
         }
         Verb::Start { target, force, look } => {
             (post(target, "start", flag("force", *force)).await?, Some(look))

@@ -45,6 +45,8 @@ pub enum At {
     PostPromotion,
     /// When it goes back.
     Rollback,
+    /// When a backend may be taken away.
+    Drained,
     /// Whatever happens.
     Event,
 }
@@ -65,12 +67,13 @@ pub enum Call {
 
 impl At {
     /// All of them, with the words for them.
-    pub const ALL: [(&'static str, Self); 6] = [
+    pub const ALL: [(&'static str, Self); 7] = [
         ("pre-rollout", Self::PreRollout),
         ("step", Self::Step),
         ("pre-promotion", Self::PrePromotion),
         ("post-promotion", Self::PostPromotion),
         ("rollback", Self::Rollback),
+        ("drained", Self::Drained),
         ("event", Self::Event),
     ];
 
@@ -163,7 +166,7 @@ fn lower_one(raw: Spanned<Table<RawHook>>, allow_exec: bool, report: &mut Report
         None => {
             report
                 .error(place.clone(), "this hook does not say when it is called")
-                .help("add `at = \"pre-rollout\"`, `\"step\"`, `\"pre-promotion\"`, `\"post-promotion\"`, `\"rollback\"` or `\"event\"`");
+                .help("add `at = \"pre-rollout\"`, `\"step\"`, `\"pre-promotion\"`, `\"post-promotion\"`, `\"rollback\"`, `\"drained\"` or `\"event\"`");
             None
         }
     };

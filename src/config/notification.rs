@@ -65,8 +65,9 @@ impl Kind {
 }
 
 /// The names that stand for what has happened.
-pub const NAMES: [&str; 11] = [
-    "service", "event", "message", "rollout", "stable", "canary", "phase", "step", "steps", "weight", "time",
+pub const NAMES: [&str; 12] = [
+    "service", "event", "message", "rollout", "stable", "canary", "backend", "phase", "step", "steps",
+    "weight", "time",
 ];
 
 /// One of `[[notifications]]` as written.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::service::ServiceTask;
 use crate::{
     model::{name::BackendName, role::Role, units::format_duration, weight::Weight},
-    rollout::{phase::Phase, topic::Topic},
+    rollout::phase::Phase,
     store::record::Kind,
 };
 
@@ -75,16 +75,17 @@ impl ServiceTask {
             let (in_flight, ended) = self.attempts(backend);
             let look = Look { is_in_use: self.is_in_use(backend), in_flight, ended };
             if drained.look(backend, look, after) {
-                news.push(format!(
+                let what = format!(
                     "{backend} is drained: nothing was under way there for {}",
                     format_duration(after)
-                ));
+                );
+                news.push((backend.clone(), what));
             }
             self.metrics.drained(&self.config.name, backend, drained.is(backend));
         }
         self.drained = drained;
-        for what in news {
-            self.tell_of_topic(Topic::Drained, what.clone());
+        for (backend, what) in news {
+            self.tell_of_drained(&backend, &what);
             self.note(Kind::Drained, what);
         }
     }

@@ -25,6 +25,9 @@ pub(super) struct Happening {
     pub(super) stable: BackendName,
     /// Which backend is canary now.
     pub(super) canary: Option<BackendName>,
+    /// The backend that it is about, where it is about one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) backend: Option<BackendName>,
     /// The phase that the rollout is in.
     pub(super) phase: &'static str,
     /// The step that it is in, from 0.
@@ -38,6 +41,13 @@ pub(super) struct Happening {
     pub(super) time: Timestamp,
     /// What, as a sentence.
     pub(super) message: String,
+}
+
+impl Happening {
+    /// A word for it, with the backend that it is about: two may be drained in one moment.
+    pub(super) fn what(&self, word: &str) -> String {
+        self.backend.as_ref().map_or_else(|| word.to_owned(), |backend| format!("{word}.{backend}"))
+    }
 }
 
 /// A time as RFC 3339 has it, in UTC.

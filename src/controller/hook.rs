@@ -62,7 +62,8 @@ impl Payload {
     /// The same for a program, as variables.
     pub(super) fn environment(&self) -> Vec<(&'static str, String)> {
         let Self { id, at, happening } = self;
-        let Happening { service, rollout, stable, canary, phase, step, weight, message, .. } = happening;
+        let Happening { service, rollout, stable, canary, backend, phase, step, weight, message, .. } =
+            happening;
         vec![
             ("TIDEGATE_DELIVERY", id.clone()),
             ("TIDEGATE_AT", at.to_string()),
@@ -70,6 +71,7 @@ impl Payload {
             ("TIDEGATE_ROLLOUT", rollout.clone().unwrap_or_default()),
             ("TIDEGATE_STABLE", stable.to_string()),
             ("TIDEGATE_CANARY", canary.as_ref().map(ToString::to_string).unwrap_or_default()),
+            ("TIDEGATE_BACKEND", backend.as_ref().map(ToString::to_string).unwrap_or_default()),
             ("TIDEGATE_PHASE", (*phase).to_owned()),
             ("TIDEGATE_STEP", step.map(|step| step.to_string()).unwrap_or_default()),
             ("TIDEGATE_WEIGHT", weight.percent().to_string()),

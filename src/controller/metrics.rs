@@ -16,7 +16,10 @@ use crate::{
 };
 
 /// From a fast disk to one that is not well.
-const SAVE_SECONDS: [f64; 8] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0];
+const SAVE_SECONDS: [f64; 9] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
+
+/// From a control thread that has nothing else to do to one that misses ticks.
+const TICK_SECONDS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 
 /// The controller's own metrics.
 #[derive(Debug, Clone)]
@@ -28,6 +31,8 @@ pub(super) struct Metrics {
     unsaved: IntGaugeVec,
     saves: IntCounterVec,
     save_seconds: Histogram,
+    tick_lag: Histogram,
+    tick_seconds: Histogram,
     aa: IntCounterVec,
     hooks: IntCounterVec,
     drained: IntGaugeVec,
@@ -73,6 +78,17 @@ impl Metrics {
                 )
                 .buckets(SAVE_SECONDS.to_vec()),
             )?,
+            tick_lag: Histogram::with_opts(
+                HistogramOpts::new("tidegate_tick_lag_seconds", "How much later than it is due a tick begins.")
+                    .buckets(TICK_SECONDS.to_vec()),
+            )?,
+            tick_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "tidegate_tick_seconds",
+                    "Time from the beginning of a tick until a service has been judged by it, for each service.",
+                )
+                .buckets(TICK_SECONDS.to_vec()),
+            )?,
             aa: IntCounterVec::new(
                 Opts::new(
                     "tidegate_aa_tests_total",
@@ -95,6 +111,8 @@ impl Metrics {
         registry.register(Box::new(metrics.unsaved.clone()))?;
         registry.register(Box::new(metrics.saves.clone()))?;
         registry.register(Box::new(metrics.save_seconds.clone()))?;
+        registry.register(Box::new(metrics.tick_lag.clone()))?;
+        registry.register(Box::new(metrics.tick_seconds.clone()))?;
         registry.register(Box::new(metrics.aa.clone()))?;
         registry.register(Box::new(metrics.weight.clone()))?;
         registry.register(Box::new(metrics.running.clone()))?;
@@ -190,6 +208,16 @@ impl Metrics {
         self.saves.with_label_values(&[service.as_str(), result]).inc();
         self.unsaved.with_label_values(&[service.as_str()]).set(i64::from(!is_saved));
         self.save_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A tick begins, so much after it was due.
+    pub(super) fn tick_begins(&self, lag: Duration) {
+        self.tick_lag.observe(lag.as_secs_f64());
+    }
+
+    /// A service has been judged by a tick, so long after that began.
+    pub(super) fn ticked(&self, took: Duration) {
+        self.tick_seconds.observe(took.as_secs_f64());
     }
 
     pub(super) fn tested(&self, service: &ServiceName, outcome: Outcome) {

@@ -205,7 +205,7 @@ fn body(config: &Notification, happening: &Happening, left_out: usize) -> Value 
             let subject = happening.rollout.as_deref().unwrap_or(happening.service.as_str());
             json!({
                 "specversion": "1.0",
-                "id": format!("{subject}.{event}.{}", happening.time.as_millis()),
+                "id": format!("{subject}.{}.{}", happening.what(&event), happening.time.as_millis()),
                 "source": format!("/tidegate/services/{}", happening.service),
                 "type": format!("tidegate.rollout.{event}"),
                 "subject": subject,
@@ -219,8 +219,20 @@ fn body(config: &Notification, happening: &Happening, left_out: usize) -> Value 
 
 /// What a name in a template stands for.
 fn value(happening: &Happening, name: &str) -> String {
-    let Happening { event, service, rollout, stable, canary, phase, step, steps, weight, time, message } =
-        happening;
+    let Happening {
+        event,
+        service,
+        rollout,
+        stable,
+        canary,
+        backend,
+        phase,
+        step,
+        steps,
+        weight,
+        time,
+        message,
+    } = happening;
     match name {
         "service" => service.to_string(),
         "event" => event.map(|event| event.to_string()).unwrap_or_default(),
@@ -228,6 +240,7 @@ fn value(happening: &Happening, name: &str) -> String {
         "rollout" => rollout.clone().unwrap_or_default(),
         "stable" => stable.to_string(),
         "canary" => canary.as_ref().map(ToString::to_string).unwrap_or_default(),
+        "backend" => backend.as_ref().map(ToString::to_string).unwrap_or_default(),
         "phase" => (*phase).to_owned(),
         // People count from 1.
         "step" => step.map(|step| (step + 1).to_string()).unwrap_or_default(),

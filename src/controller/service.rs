@@ -186,7 +186,11 @@ impl ServiceTask {
                         return;
                     }
                     let reading = Arc::clone(&readings.borrow_and_update());
+                    let begun = reading.begun;
                     self.observe(reading);
+                    if let Some(begun) = begun {
+                        self.metrics.ticked(begun.elapsed());
+                    }
                 }
                 event = waiting::come(&mut self.waiting) => self.happen(event),
             }

@@ -17,7 +17,7 @@ use crate::{
         Service,
         hook::{At, Hook},
     },
-    model::time::Timestamp,
+    model::{name::BackendName, time::Timestamp},
     rollout::{
         event::Event,
         note::Note,
@@ -181,7 +181,7 @@ impl ServiceTask {
                 At::Step => "the next step begins",
                 At::PrePromotion => "the canary gets everything",
                 At::PostPromotion => "the canary has got everything",
-                At::Rollback | At::Event => "the canary gets nothing more",
+                At::Rollback | At::Drained | At::Event => "the canary gets nothing more",
             };
             self.tell(at, self.happening(None, now, message.to_owned()));
         }
@@ -190,13 +190,17 @@ impl ServiceTask {
     /// Tells those who want to know of everything what has happened.
     pub(super) fn tell_of_note(&self, note: &Note, sentence: &str) {
         if let Some(topic) = Topic::of(note) {
-            self.tell_of_topic(topic, sentence.to_owned());
+            self.tell(At::Event, self.happening(Some(topic), clock::now(), sentence.to_owned()));
         }
     }
 
-    /// The same of what is no rollout's doing.
-    pub(super) fn tell_of_topic(&self, topic: Topic, sentence: String) {
-        self.tell(At::Event, self.happening(Some(topic), clock::now(), sentence));
+    /// Tells those who wait for it, and those who want to know of everything, that a backend may be taken away.
+    pub(super) fn tell_of_drained(&self, backend: &BackendName, sentence: &str) {
+        let now = clock::now();
+        for (at, event) in [(At::Drained, None), (At::Event, Some(Topic::Drained))] {
+            let backend = Some(backend.clone());
+            self.tell(at, Happening { backend, ..self.happening(event, now, sentence.to_owned()) });
+        }
     }
 
     fn tell(&self, at: At, happening: Happening) {
@@ -232,6 +236,7 @@ impl ServiceTask {
             rollout: self.record.as_ref().map(|record| record.id.clone()),
             stable: self.roles.stable().clone(),
             canary: self.roles.canary().cloned(),
+            backend: None,
             phase: phase.name(),
             step: phase.step(),
             steps: self.record.as_ref().map_or(0, |record| record.plan.steps().len()),
@@ -245,7 +250,7 @@ impl ServiceTask {
 /// What a hook is told. Its id is made of what a restart knows.
 fn payload(happening: Happening, (at, index): (At, usize), since: Timestamp) -> Payload {
     let subject = happening.rollout.as_deref().unwrap_or(happening.service.as_str());
-    let what = happening.event.map_or_else(|| at.name(), Topic::name);
+    let what = happening.what(happening.event.map_or_else(|| at.name(), Topic::name));
     let id = format!("{subject}.{what}.{}.{index}", since.as_millis());
     Payload { id, at, happening }
 }
@@ -282,5 +287,29 @@ mod tests {
         ] {
             assert_eq!(passed(before, after), wanted, "{before:?} to {after:?}");
         }
+    }
+
+    #[test]
+    fn two_backends_that_are_drained_in_one_moment_are_two_deliveries() {
+        let drained = |backend: &str| Happening {
+            event: None,
+            service: "web".parse().unwrap(),
+            rollout: None,
+            stable: "v1".parse().unwrap(),
+            canary: None,
+            backend: Some(backend.parse().unwrap()),
+            phase: "idle",
+            step: None,
+            steps: 0,
+            weight: crate::model::weight::Weight::ZERO,
+            time: Timestamp::from_millis(7),
+            message: String::new(),
+        };
+        let [v2, v3] = ["v2", "v3"].map(|backend| {
+            let happening = drained(backend);
+            let since = happening.time;
+            payload(happening, (At::Drained, 0), since).id
+        });
+        assert_eq!((v2.as_str(), v3.as_str()), ("web.drained.v2.7.0", "web.drained.v3.7.0"));
     }
 }

@@ -84,8 +84,8 @@ pub fn is_by_rules(phase: &Phase, plan: &Plan) -> bool {
 }
 
 /// The canary's weight in a step of weight `step`, where it is `current` and the budget says `harm`.
-/// Never more than the step's, so it may be published without being saved. It falls at once, and rises
-/// only by a quarter or more, or to the step's: a weight that changes every tick helps nobody.
+/// Never more than the step's. It falls at once, and rises only by a quarter or more, or to the step's: a weight
+/// that changes every tick helps nobody.
 pub fn weight(step: Weight, current: Weight, harm: Option<&Harm>) -> Weight {
     match harm.and_then(|harm| harm.weight_cap) {
         Some(cap) if cap < step => {

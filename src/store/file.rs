@@ -11,7 +11,8 @@
 //! folder synced. The entries that belong to it stand in it as well, and are added to the history after
 //! that; so a crash in between loses none, and doubles none, because they are numbered.
 //!
-//! Everything here blocks. It runs in the store's own thread, but for reading the history.
+//! Everything here blocks. It runs in the store's own threads, each of which has some of the folders, but for
+//! reading the history.
 
 use std::{
     collections::BTreeMap,
@@ -100,6 +101,22 @@ impl Directory {
             }
         }
         Ok((directory, all))
+    }
+
+    /// The services of which it has something.
+    pub(super) fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.services.keys()
+    }
+
+    /// Shares its services out among so many, each of which may be worked with by itself.
+    pub(super) fn split(self, among: usize) -> Vec<Self> {
+        let Self { path, max_history, services, lock: _ } = self;
+        let part = |_| Self { path: path.clone(), max_history, services: BTreeMap::new(), lock: None };
+        let mut parts: Vec<_> = (0..among).map(part).collect();
+        for ((name, folder), part) in services.into_iter().zip((0..among).cycle()) {
+            parts[part].services.insert(name, folder);
+        }
+        parts
     }
 
     /// Saves how a service stands, and what has happened to it. When it returns, both would outlive a

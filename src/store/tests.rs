@@ -325,3 +325,50 @@ fn evidence_that_cannot_be_read_costs_itself_alone() {
     let read: Record = serde_json::from_value(body).unwrap();
     assert_eq!(read, Record { analysis: None, ..record(5.0) });
 }
+
+fn services() -> Vec<ServiceName> {
+    (0..2 * LANES + 3).map(|number| format!("s{number}").parse().unwrap()).collect()
+}
+
+#[test]
+fn saves_of_one_service_keep_their_order_whichever_thread_makes_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let what = |number: u64| vec![entry(&format!("entry {number}"), 1.0)];
+    let store = Store::open(folder.path(), MAX).unwrap();
+    let each = (1..=5).flat_map(|number| services().into_iter().map(move |service| (number, service)));
+    let saves = each.map(|(number, service)| store.save(&service, record(1.0), what(number)));
+    for saving in saves.collect::<Vec<_>>() {
+        saving.blocking_recv().unwrap().unwrap();
+    }
+    drop(store);
+    // Found again, they are shared out anew, and their numbers go on.
+    let store = Store::open(folder.path(), MAX).unwrap();
+    for service in services() {
+        store.save(&service, record(2.0), what(6)).blocking_recv().unwrap().unwrap();
+        let lines = history::read(&folder.path().join(service.as_str()), u64::MAX, usize::MAX).unwrap();
+        let told: Vec<_> = lines.into_iter().rev().map(|line| (line.brief.seq, line.brief.what)).collect();
+        let wanted: Vec<_> = (1..=6).map(|number| (number, format!("entry {number}"))).collect();
+        assert_eq!(told, wanted, "{service}");
+    }
+}
+
+#[test]
+fn a_save_that_hangs_holds_up_only_those_of_its_own_thread() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), MAX).unwrap();
+    let saves = |services: &[ServiceName]| -> Vec<Saving> {
+        services.iter().map(|service| store.save(service, record(1.0), vec![])).collect()
+    };
+    let services = &services()[..LANES];
+    saves(services).into_iter().for_each(|saving| saving.blocking_recv().unwrap().unwrap());
+    // Whoever opens it to write waits for somebody who reads.
+    let pipe = folder.path().join(services[0].as_str()).join("state.json.next");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut hanging = saves(&services[..1]).remove(0);
+    saves(&services[1..]).into_iter().for_each(|saving| saving.blocking_recv().unwrap().unwrap());
+    assert!(matches!(hanging.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
+    // A pipe is no file, and cannot be synced.
+    fs::read(&pipe).unwrap();
+    hanging.blocking_recv().unwrap().unwrap_err();
+    saves(services).into_iter().for_each(|saving| saving.blocking_recv().unwrap().unwrap());
+}

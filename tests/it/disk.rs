@@ -166,6 +166,127 @@ fn a_bad_canary_is_rolled_back_while_nothing_can_be_saved() {
 }
 
 #[test]
+fn a_weight_that_the_budget_lets_rise_is_saved_before_it_is_given() {
+    let site = Site::new();
+    let web = Web::new(site.stable.address).canary(site.canary.address);
+    let web = web.table("rollout", "steps = [{ weight = 50, hold = '1h' }]");
+    let tidegate =
+        Tidegate::start(site.toml(&web.table("rollout.analysis", "latency_margin = false\nmax_harm = 1")));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let in_the_way = site.file("state.json.next");
+    eventually(|| fs::create_dir(&in_the_way).is_ok(), |made| *made);
+    // At first a bad canary could cost more than there is: it gets less, at once. Then more is known, and it may have
+    // more; but that cannot be saved.
+    let load = Load::on(&tidegate);
+    let may_rise = |status: &Value| {
+        let cap = status["rollout"]["verdict"]["harm"]["weight_cap"].as_f64();
+        status["weight"].as_f64() < Some(50.0) && cap >= Some(50.0)
+    };
+    let lowered = eventually(|| tidegate.status(), may_rise)["weight"].as_f64().unwrap();
+    let failures = || tidegate.scrape().sum("tidegate_store_saves_total", &[("result", "failure")]);
+    let failed = failures();
+    eventually(failures, |failures| *failures > failed + 3.0);
+    assert!(tidegate.status()["weight"].as_f64().unwrap() <= lowered);
+    fs::remove_dir(&in_the_way).unwrap();
+    let status = eventually(|| tidegate.status(), |status| status["weight"].as_f64() > Some(lowered));
+    drop(load);
+    assert!(status["unsaved"].is_null(), "{status:#}");
+    // For a moment in each save there is no file.
+    let saved = eventually(|| fs::read(site.file("state.json")).ok(), Option::is_some).unwrap();
+    let saved: Value = serde_json::from_slice(&saved).unwrap();
+    assert!(saved["body"]["record"]["position"]["weight"].as_f64() > Some(lowered), "{saved:#}");
+}
+
+#[test]
+fn a_hooks_answer_that_came_when_nothing_could_be_saved_is_not_forgotten() {
+    let site = Site::new();
+    let (answer, answered) = std::sync::mpsc::channel::<()>();
+    let answered = std::sync::Mutex::new(answered);
+    let hook = Backend::answering(move |_| {
+        answered.lock().unwrap().recv().expect("the test says when it answers");
+        reply("204 No Content", &[], "")
+    });
+    let url = format!("http://{}/", hook.address);
+    let hooks =
+        format!("{BY_HAND}\n[[services.web.rollout.hooks]]\nat = 'step'\nurl = '{url}'\ntimeout = '1h'\n");
+    let tidegate = site.start(&hooks);
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    tidegate.api("POST", "web/promote", "");
+    eventually(|| hook.count(), |asked| *asked == 1);
+    let in_the_way = site.file("state.json.next");
+    eventually(|| fs::create_dir(&in_the_way).is_ok(), |made| *made);
+    answer.send(()).unwrap();
+    let refused = "this cannot be saved, and so does not happen: step 2 began";
+    let is_refused = |status: &Value| events(status).iter().any(|event| event.starts_with(refused));
+    let status = eventually(|| tidegate.status(), is_refused);
+    assert_eq!((&status["rollout"]["phase"], &status["weight"]), (&"paused".into(), &20.0.into()));
+    fs::remove_dir(&in_the_way).unwrap();
+    let status = eventually(|| tidegate.status(), |status| status["rollout"]["step"] == 1);
+    assert_eq!((&status["rollout"]["phase"], &status["weight"]), (&"stepping".into(), &50.0.into()));
+    assert_eq!(hook.count(), 1, "what was answered is not asked again");
+    tidegate.scrape().expect("tidegate_hooks_total", &[("at", "step"), ("result", "success")], 1.0);
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_ends_the_start() {
+    let site = Site::new();
+    let file = site.folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    // Not even root can make a folder in either.
+    for path in [file.join("state"), "/proc/tidegate".into()] {
+        let toml = format!("{}[store]\npath = '{}'\n", site.web(BY_HAND), path.display());
+        let (code, said) = crate::cli::ends(toml);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("error: cannot use the store"), "{said}");
+        assert!(said.contains(&format!("cannot make the directory {}", path.display())), "{said}");
+    }
+}
+
+/// A directory on a disk that is read-only from the start, for the process alone, which takes root.
+#[test]
+fn what_can_only_be_read_is_gone_on_with_and_goes_back_but_not_forward() {
+    let Some(unshare) = crate::support::external::program("unshare") else { return };
+    let site = Site::new();
+    site.stop(site.stepping());
+    let before = fs::read(site.file("state.json")).unwrap();
+    let config = site.folder.path().join("tidegate.toml");
+    fs::write(&config, site.toml(&site.web(BY_HAND))).unwrap();
+    let store = site.store();
+    let script = r#"mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && exec "${@:2}""#;
+    let within = |command: &[&std::ffi::OsStr]| {
+        let mut shell = std::process::Command::new(&unshare);
+        shell.args(["-m", "bash", "-c", script, "bash"]).arg(&store).args(command);
+        shell
+    };
+    if !within(&["true".as_ref()]).output().is_ok_and(|tried| tried.status.success()) {
+        return crate::support::external::missing("the right to mount a file system, which");
+    }
+    let exe = env!("CARGO_BIN_EXE_tidegate");
+    let mut command = within(&[exe.as_ref(), "run".as_ref(), "--config".as_ref(), config.as_ref()]);
+    command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+    let program = crate::cli::Program::watched(command.spawn().unwrap());
+    let admin = program.admin.unwrap();
+    let api = |method: &str, verb: &str| {
+        let mut client = crate::support::Raw::connect(admin);
+        let path = format!("/api/v1/services/web{verb}");
+        client.send(format!("{method} {path} HTTP/1.1\r\nHost: {admin}\r\nContent-Length: 0\r\n\r\n"));
+        client.response_to(method)
+    };
+    let status = || serde_json::from_slice::<Value>(&api("GET", "").body).unwrap();
+    let stood = eventually(status, |status| status["unsaved"].is_string());
+    assert_eq!((&stood["rollout"]["phase"], &stood["weight"]), (&"stepping".into(), &20.0.into()));
+    assert!(stood["unsaved"].as_str().unwrap().contains("read-only"), "{stood:#}");
+    let refused = api("POST", "/promote");
+    assert!(refused.status == 503 && refused.text().contains("read-only"), "{}", refused.text());
+    assert_eq!(crate::support::Raw::connect(program.listener).get("/").status, 200);
+    let back = api("POST", "/rollback");
+    assert_eq!((back.status, &status()["weight"]), (200, &0.0.into()));
+    assert_eq!(fs::read(site.file("state.json")).unwrap(), before);
+}
+
+#[test]
 fn a_directory_that_is_taken_ends_the_start() {
     let site = Site::new();
     let tidegate = site.start(BY_HAND);

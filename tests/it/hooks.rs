@@ -313,3 +313,39 @@ fn after_a_restart_the_same_question_is_asked_again() {
     tidegate.api("POST", "web/promote", "");
     eventually(|| tidegate.status(), |status| status["rollout"]["step"] == 1);
 }
+
+#[test]
+fn whoever_takes_pods_away_is_told_once_that_a_backend_is_drained() {
+    let setup = Setup::new();
+    let [at_drained, at_event] = [receiver(&["204 No Content"]), receiver(&["204 No Content"])];
+    let hooks = hook("drained", &at_drained, "") + &hook("event", &at_event, "");
+    let tidegate = setup.start(&format!("drained_after = '0s'\n{hooks}"));
+    for round in 1..=2 {
+        tidegate.wait_for_phase("stepping");
+        // It is news only of a backend that was used.
+        let visit = || {
+            tidegate.client().get("/");
+            setup.canary.count()
+        };
+        eventually(visit, |visits| *visits >= round);
+        tidegate.api("POST", "web/rollback", "");
+        tidegate.wait_for_phase("rolled_back");
+        eventually(|| at_drained.count(), |count| *count == round);
+        tidegate.api("POST", "web/start", "");
+    }
+    let calls: Vec<_> = at_drained.requests().iter().map(json).collect();
+    for call in &calls {
+        assert_eq!(
+            (&call["at"], &call["backend"], &call["stable"]),
+            (&"drained".into(), &"v2".into(), &"v1".into())
+        );
+        assert_eq!(call["message"], "v2 is drained: nothing was under way there for 50ms");
+    }
+    assert_ne!(calls[0]["id"], calls[1]["id"]);
+    let told = eventually(
+        || at_event.requests().iter().map(json).filter(|call| call["event"] == "drained").collect::<Vec<_>>(),
+        |told| told.len() == 2,
+    );
+    assert!(told.iter().all(|call| call["backend"] == "v2"), "{told:?}");
+    tidegate.scrape().expect("tidegate_hooks_total", &[("at", "drained"), ("result", "success")], 2.0);
+}

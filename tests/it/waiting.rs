@@ -1,10 +1,18 @@
 //! What a rollout waits for beside evidence: people, the calendar, time, and the end of what is under way.
 
-use std::net::SocketAddr;
+use std::{error::Error as _, net::SocketAddr};
 
+use bytes::Bytes;
+use http::Response;
+use http_body_util::BodyExt as _;
 use serde_json::Value;
 
-use crate::support::{Backend, Raw, Refusing, Tidegate, Web, backend::Peer, eventually};
+use crate::support::{
+    Backend, H2, HyperBackend, Limits, Raw, Refusing, Tidegate, Web,
+    backend::Peer,
+    client::{Chunks, empty, full, h2_request},
+    eventually, patience, runtime,
+};
 
 /// Nobody sends anything, so that evidence moves nothing.
 fn start(canary: SocketAddr, rollout: &str, more: &str) -> (Backend, Tidegate) {
@@ -186,6 +194,52 @@ fn a_rollback_cuts_what_still_comes_from_the_canary_when_its_time_is_over_and_no
     let mut later = begin();
     assert_eq!(later.wire.read_line().as_deref(), Some("5"));
     tidegate.scrape().expect("tidegate_requests_in_flight", &[role], 1.0);
+}
+
+#[test]
+fn over_http_2_a_rollback_resets_what_still_comes_and_ends_calls_in_grpcs_own_words() {
+    let stable = HyperBackend::serving(Limits::default(), |_| async { Response::new(full("v1")) });
+    let canary = HyperBackend::serving(Limits::default(), |request| async move {
+        let mut response =
+            Response::new(Chunks { chunks: [Bytes::from("begun")].into(), ends: false }.boxed());
+        // A call has the type that it was asked with.
+        if let Some(kind) = request.headers().get("content-type") {
+            response.headers_mut().insert("content-type", kind.clone());
+        }
+        response
+    });
+    let rollout = "steps = [{ weight = 100, hold = '1h' }]\ndrain = '300ms'";
+    let web = Web::h2c(stable.address).keys("canary = 'v2'").backend("v2", "h2c", canary.address);
+    let tidegate = Tidegate::start(web.table("rollout", rollout));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let client = H2::connect(tidegate.address());
+    runtime().block_on(async {
+        let stream = client.send(h2_request("GET", "/stream").body(empty()).unwrap()).await.unwrap();
+        let call = h2_request("POST", "/call").header("content-type", "application/grpc");
+        let call = client.send(call.header("te", "trailers").body(empty()).unwrap()).await.unwrap();
+        let (mut stream, mut call) = (stream.into_body(), call.into_body());
+        for body in [&mut stream, &mut call] {
+            assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "begun");
+        }
+        tidegate.api("POST", "web/rollback", "");
+        let ends = async { (stream.frame().await, call.frame().await, call.frame().await) };
+        let (broken, trailers, after) = tokio::time::timeout(patience(), ends).await.expect("both end");
+        let error = broken.expect("it does not end as if it were whole").unwrap_err();
+        let reset = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+        assert!(reset.is_some_and(|error| error.is_reset()), "{error:?}");
+        let trailers = trailers.unwrap().unwrap().into_trailers().unwrap();
+        assert_eq!(trailers["grpc-status"], "14");
+        assert_eq!(trailers["grpc-message"], "the version that served this call was rolled back");
+        assert!(after.is_none());
+        // Their connection goes on.
+        assert_eq!(client.get("/").await.unwrap(), (200, "v1".into()));
+    });
+    tidegate.wait_for_phase("rolled_back");
+    tidegate.wait_for_outcome("cut", 2);
+    let scrape = tidegate.scrape();
+    scrape.expect("tidegate_requests_total", &[("role", "canary"), ("status", "cut")], 2.0);
+    scrape.expect("tidegate_request_failures_total", &[("role", "canary")], 0.0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{Method, Uri};
+use http::{HeaderName, Method, Uri};
 use rustls::pki_types::ServerName;
 use serde::Deserialize as _;
 use serde_json::Value;
@@ -10,7 +10,10 @@ use tokio::time;
 
 use super::{options::Access, seen::Services};
 use crate::{
-    admin::client::{self, ClientError},
+    admin::{
+        client::{self, ClientError},
+        idempotency::UNDER_WAY,
+    },
     model::{name::ServiceName, protocol::Protocol},
     tls::{
         client::{Client, Connector, Settings},
@@ -46,6 +49,35 @@ pub(in crate::cli) enum Failure {
 impl Failure {
     pub(super) fn not_understood(error: serde_json::Error) -> Self {
         Self::Broken(format!("the answer is not what this version of tidegate knows: {error}"))
+    }
+}
+
+/// A call that came to nothing.
+pub(super) struct Unanswered {
+    pub(super) failure: Failure,
+    pub(super) why: Why,
+}
+
+/// Whether the same call may do better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// It would not.
+    Final,
+    /// Nobody listens, or not in TLS.
+    Absent,
+    /// The connection broke, or whoever answered is in trouble for now.
+    Passing,
+}
+
+impl Why {
+    fn of(error: &ClientError) -> Self {
+        match error {
+            ClientError::Connect { .. } | ClientError::Tls { .. } => Self::Absent,
+            ClientError::Http(_) => Self::Passing,
+            ClientError::Refused(problem) if matches!(problem.status, 502 | 503) => Self::Passing,
+            ClientError::Refused(problem) if problem.detail == UNDER_WAY => Self::Passing,
+            ClientError::Refused(_) | ClientError::Json(_) | ClientError::Parts(_) => Self::Final,
+        }
     }
 }
 
@@ -92,18 +124,34 @@ impl Api {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Value, Failure> {
+        self.call_with(&[], method, path, body).await.map_err(|unanswered| unanswered.failure)
+    }
+
+    /// The same with more fields, once.
+    pub(super) async fn call_with(
+        &self,
+        fields: &[(HeaderName, String)],
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, Unanswered> {
         let tls = self.tls.as_ref();
         let tls = tls.map(|(connector, name)| (connector.config(Protocol::Http1), name.clone()));
         let token = self.token.as_deref();
-        let call = client::Call { host: &self.authority, token, tls, method, path, body };
+        let call = client::Call { host: &self.authority, token, tls, method, path, body, fields };
         let Ok(answer) = time::timeout(PATIENCE, client::call_as(self.address, call)).await else {
             let seconds = PATIENCE.as_secs();
-            return Err(Failure::Unreachable(format!(
+            let failure = Failure::Unreachable(format!(
                 "no answer from {} within {seconds} s; --address or TIDEGATE_ADDRESS says where the admin API is",
                 self.authority
-            )));
+            ));
+            return Err(Unanswered { failure, why: Why::Final });
         };
-        answer.map_err(|error| match error {
+        answer.map_err(|error| Unanswered { why: Why::of(&error), failure: self.failure(error) })
+    }
+
+    fn failure(&self, error: ClientError) -> Failure {
+        match error {
             ClientError::Connect { source, .. } => Failure::Unreachable(format!(
                 "nobody answers at {} ({source}): is tidegate running there? --address or TIDEGATE_ADDRESS says where its admin API is",
                 self.authority
@@ -112,12 +160,14 @@ impl Api {
                 "no TLS with {} ({source}): --ca says whom its certificate has to come from, --certificate what to show",
                 self.authority
             )),
-            ClientError::Refused(problem) => Failure::Refused { status: problem.status, detail: problem.detail },
+            ClientError::Refused(problem) => {
+                Failure::Refused { status: problem.status, detail: problem.detail }
+            }
             ClientError::Parts(_) => Failure::Usage(error.to_string()),
             ClientError::Http(_) | ClientError::Json(_) => {
                 Failure::Broken(format!("{error}; is {} an admin API?", self.authority))
             }
-        })
+        }
     }
 
     /// The service that is meant: the one that is named, or the only one that has a canary.

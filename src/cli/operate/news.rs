@@ -36,8 +36,16 @@ mod tests {
             .map(|&(at, what)| Event { at, what: what.to_owned(), by: None, reason: None })
             .collect();
         let (name, stable) = ("web".to_owned(), "v1".to_owned());
-        let service =
-            Service { name, stable, canary: None, weight: 0.0, rollout: None, backends: Vec::new(), events };
+        let service = Service {
+            name,
+            revision: 1,
+            stable,
+            canary: None,
+            weight: 0.0,
+            rollout: None,
+            backends: Vec::new(),
+            events,
+        };
         news.of(&service).iter().map(|event| event.what.as_str()).collect()
     }
 

@@ -12,6 +12,7 @@ pub(super) struct Services {
 #[derive(Debug, Deserialize)]
 pub(super) struct Service {
     pub(super) name: String,
+    pub(super) revision: u64,
     pub(super) stable: String,
     pub(super) canary: Option<String>,
     pub(super) weight: f64,

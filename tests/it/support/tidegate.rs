@@ -265,7 +265,8 @@ impl Web {
         self
     }
 
-    fn backend(mut self, name: &str, scheme: &str, address: SocketAddr) -> Self {
+    /// Another backend, whose role the keys say.
+    pub fn backend(mut self, name: &str, scheme: &str, address: SocketAddr) -> Self {
         let endpoints = format!("endpoints = ['{scheme}://{address}']");
         writeln!(self.backends, "[services.web.backends.{name}]\n{endpoints}").unwrap();
         self
