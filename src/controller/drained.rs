@@ -53,6 +53,13 @@ impl Drained {
         rest.is_long && !was_long && rest.was_used
     }
 
+    /// Somebody may be sent to a backend from now on, or could be until now: whatever was seen before is over, also
+    /// where nobody looks meanwhile.
+    pub(super) fn is_used(&mut self, backend: &BackendName) {
+        let ended = self.0.get(backend).map_or(0, |rest| rest.ended);
+        self.0.insert(backend.clone(), Rest { since: Instant::now(), ended, was_used: true, is_long: false });
+    }
+
     /// Whether a backend was drained at the last look.
     pub(super) fn is(&self, backend: &BackendName) -> bool {
         self.0.get(backend).is_some_and(|rest| rest.is_long)
@@ -87,6 +94,15 @@ impl ServiceTask {
         for (backend, what) in news {
             self.tell_of_drained(&backend, &what);
             self.note(Kind::Drained, what);
+        }
+    }
+
+    /// Takes note of backends that somebody may be sent to.
+    pub(super) fn use_backends(&mut self) {
+        let backends = self.config.backends.iter().map(|backend| &backend.name);
+        for backend in backends.filter(|backend| self.is_in_use(backend)).cloned().collect::<Vec<_>>() {
+            self.drained.is_used(&backend);
+            self.metrics.drained(&self.config.name, &backend, false);
         }
     }
 
@@ -133,6 +149,21 @@ mod tests {
         assert!(drained.look(&v2, rest, AFTER) && drained.is(&v2));
         // It is said once.
         assert!(!drained.look(&v2, rest, AFTER) && drained.is(&v2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_use_that_no_look_has_seen_is_one() {
+        let (mut drained, v2) = (Drained::default(), "v2".parse().unwrap());
+        let rest = Look { is_in_use: false, in_flight: 0, ended: 5 };
+        assert!(!drained.look(&v2, rest, AFTER));
+        advance(AFTER).await;
+        // Nobody has anything to say of one that has never been used.
+        assert!(!drained.look(&v2, rest, AFTER) && drained.is(&v2));
+        drained.is_used(&v2);
+        assert!(!drained.is(&v2));
+        assert!(!drained.look(&v2, rest, AFTER));
+        advance(AFTER).await;
+        assert!(drained.look(&v2, rest, AFTER) && drained.is(&v2));
     }
 
     #[tokio::test(start_paused = true)]

@@ -147,6 +147,8 @@ impl ServiceTask {
 
     /// The same with the copies that the canary gets for its rollout.
     fn publish_with(&mut self, roles: Roles, weight: Weight, copies: Weight) {
+        // Both who had something until now, and who has from now on.
+        self.use_backends();
         self.publisher.publish(&self.config.name, (&roles, weight, copies), self.salt);
         self.metrics.published(&self.config.name, &self.roles, &roles, weight);
         if self.roles != roles && self.running().is_none() {
@@ -154,6 +156,7 @@ impl ServiceTask {
         }
         self.roles = roles;
         self.weight = weight;
+        self.use_backends();
     }
 
     /// What happened, and, where the evidence called for it, the evidence.
