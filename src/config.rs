@@ -93,7 +93,7 @@ use crate::{
         edge::Edge,
         filter::{HeaderModifier, PathRewrite, Redirect, RouteTimeouts},
         force::Overrides,
-        limits::Limits,
+        limits::{Limits, RouteLimits},
         mirror::Mirror,
         path::PathRules,
         policy::Policy,
@@ -289,6 +289,8 @@ pub struct Filters {
     pub path: Option<PathRewrite>,
     /// Times that take the place of the service's.
     pub timeouts: RouteTimeouts,
+    /// How much it lets in.
+    pub limits: RouteLimits,
     /// What counts against a backend, in the place of what does for the service.
     pub failures: Option<Failures>,
 }

@@ -1,4 +1,4 @@
-//! `[services.NAME.limits]`: how much of a service's backends may be asked for.
+//! `[services.NAME.limits]` and `[routes.limits]`: how much of a service's backends may be asked for.
 
 use std::num::{NonZeroU32, NonZeroU64};
 
@@ -9,7 +9,7 @@ use super::{
     report::Report,
     written::{Section, Size, TIMEOUT, Table, Time, positive, size, time},
 };
-use crate::routing::limits::{Adaptive, InFlight, Limits, Rate};
+use crate::routing::limits::{Adaptive, InFlight, Limits, Rate, RouteLimits, RouteRates};
 
 /// `[services.NAME.limits]` as written.
 #[derive(Debug, Default, Deserialize)]
@@ -26,6 +26,19 @@ pub(super) struct RawLimits {
 
 impl Section for RawLimits {
     const HEADER: &'static str = "[services.NAME.limits]";
+}
+
+/// `[routes.limits]` as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRouteLimits {
+    max_body_size: Option<Size>,
+    rate: Option<Spanned<Table<RawRate>>>,
+    client_rate: Option<Spanned<Table<RawRate>>>,
+}
+
+impl Section for RawRouteLimits {
+    const HEADER: &'static str = "[routes.limits]";
 }
 
 /// `adaptive_in_flight` as written.
@@ -68,14 +81,29 @@ pub(super) fn lower(raw: RawLimits, report: &mut Report<'_>) -> Limits {
     } = raw;
     let min_rate = min_body_rate.and_then(|written| size(&written, "min_body_rate", 1..=1 << 30, report));
     Limits {
-        max_body_size: max_body_size
-            .and_then(|written| size(&written, "max_body_size", 0..=i64::MAX as u64, report)),
+        max_body_size: lower_body_size(max_body_size, report),
         min_body_rate: min_rate.and_then(NonZeroU64::new),
         body_timeout: body_timeout.and_then(|written| time(&written, "body_timeout", TIMEOUT, report)),
         in_flight: lower_in_flight(max_in_flight, adaptive_in_flight, report),
         rate: rate.and_then(|written| lower_rate(written, report)),
         client_rate: client_rate.and_then(|written| lower_rate(written, report)),
     }
+}
+
+/// How much of it one route may ask for.
+pub(super) fn of_route(raw: RawRouteLimits, report: &mut Report<'_>) -> RouteLimits {
+    let RawRouteLimits { max_body_size, rate, client_rate } = raw;
+    RouteLimits {
+        max_body_size: lower_body_size(max_body_size, report),
+        rates: RouteRates {
+            rate: rate.and_then(|written| lower_rate(written, report)),
+            client_rate: client_rate.and_then(|written| lower_rate(written, report)),
+        },
+    }
+}
+
+fn lower_body_size(written: Option<Size>, report: &mut Report<'_>) -> Option<u64> {
+    written.and_then(|written| size(&written, "max_body_size", 0..=i64::MAX as u64, report))
 }
 
 fn lower_in_flight(
@@ -178,6 +206,24 @@ mod tests {
                 "a limit from 10 to 3 does not adapt"
             ]
         );
+    }
+
+    #[test]
+    fn a_route_has_limits_of_its_own() {
+        let of = |keys: &str| {
+            let text = format!("[[routes]]\nservice = 'web'\npath = '/a'\n[routes.limits]\n{keys}");
+            parsed(&text).routes.remove(1).filters.limits
+        };
+        assert_eq!(of(""), RouteLimits::default());
+        let limits = of("max_body_size = '1KiB'\nrate = { per_second = 7 }");
+        assert_eq!((limits.max_body_size, limits.rates.client_rate), (Some(1024), None));
+        assert_eq!(limits.rates.rate.map(|rate| rate.burst.get()), Some(7));
+        let service = Limits { max_body_size: Some(5), ..Limits::default() };
+        assert_eq!(limits.over(service).max_body_size, Some(1024));
+        assert_eq!(of("client_rate = { per_second = 1 }").over(service), service);
+        let wrong =
+            "[[routes]]\nservice = 'web'\npath = '/a'\n[routes.limits]\nmax_body_size = '1mb'\nrate = {}";
+        assert_eq!(errors(wrong).len(), 2);
     }
 
     #[test]

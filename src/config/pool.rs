@@ -23,6 +23,7 @@ const IDLE: RangeInclusive<Duration> = Duration::from_secs(1)..=*TIMEOUT.end();
 #[serde(deny_unknown_fields)]
 pub(super) struct RawPool {
     max_connections: Option<Spanned<i64>>,
+    max_concurrent_streams: Option<Spanned<i64>>,
     max_pending_requests: Option<Spanned<i64>>,
     pending_timeout: Option<Time>,
     max_requests: Option<Spanned<i64>>,
@@ -40,6 +41,7 @@ impl Section for RawPool {
 pub(super) fn lower(raw: RawPool, report: &mut Report<'_>) -> Pool {
     let RawPool {
         max_connections,
+        max_concurrent_streams,
         max_pending_requests,
         pending_timeout,
         max_requests,
@@ -53,6 +55,7 @@ pub(super) fn lower(raw: RawPool, report: &mut Report<'_>) -> Pool {
         written.and_then(|written| count(&written, key, allowed, report))
     };
     let max_connections = number(max_connections, "max_connections", FROM_ONE);
+    let max_concurrent_streams = number(max_concurrent_streams, "max_concurrent_streams", FROM_ONE);
     let max_pending_requests = number(max_pending_requests, "max_pending_requests", FROM_NONE);
     let max_requests = number(max_requests, "max_requests", FROM_ONE);
     let max_idle = number(max_idle, "max_idle", FROM_NONE);
@@ -61,6 +64,7 @@ pub(super) fn lower(raw: RawPool, report: &mut Report<'_>) -> Pool {
     let pending = pending_timeout.as_ref();
     Pool {
         max_connections,
+        max_concurrent_streams: max_concurrent_streams.unwrap_or(default.max_concurrent_streams),
         max_pending_requests: max_pending_requests.unwrap_or(default.max_pending_requests),
         pending_timeout: time_or(default.pending_timeout, pending, "pending_timeout", TIMEOUT, report),
         max_requests,
@@ -87,9 +91,9 @@ mod tests {
 
     #[test]
     fn every_mistake_is_named() {
-        let wrong = "[services.web.pool]\nmax_connections = 0\nmax_pending_requests = -1\n\
+        let wrong = "[services.web.pool]\nmax_connections = 0\nmax_concurrent_streams = 0\nmax_pending_requests = -1\n\
                      pending_timeout = '0s'\nmax_requests = 0\nidle_timeout = '10ms'\nmax_idle = -1\n\
                      max_requests_per_connection = 0\nmax_connection_age = '0s'";
-        assert_eq!(errors(wrong).len(), 8);
+        assert_eq!(errors(wrong).len(), 9);
     }
 }

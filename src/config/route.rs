@@ -11,7 +11,9 @@ use super::{
     condition::WrittenTest,
     failures::{self, RawFailures},
     filter::{self, RawModifier, RawRedirect, RawRewrite, RawRouteTimeouts},
-    host, matching,
+    host,
+    limits::{self, RawRouteLimits},
+    matching,
     report::Report,
     suggest::suggest,
     written::{Section, Table, Text, name},
@@ -38,6 +40,7 @@ pub(super) struct RawRoute {
     url_rewrite: Option<Spanned<Table<RawRewrite>>>,
     request_redirect: Option<Spanned<Table<RawRedirect>>>,
     timeouts: Option<Table<RawRouteTimeouts>>,
+    limits: Option<Table<RawRouteLimits>>,
     failures: Option<Table<RawFailures>>,
 }
 
@@ -159,6 +162,9 @@ fn lower_lead(
     }
     if let Some(timeouts) = raw.timeouts {
         filters.timeouts = filter::timeouts(timeouts, report);
+    }
+    if let Some(limits) = raw.limits {
+        filters.limits = limits::of_route(limits.0, report);
     }
     filters.failures = raw.failures.map(|failures| failures::lower(failures.0, report));
     if let Some(rewrite) = raw.url_rewrite {

@@ -276,7 +276,7 @@ fn compile(config: &Config, id: impl Fn(&ServiceName) -> ServiceId) -> (Vec<Rule
                     Lead::Service(service) => End::Service(id(service)),
                     Lead::Redirect(redirect) => End::Redirect(redirect.clone()),
                 };
-                filtered.push(filter::Route { counted, label, ..with_filters(end, filters) });
+                filtered.push(filter::Route { counted, label, ..with_filters(name, end, filters) });
                 Target::Route(RouteId(filtered.len() as u32 - 1))
             }
         };
@@ -289,10 +289,11 @@ fn compile(config: &Config, id: impl Fn(&ServiceName) -> ServiceId) -> (Vec<Rule
     (rules, filtered)
 }
 
-fn with_filters(end: End, filters: &Filters) -> filter::Route {
-    let Filters { request, response, hostname, path, timeouts, failures } = filters.clone();
-    let failures = failures.map(Box::new);
-    filter::Route { end, request, response, hostname, path, timeouts, failures, counted: None, label: None }
+fn with_filters(name: &Arc<str>, end: End, filters: &Filters) -> filter::Route {
+    let Filters { request, response, hostname, path, timeouts, limits, failures } = filters.clone();
+    let (name, failures) = (Arc::clone(name), failures.map(Box::new));
+    let (counted, label) = (None, None);
+    filter::Route { name, end, request, response, hostname, path, timeouts, limits, failures, counted, label }
 }
 
 fn of_service(service: &config::Service, keeper: &mut Keeper) -> Result<Service, Fault> {

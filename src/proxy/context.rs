@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use slab::Slab;
 
 use super::{
-    admission::{Gate, Gates},
+    admission::{Gate, Gates, RouteGate},
     cut::End,
     mirror::Mirror,
     retry::Retries,
@@ -24,7 +24,7 @@ use crate::{
     net::timers::Timers,
     routing::{
         members::Members,
-        snapshot::{BackendId, Service, ServiceId, Snapshot, Topology},
+        snapshot::{BackendId, RouteId, Service, ServiceId, Snapshot, Topology},
     },
     spans,
     telemetry::{
@@ -188,12 +188,14 @@ impl Context {
 }
 
 /// A snapshot, and what this worker has for it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct View {
     pub(super) snapshot: Arc<Snapshot>,
     ledger: Arc<Ledger>,
     backends: Rc<[Rc<Backend>]>,
     gates: Rc<[Option<Arc<Gate>>]>,
+    /// Empty where no route has one.
+    route_gates: Rc<[Option<Arc<RouteGate>>]>,
     retries: Rc<[Option<Rc<Retries>>]>,
     mirrors: Rc<[Option<Rc<Mirror>>]>,
 }
@@ -211,18 +213,14 @@ impl View {
         if let Some(before) = before_same
             && Arc::ptr_eq(before.snapshot.members(), snapshot.members())
         {
-            let Self { snapshot: _, ledger, backends, gates, retries, mirrors } = before;
-            let (ledger, backends, gates) = (Arc::clone(ledger), Rc::clone(backends), Rc::clone(gates));
-            let (retries, mirrors) = (Rc::clone(retries), Rc::clone(mirrors));
-            return Self { snapshot, ledger, backends, gates, retries, mirrors };
+            return Self { snapshot, ..before.clone() };
         }
         let keys = keys(topology);
         let backends = backends(&snapshot, &keys, (hub, worker), before);
-        if let Some(Self { ledger, gates, retries, mirrors, .. }) = before_same {
-            let (ledger, gates) = (Arc::clone(ledger), Rc::clone(gates));
-            let (retries, mirrors) = (Rc::clone(retries), Rc::clone(mirrors));
-            return Self { snapshot, ledger, backends, gates, retries, mirrors };
+        if let Some(before) = before_same {
+            return Self { snapshot, backends, ..before.clone() };
         }
+        let route_gates = gates.of_routes(topology);
         let gates = topology.services().iter().map(|service| gates.of(service, hub.in_flight())).collect();
         let retries = retries(topology, hub, worker, before);
         let mirrors = mirrors(topology, hub, worker, before);
@@ -231,6 +229,7 @@ impl View {
             snapshot,
             backends,
             gates,
+            route_gates,
             retries,
             mirrors,
         }
@@ -247,6 +246,11 @@ impl View {
     /// The gate of a service, if its requests are limited.
     pub(super) fn gate(&self, service: ServiceId) -> Option<&Arc<Gate>> {
         self.gates[service.0 as usize].as_ref()
+    }
+
+    /// The gate of a route, if its requests are limited.
+    pub(super) fn route_gate(&self, route: RouteId) -> Option<&RouteGate> {
+        self.route_gates.get(route.0 as usize)?.as_deref()
     }
 
     /// What a service's requests are tried again with, if they are.

@@ -147,7 +147,7 @@ fn route(
     forwarded::identify(&mut parts.headers, client, || context.random());
     let way = Way::find(context, client, &mut parts)?;
     way.admit(busy, client, &parts, started)?;
-    let limits = &way.service().limits;
+    let limits = way.limits();
     if limits.max_body_size.is_some_and(|most| http_body::Body::size_hint(&body).lower() > most) {
         return Err(ProxyError::BodyTooLarge.into());
     }
@@ -170,7 +170,7 @@ fn route(
     // Before the route's changes, which may be to take it away.
     trace::pass_on(context, client, entry.map(|entry| &**entry), &mut parts.headers);
     way.change_request(&mut parts).inspect_err(|_| attempt.forget())?;
-    let (body, progress) = RequestBody::new(body, client, limits, started);
+    let (body, progress) = RequestBody::new(body, client, &limits, started);
     if let (Some(entry), Some(progress)) = (entry, &progress) {
         entry.uploads(progress);
     }

@@ -5,7 +5,7 @@
 //! stream: one that was not sent when the connection ended, one that is refused, and one that a
 //! GOAWAY leaves out (RFC 9113, section 8.7).
 
-use std::{error::Error, future::poll_fn, pin::pin, task::Poll};
+use std::{error::Error, future::poll_fn, pin::pin, task::Poll, time::Instant};
 
 use h2::Reason;
 use http::{Method, Request, Response};
@@ -19,9 +19,12 @@ use super::{
     headers,
     upload::RequestBody,
 };
-use crate::upstream::{
-    connect::{ConnectError, connect},
-    pool::h2::{Lease, NoStream},
+use crate::{
+    clock,
+    upstream::{
+        connect::{ConnectError, connect},
+        pool::h2::{Lease, NoStream, Place},
+    },
 };
 
 /// How often a request is handed over. A backend that refuses it so often will not take it.
@@ -71,11 +74,53 @@ pub(super) async fn send(
     Err(ProxyError::Unseen)
 }
 
+/// A stream. Where all are taken and there may be no other connection, the request waits for one, as long as
+/// for a connection of HTTP/1.1.
 async fn lease(attempt: &Attempt, wait: &Wait) -> Result<Lease<RequestBody>, ProxyError> {
     let endpoint = attempt.endpoint();
     if let Some(lease) = endpoint.shared().take() {
         return Ok(lease);
     }
+    let mut place: Option<(Place<'_, RequestBody>, Instant)> = None;
+    loop {
+        let queued = place.as_ref().map(|(place, _)| place);
+        match lease_or_connect(attempt, wait, queued).await {
+            Ok(lease) => return Ok(lease),
+            Err(NoStream::Unconnected { error, tried }) => {
+                if tried {
+                    attempt.connect_failed(&error);
+                }
+                return Err(ProxyError::from(&*error));
+            }
+            Err(NoStream::Full) => {}
+        }
+        if attempt.is_copy() {
+            return Err(ProxyError::Overflow);
+        }
+        let now = clock::monotonic();
+        let (place, until) = match &mut place {
+            Some(place) => place,
+            none => {
+                let (queued, patience) = endpoint.queue_for_stream().ok_or(ProxyError::Overflow)?;
+                none.insert((queued, now + patience))
+            }
+        };
+        wait.deadline.arm(until.saturating_duration_since(now));
+        let mut turn = pin!(place.turn());
+        poll_fn(|cx| match turn.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Ok(())),
+            Poll::Pending => wait.deadline.poll_expired(cx).map(|()| Err(ProxyError::PendingTimeout)),
+        })
+        .await?;
+    }
+}
+
+async fn lease_or_connect(
+    attempt: &Attempt,
+    wait: &Wait,
+    place: Option<&Place<'_, RequestBody>>,
+) -> Result<Lease<RequestBody>, NoStream> {
+    let endpoint = attempt.endpoint();
     let timeout = wait.timeouts.connect;
     let connect = || connect(endpoint.member(), endpoint.tls(), None, timeout);
     wait.deadline.arm(timeout);
@@ -83,12 +128,7 @@ async fn lease(attempt: &Attempt, wait: &Wait) -> Result<Lease<RequestBody>, Pro
         poll_fn(|cx| wait.deadline.poll_expired(cx)).await;
         ConnectError::TimedOut(timeout)
     };
-    endpoint.shared().lease(connect, late).await.map_err(|NoStream { error, tried }| {
-        if tried {
-            attempt.connect_failed(&error);
-        }
-        ProxyError::from(&*error)
-    })
+    endpoint.shared().lease(place, connect, late).await
 }
 
 /// A copy of a request without a body: a refused one does not come back. One with a body is not kept,

@@ -6,6 +6,7 @@ use std::{rc::Rc, time::Instant};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header, request, uri::PathAndQuery};
 
 use super::{
+    admission,
     assign::assign,
     client::{Busy, Client},
     context::{Context, Endpoint, View},
@@ -24,6 +25,7 @@ use crate::{
     routing::{
         condition::Head,
         filter::{End, Redirect, Route},
+        limits::Limits,
         path::{Normalized, PathRules},
         snapshot::{RouteId, Service, ServiceId, Timeouts},
         split::{Assignment, Reason},
@@ -86,10 +88,10 @@ impl Way {
         self.view.snapshot.topology().service(self.service)
     }
 
-    /// Lets the request in, where the service has limits.
+    /// Lets the request in, where the service or the route has limits.
     ///
     /// # Errors
-    /// When it has as many requests as it takes.
+    /// When one of them has as many requests as it takes.
     pub(super) fn admit(
         &self,
         busy: &mut Busy,
@@ -97,8 +99,10 @@ impl Way {
         parts: &request::Parts,
         now: Instant,
     ) -> Result<(), ProxyError> {
-        if let Some(gate) = self.view.gate(self.service) {
-            busy.keep(gate.admit(|| client.address(&parts.headers), now)?);
+        let route = self.route.and_then(|id| self.view.route_gate(id));
+        let gate = self.view.gate(self.service);
+        if route.is_some() || gate.is_some() {
+            busy.keep(admission::admit(route, gate, || client.address(&parts.headers), now)?);
         }
         Ok(())
     }
@@ -188,6 +192,12 @@ impl Way {
     pub(super) fn timeouts(&self) -> Timeouts {
         let timeouts = self.service().timeouts;
         self.route().map_or(timeouts, |route| route.timeouts.over(timeouts))
+    }
+
+    /// How much may be asked for; rates have been looked at.
+    pub(super) fn limits(&self) -> Limits {
+        let limits = self.service().limits;
+        self.route().map_or(limits, |route| route.limits.over(limits))
     }
 
     /// Makes the route's changes to a request that is ready to be sent otherwise.

@@ -6,12 +6,17 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-use super::snapshot::{ServiceId, Timeouts};
+use super::{
+    limits::RouteLimits,
+    snapshot::{ServiceId, Timeouts},
+};
 use crate::model::failure::Failures;
 
 /// A route that does more than lead to a service, or has a label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
+    /// What it is called: another name than every other route has.
+    pub name: Arc<str>,
     /// Where it ends.
     pub end: End,
     /// What changes in the request.
@@ -24,6 +29,8 @@ pub struct Route {
     pub path: Option<PathRewrite>,
     /// Times that take the place of the service's.
     pub timeouts: RouteTimeouts,
+    /// How much it lets in.
+    pub limits: RouteLimits,
     /// What counts against the backend, where it is not what does for the service.
     pub failures: Option<Box<Failures>>,
     /// Its place among the routes of its service that are counted apart, if it is one.

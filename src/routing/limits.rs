@@ -6,7 +6,7 @@ use std::{
 };
 
 /// How often something may happen: on average `per_second`, and up to `burst` at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Rate {
     /// Requests for each second, in the long run.
     pub per_second: NonZeroU32,
@@ -65,4 +65,29 @@ pub struct Limits {
     pub rate: Option<Rate>,
     /// Requests over time of one client address, over all workers.
     pub client_rate: Option<Rate>,
+}
+
+/// How much of a service may be asked for by one route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RouteLimits {
+    /// Bytes of a request's body; it takes the place of the service's.
+    pub max_body_size: Option<u64>,
+    /// How often requests may take the route, beside what the service allows.
+    pub rates: RouteRates,
+}
+
+/// How often requests may take a route, over all workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub struct RouteRates {
+    /// Of all clients.
+    pub rate: Option<Rate>,
+    /// Of one client address.
+    pub client_rate: Option<Rate>,
+}
+
+impl RouteLimits {
+    /// The service's limits with these in their place, as far as they do not hold beside them.
+    pub fn over(&self, service: Limits) -> Limits {
+        Limits { max_body_size: self.max_body_size.or(service.max_body_size), ..service }
+    }
 }

@@ -118,11 +118,15 @@ pub enum Probe {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pool {
     /// Connections to all endpoints of a backend (default: as many as it takes). Shared out equally
-    /// between workers, at least one each.
+    /// between workers, at least one each, and of HTTP/2 at least one to each endpoint.
     pub max_connections: Option<u32>,
-    /// Requests that may wait for a connection (default 1024). Shared out like connections.
+    /// Requests at a time on one connection of HTTP/2 (default 100), of which the other side may allow
+    /// fewer. One connection is one flow of TCP: a lost packet holds up all of them.
+    pub max_concurrent_streams: u32,
+    /// Requests that may wait for a connection, or for a stream of one (default 1024). Shared out like
+    /// connections.
     pub max_pending_requests: u32,
-    /// Longest time that a request may wait for a connection (default 2 s).
+    /// Longest time that a request may wait for either (default 2 s).
     pub pending_timeout: Duration,
     /// Requests in flight at a backend (default: as many as come), of the whole process.
     pub max_requests: Option<u32>,
@@ -185,6 +189,7 @@ impl Default for Pool {
     fn default() -> Self {
         Self {
             max_connections: None,
+            max_concurrent_streams: 100,
             max_pending_requests: 1024,
             pending_timeout: Duration::from_secs(2),
             max_requests: None,

@@ -217,6 +217,11 @@ impl Topology {
         &self.routes[id.0 as usize]
     }
 
+    /// The routes with filters; [`RouteId`] is the index.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
     /// A backend's name as the value of a field.
     pub fn label(&self, id: BackendId) -> &HeaderValue {
         &self.labels[id.0 as usize]

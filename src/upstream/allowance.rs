@@ -1,5 +1,5 @@
 //! How much one worker may ask of a backend: requests in flight, connections, and requests that wait
-//! for one.
+//! for one, or for a stream of one.
 //!
 //! Connections belong to a worker and cannot be lent, so each has its share of them, and its own queue
 //! for it. Requests come to whichever worker the kernel chose, and refusing one while another worker is
@@ -44,6 +44,8 @@ pub(super) struct Allowance<B: Payload> {
     open: Cell<u32>,
     most_pending: usize,
     queue: RefCell<VecDeque<Rc<Ticket>>>,
+    /// Requests that wait for a stream, at any endpoint.
+    for_streams: Cell<usize>,
     /// The endpoints that share all this.
     endpoints: RefCell<Vec<Weak<Endpoint<B>>>>,
 }
@@ -59,6 +61,7 @@ impl<B: Payload> Allowance<B> {
             open: Cell::new(0),
             most_pending,
             queue: RefCell::default(),
+            for_streams: Cell::new(0),
             endpoints: RefCell::default(),
             hub: Arc::clone(hub),
             health,
@@ -120,24 +123,42 @@ impl<B: Payload> Allowance<B> {
         if self.open.get() >= most {
             let endpoints = self.endpoints.borrow();
             let mut idle = endpoints.iter().filter_map(Weak::upgrade);
-            let evicted = idle.find_map(|endpoint| endpoint.take_oldest_idle());
             // Gives its slot back.
-            drop(evicted);
+            let _evicted = idle.any(|endpoint| endpoint.close_oldest_idle());
         }
-        (self.open.get() < most).then(|| {
-            self.open.set(self.open.get() + 1);
-            Slot(Some(Rc::clone(self)))
-        })
+        (self.open.get() < most).then(|| self.open_one())
+    }
+
+    /// The right to open a connection that several share. An endpoint that has none cannot do without: there
+    /// is no telling when the streams of another one end. So it gets its first in any case.
+    pub(super) fn reserve_shared(self: &Rc<Self>, is_first: bool) -> Option<Slot<B>> {
+        self.reserve().or_else(|| is_first.then(|| self.open_one()))
+    }
+
+    fn open_one(self: &Rc<Self>) -> Slot<B> {
+        self.open.set(self.open.get() + 1);
+        Slot(Some(Rc::clone(self)))
     }
 
     /// A place in the queue; nothing if it is full.
     pub(super) fn queue(self: &Rc<Self>) -> Option<Place<B>> {
-        let mut queue = self.queue.borrow_mut();
-        (queue.len() < self.most_pending).then(|| {
+        self.has_place().then(|| {
             let ticket = Rc::<Ticket>::default();
-            queue.push_back(Rc::clone(&ticket));
+            self.queue.borrow_mut().push_back(Rc::clone(&ticket));
             Place { allowance: Rc::clone(self), ticket }
         })
+    }
+
+    /// The right to wait for a stream; nothing if as many wait as may.
+    pub(super) fn wait_for_stream(self: &Rc<Self>) -> Option<ForStream<B>> {
+        self.has_place().then(|| {
+            self.for_streams.set(self.for_streams.get() + 1);
+            ForStream(Rc::clone(self))
+        })
+    }
+
+    fn has_place(&self) -> bool {
+        self.queue.borrow().len() + self.for_streams.get() < self.most_pending
     }
 
     /// A connection is free, or may be opened: whoever waits longest looks again.
@@ -174,6 +195,16 @@ impl<B: Payload> Drop for Slot<B> {
             allowance.open.set(allowance.open.get() - 1);
             allowance.notify();
         }
+    }
+}
+
+/// The right to wait for a stream, for as long as this lives.
+#[derive(Debug)]
+pub(super) struct ForStream<B: Payload>(Rc<Allowance<B>>);
+
+impl<B: Payload> Drop for ForStream<B> {
+    fn drop(&mut self) {
+        self.0.for_streams.set(self.0.for_streams.get() - 1);
     }
 }
 

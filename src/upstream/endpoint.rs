@@ -73,10 +73,12 @@ impl<B: Payload> Endpoint<B> {
         Arc::clone(&self.health)
     }
 
-    /// Takes the one that will be closed next.
-    pub(super) fn take_oldest_idle(&self) -> Option<Box<Connection<B>>> {
+    /// Closes the one that would be closed next, or one of HTTP/2 without a stream; whether there was one.
+    pub(super) fn close_oldest_idle(&self) -> bool {
         let mut idle = self.idle.borrow_mut();
-        (!idle.is_empty()).then(|| idle.remove(0))
+        let oldest = (!idle.is_empty()).then(|| idle.remove(0));
+        drop(idle);
+        oldest.is_some() || self.shared.close_idle()
     }
 }
 
@@ -97,7 +99,7 @@ impl<B: Payload> Endpoint<B> {
             tls: backend.tls.clone(),
             proxy_protocol: backend.send_proxy_protocol,
             idle: RefCell::default(),
-            shared: h2::Pool::default(),
+            shared: h2::Pool::new(Rc::clone(&allowance)),
             in_flight: Cell::new(0),
             refused: Cell::new(false),
             allowance,
@@ -169,6 +171,11 @@ impl<B: Payload> Endpoint<B> {
     /// queue is full.
     pub fn queue(&self) -> Option<(Place<B>, Duration)> {
         Some((self.allowance.queue()?, self.allowance.pool.pending_timeout))
+    }
+
+    /// The same for a stream of one of its HTTP/2 connections.
+    pub fn queue_for_stream(&self) -> Option<(h2::Place<'_, B>, Duration)> {
+        Some((self.shared.queue()?, self.allowance.pool.pending_timeout))
     }
 
     /// Puts a connection back, unless it cannot take another request, has taken enough, or there are

@@ -161,10 +161,7 @@ impl Workers {
                 // Dropped last, however this thread ends.
                 let _sign_off = SignOff(sign_off);
                 let runtime = match runtime() {
-                    Ok(runtime) => {
-                        let _started = started.send(Ok(()));
-                        runtime
-                    }
+                    Ok(runtime) => runtime,
                     Err(error) => {
                         let _failed = started.send(Err(error));
                         return;
@@ -172,6 +169,8 @@ impl Workers {
                 };
                 runtime.block_on(async {
                     let context = Context::new(index, hub, snapshots, shared, seed()).telling(witnesses);
+                    // Only now, so that who looks at what it limits and counts finds all of it.
+                    let _started = started.send(Ok(()));
                     run(Rc::new(context), changed, stage).await;
                 });
             };

@@ -16,7 +16,7 @@ use http_body_util::BodyExt;
 use tokio::sync::{Barrier, Semaphore};
 
 use crate::support::{
-    Backend, H2, HyperBackend, Limits, Refusing, Tidegate, Web,
+    Backend, H2, HyperBackend, Limits, Raw, Refusing, Tidegate, Web,
     client::{Chunks, empty, full, h2_request},
     eventually_is, exchange, get, runtime,
 };
@@ -70,6 +70,120 @@ fn what_one_connection_may_not_have_goes_to_another() {
     send_together(&tidegate, 40);
     assert!(backend.connections() >= 4, "{}", backend.connections());
     tidegate.wait_until_idle().expect("tidegate_requests_total", &[("status", "2xx")], 40.0);
+}
+
+#[test]
+fn a_connection_has_no_more_streams_than_is_written() {
+    let backend = gathering(Limits::default(), 40);
+    let tidegate = Tidegate::start(Web::h2c(backend.address).table("pool", "max_concurrent_streams = 10"));
+    send_together(&tidegate, 40);
+    assert_eq!(backend.connections(), 4);
+    tidegate.wait_until_idle().expect("tidegate_requests_total", &[("status", "2xx")], 40.0);
+}
+
+#[test]
+fn requests_wait_for_a_stream_of_the_connections_that_there_may_be() {
+    let barrier = Arc::new(Barrier::new(4));
+    let (now, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let (counted, highest) = (Arc::clone(&now), Arc::clone(&most));
+    let backend = HyperBackend::serving(Limits::default(), move |_| {
+        let (barrier, now, most) = (Arc::clone(&barrier), Arc::clone(&counted), Arc::clone(&highest));
+        async move {
+            most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
+            barrier.wait().await;
+            now.fetch_sub(1, SeqCst);
+            Response::new(full("together"))
+        }
+    });
+    let keys = "max_connections = 1\nmax_concurrent_streams = 4\npending_timeout = '1m'";
+    let tidegate = Tidegate::start(Web::h2c(backend.address).table("pool", keys));
+    send_together(&tidegate, 40);
+    assert_eq!((backend.connections(), most.load(SeqCst)), (1, 4));
+    tidegate.wait_until_idle().expect("tidegate_requests_total", &[("status", "2xx")], 40.0);
+}
+
+/// A backend that holds requests to `/held` until there are permits.
+fn holding() -> (HyperBackend, Arc<Semaphore>) {
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let backend = HyperBackend::serving(Limits::default(), move |request| {
+        let gate = Arc::clone(&held);
+        async move {
+            if request.uri().path() == "/held" {
+                gate.acquire().await.unwrap().forget();
+            }
+            Response::new(full("done"))
+        }
+    });
+    (backend, gate)
+}
+
+/// A client whose request is held, as the one that makes this number of them.
+fn hold(tidegate: &Tidegate, number: f64) -> Raw {
+    let mut client = tidegate.client();
+    client.send("GET /held HTTP/1.1\r\nHost: x\r\n\r\n");
+    eventually_is(number, || tidegate.scrape().sum("tidegate_requests_in_flight", &[]));
+    client
+}
+
+#[test]
+fn too_many_that_wait_for_a_stream_and_those_that_wait_too_long_are_turned_away() {
+    let (backend, gate) = holding();
+    let keys = "max_connections = 1\nmax_concurrent_streams = 1\nmax_pending_requests = 1\n\
+                pending_timeout = '1s'";
+    let tidegate = Tidegate::start(Web::h2c(backend.address).table("pool", keys));
+    // So that the connection knows how many streams it may have, and nobody waits for that.
+    assert_eq!(get(tidegate.address(), "/").status, 200);
+    tidegate.wait_until_idle();
+    let mut first = hold(&tidegate, 1.0);
+    let mut waiting = hold(&tidegate, 2.0);
+    let refused = get(tidegate.address(), "/");
+    assert_eq!((refused.status, refused.fields("retry-after")), (503, vec!["1"]));
+    assert_eq!(refused.fields("proxy-status"), ["tidegate; error=connection_limit_reached"]);
+    assert_eq!(waiting.response().status, 503);
+    gate.add_permits(1);
+    assert_eq!(first.response().status, 200);
+    let scrape = tidegate.wait_until_idle();
+    scrape.expect("tidegate_local_replies_total", &[("reason", "upstream_overflow")], 1.0);
+    scrape.expect("tidegate_local_replies_total", &[("reason", "pending_timeout")], 1.0);
+    scrape.expect("tidegate_requests_total", &[], 2.0);
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
+fn whoever_stops_waiting_for_a_stream_leaves_the_line() {
+    let (backend, gate) = holding();
+    let keys = "max_connections = 1\nmax_concurrent_streams = 1\nmax_pending_requests = 1\n\
+                pending_timeout = '1m'";
+    let tidegate = Tidegate::start(Web::h2c(backend.address).table("pool", keys));
+    assert_eq!(get(tidegate.address(), "/").status, 200);
+    tidegate.wait_until_idle();
+    let mut first = hold(&tidegate, 1.0);
+    let gone = hold(&tidegate, 2.0);
+    drop(gone);
+    eventually_is(1.0, || tidegate.scrape().sum("tidegate_requests_in_flight", &[]));
+    let mut next = hold(&tidegate, 2.0);
+    gate.add_permits(2);
+    assert_eq!((first.response().status, next.response().status), (200, 200));
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
+fn each_endpoint_has_a_connection_whatever_others_have() {
+    let backends = [holding(), holding()];
+    let urls = backends.each_ref().map(|(backend, _)| format!("h2c://{}", backend.address));
+    let web = Web::at(&urls.each_ref().map(String::as_str)).table("pool", "max_connections = 1");
+    let tidegate = Tidegate::start(web);
+    // To the less busy one each time.
+    let mut held = [hold(&tidegate, 1.0), hold(&tidegate, 2.0)];
+    eventually_is(2, || backends.iter().map(|(backend, _)| backend.connections()).sum::<usize>());
+    for (backend, gate) in &backends {
+        assert_eq!(backend.connections(), 1);
+        gate.add_permits(1);
+    }
+    for client in &mut held {
+        assert_eq!(client.response().status, 200);
+    }
 }
 
 /// How many streams a connection may have is known when the backend's settings come, which may be after the

@@ -9,10 +9,13 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{
-    Backend, H2, Raw, Tidegate, Web,
-    client::{full, h2_request},
-    eventually, exchange, get, patience, reply, runtime,
+use crate::{
+    reload::Filed,
+    support::{
+        Backend, H2, Raw, Tidegate, Web,
+        client::{full, h2_request},
+        eventually, exchange, get, patience, reply, runtime,
+    },
 };
 
 fn local_replies(tidegate: &Tidegate, reason: &str, wanted: f64) {
@@ -234,6 +237,104 @@ fn clients_are_told_apart_by_what_a_trusted_proxy_says() {
     for again in ["192.0.2.1", "2001:db8::2"] {
         assert!((0..100).any(|_| from(again) == 429), "{again}");
     }
+}
+
+/// A second route to the service of `web`, with limits of its own.
+fn with_route(web: &Web, path: &str, limits: &str) -> String {
+    format!("{web}[[routes]]\nservice = 'web'\npath = '{path}'\n[routes.limits]\n{limits}\n")
+}
+
+/// How many of so many requests are answered with 429; all others have to be with 200.
+#[track_caller]
+fn limited(client: &mut Raw, path: &str, requests: usize) -> usize {
+    let statuses: Vec<_> = (0..requests).map(|_| client.get(path).status).collect();
+    assert!(statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
+    statuses.iter().filter(|status| **status == 429).count()
+}
+
+#[test]
+fn a_route_has_a_largest_body_of_its_own() {
+    let backend = Backend::named("v1");
+    let web = Web::new(backend.address).table("limits", "max_body_size = '10B'");
+    let web = with_route(&web, "/upload", "max_body_size = '20B'");
+    let more = "[[routes]]\nservice = 'web'\npath = '/login'\nlimits = { max_body_size = '5B' }\n";
+    let tidegate = Tidegate::start(format!("{web}{more}"));
+    let post = |path: &str, length: usize| {
+        let (head, body) = (format!("POST {path} HTTP/1.1\r\nHost: x\r\n"), "x".repeat(length));
+        let said = exchange(tidegate.address(), format!("{head}Content-Length: {length}\r\n\r\n{body}"));
+        let chunk = format!("{head}Transfer-Encoding: chunked\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n");
+        let h2 = H2::connect(tidegate.address());
+        let request = h2_request("POST", path).body(full(body.into_bytes())).unwrap();
+        let over_h2 = runtime().block_on(h2.send(request)).unwrap().status().as_u16();
+        [said.status, exchange(tidegate.address(), chunk).status, over_h2]
+    };
+    for (path, most) in [("/", 10), ("/upload", 20), ("/login", 5)] {
+        assert_eq!(post(path, most), [200; 3], "{path}");
+        assert_eq!(post(path, most + 1), [413; 3], "{path}");
+    }
+    local_replies(&tidegate, "body_too_large", 9.0);
+}
+
+#[test]
+fn a_route_takes_so_many_requests_over_time_and_its_service_more() {
+    let backend = Backend::named("v1");
+    let web = Web::new(backend.address).workers(2).table("limits", "rate = { per_second = 1, burst = 50 }");
+    let tidegate = Tidegate::start(with_route(&web, "/login", "rate = { per_second = 1, burst = 3 }"));
+    // However slow this machine is, it asks more often than once a second.
+    let responses: Vec<_> = (0..100).map(|_| get(tidegate.address(), "/login")).collect();
+    assert!(responses[..3].iter().all(|response| response.status == 200), "the burst passes");
+    let refused: Vec<_> = responses.iter().filter(|response| response.status == 429).collect();
+    assert_eq!(refused[0].fields("retry-after"), ["1"]);
+    local_replies(&tidegate, "rate_limited", refused.len() as f64);
+    // Those have not used up what the service has for its other routes.
+    let passed = responses.len() - refused.len();
+    let mut client = tidegate.client();
+    assert_eq!(limited(&mut client, "/", 50 - passed), 0);
+    assert!(limited(&mut client, "/", 100) > 0, "the service has a rate, too");
+}
+
+#[test]
+fn clients_of_a_route_are_told_apart_and_other_routes_do_not_know_them() {
+    let backend = Backend::named("v1");
+    let web = Web::new(backend.address).listener("trusted_proxies = ['127.0.0.1']\n");
+    let rate = "client_rate = { per_second = 1, burst = 2 }";
+    let more = format!("[[routes]]\nservice = 'web'\npath = '/b'\n[routes.limits]\n{rate}\n");
+    let tidegate = Tidegate::start(with_route(&web, "/a", rate) + &more);
+    let mut proxy = tidegate.client();
+    let mut from = |client: &str, path: &str| {
+        proxy.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: {client}\r\n\r\n"));
+        proxy.response().status
+    };
+    assert!((0..100).any(|_| from("192.0.2.1", "/a") == 429));
+    for (client, path) in [("192.0.2.2", "/a"), ("192.0.2.1", "/b")] {
+        assert_eq!([from(client, path), from(client, path)], [200; 2], "{client} {path}");
+    }
+    assert!((0..100).all(|_| from("192.0.2.1", "/") == 200));
+}
+
+#[test]
+fn what_a_route_has_let_in_is_remembered_over_a_reload_while_its_rates_stay() {
+    let backend = Backend::named("v1");
+    let web = Web::new(backend.address).workers(2);
+    let limits = |burst: usize, more: &str| {
+        let rate = format!("{{ per_second = 1, burst = {burst} }}");
+        with_route(&web, "/a", &format!("rate = {rate}\nmax_body_size = '{burst}KiB'\n"))
+            + &format!(
+                "[[routes]]\nservice = 'web'\npath = '/b'\nlimits = {{ client_rate = {rate} }}\n{more}"
+            )
+    };
+    let filed = Filed::start(limits(60, ""));
+    let mut client = filed.tidegate.client();
+    let mut limited = |path: &str| limited(&mut client, path, 60);
+    for path in ["/a", "/b"] {
+        assert_eq!(limited(path), 0, "the burst passes");
+        // Else they would pass again; meanwhile one passes each second.
+        assert!(limited(path) > 0, "{path}");
+    }
+    filed.take_up(limits(60, "[[routes]]\nservice = 'web'\npath = '/c'\n"));
+    assert!(limited("/a") > 0 && limited("/b") > 0);
+    filed.take_up(limits(61, ""));
+    assert_eq!((limited("/a"), limited("/b")), (0, 0), "other rates begin anew");
 }
 
 #[test]

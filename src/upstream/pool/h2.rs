@@ -3,10 +3,11 @@
 //! A connection is driven by a task of its own on the worker's thread. An exchange leases a stream: of
 //! the first connection that has one left, so that connections that are needed no more run empty and
 //! are closed. How many a connection has is what the other side says
-//! (`SETTINGS_MAX_CONCURRENT_STREAMS`), and at most `MAX_STREAMS`. When all are taken, one exchange
+//! (`SETTINGS_MAX_CONCURRENT_STREAMS`), and at most `max_concurrent_streams`. When all are taken, one exchange
 //! makes another connection and the others wait for it. Until a new connection's settings have come, only
 //! the exchange that made it uses it: more could be more than it may have, and would wait there for each
-//! other instead of going elsewhere.
+//! other instead of going elsewhere. Where there may be no other connection, exchanges wait in a line for a
+//! stream, and whoever comes later stands behind them.
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,15 +30,17 @@ use tokio::sync::Notify;
 use crate::{
     clock,
     net::{executor::LocalExecutor, tls::Transport},
-    upstream::{Payload, connect::ConnectError},
+    upstream::{
+        Payload,
+        allowance::{Allowance, ForStream, Slot},
+        connect::ConnectError,
+    },
 };
 
-/// Streams that a connection has at most at a time, whatever the other side allows. One connection
-/// is one flow of TCP: a lost packet holds up all of them.
-const MAX_STREAMS: u32 = 100;
 /// Streams that a connection has before the other side has said how many.
 const FIRST_STREAMS: usize = 1;
-/// Connections that one worker has to one endpoint. Beyond, requests wait for a stream.
+/// Connections that one worker has to one endpoint, however many there may be in all. Beyond, requests wait
+/// for a stream.
 const MAX_CONNECTIONS: usize = 16;
 /// Longest time that a connection is kept without a stream.
 const MAX_IDLE_TIME: Duration = Duration::from_secs(60);
@@ -65,12 +68,14 @@ struct Settling {
     waker: RefCell<Option<Waker>>,
     /// Told when they have, or when they will not.
     changed: Rc<Notify>,
+    line: Rc<Line>,
 }
 
 impl Settling {
     fn end(&self) {
         if !self.settled.replace(true) {
             self.changed.notify_waiters();
+            self.line.wake();
         }
     }
 }
@@ -112,10 +117,31 @@ struct Shared<B: Payload> {
     /// The other side takes no more requests here.
     retired: Cell<bool>,
     settling: Rc<Settling>,
+    _slot: Slot<B>,
+}
+
+/// Exchanges that wait for a stream.
+#[derive(Debug, Default)]
+struct Line {
+    waiting: Cell<u32>,
+    freed: Notify,
+}
+
+impl Line {
+    /// Tells the first one that there may be a stream.
+    fn wake(&self) {
+        if self.waiting.get() > 0 {
+            self.freed.notify_one();
+        }
+    }
 }
 
 impl<B: Payload> Shared<B> {
-    fn new(sender: http2::SendRequest<B>, driver: Driver<B>, settling: Rc<Settling>) -> Self {
+    fn new(
+        (sender, driver): (http2::SendRequest<B>, Driver<B>),
+        settling: Rc<Settling>,
+        slot: Slot<B>,
+    ) -> Self {
         let driver = Rc::new(RefCell::new(Some(driver)));
         let (driven, watched) = (Rc::clone(&driver), Rc::clone(&settling));
         tokio::task::spawn_local(async move {
@@ -143,6 +169,7 @@ impl<B: Payload> Shared<B> {
             idle_since: Cell::new(clock::monotonic()),
             retired: Cell::new(false),
             settling,
+            _slot: slot,
         }
     }
 
@@ -150,57 +177,113 @@ impl<B: Payload> Shared<B> {
         !self.retired.get() && !self.sender.borrow().is_closed()
     }
 
-    fn has_room(&self) -> bool {
+    /// Whether it has a stream left, of `most` or of those that the other side allows.
+    fn has_room(&self, most: u32) -> bool {
         let driver = self.driver.borrow();
         let allowed = driver.as_ref().map_or(0, http2::Connection::current_max_send_streams);
-        self.is_open() && self.streams.get() < MAX_STREAMS.min(u32::try_from(allowed).unwrap_or(u32::MAX))
+        self.is_open() && self.streams.get() < most.min(u32::try_from(allowed).unwrap_or(u32::MAX))
     }
 }
 
 /// One worker's connections to one endpoint.
 #[derive(Debug)]
 pub struct Pool<B: Payload> {
+    allowance: Rc<Allowance<B>>,
     connections: RefCell<Vec<Rc<Shared<B>>>>,
     connecting: Cell<bool>,
     /// Why the last connection could not be made, and how many could not.
     failed: RefCell<(u64, Option<Rc<ConnectError>>)>,
     changed: Rc<Notify>,
-}
-
-impl<B: Payload> Default for Pool<B> {
-    fn default() -> Self {
-        Self {
-            connections: RefCell::default(),
-            connecting: Cell::new(false),
-            failed: RefCell::default(),
-            changed: Rc::default(),
-        }
-    }
+    line: Rc<Line>,
 }
 
 /// Why there is no stream.
 #[derive(Debug)]
-pub struct NoStream {
-    /// Why there is no connection.
-    pub error: Rc<ConnectError>,
-    /// Whether it was this caller who tried to make it.
-    pub tried: bool,
+pub enum NoStream {
+    /// There is no connection.
+    Unconnected {
+        /// Why not.
+        error: Rc<ConnectError>,
+        /// Whether it was this caller who tried to make it.
+        tried: bool,
+    },
+    /// All are taken, and there can be no other connection: one has to wait in the line.
+    Full,
+}
+
+/// A place in the line for a stream. Dropping it leaves the line.
+#[derive(Debug)]
+pub struct Place<'p, B: Payload> {
+    pool: &'p Pool<B>,
+    _right: ForStream<B>,
+}
+
+impl<B: Payload> Place<'_, B> {
+    /// Waits until it is this one's turn to look for a stream again.
+    pub async fn turn(&self) {
+        self.pool.line.freed.notified().await;
+    }
+}
+
+impl<B: Payload> Drop for Place<'_, B> {
+    fn drop(&mut self) {
+        let line = &self.pool.line;
+        line.waiting.set(line.waiting.get() - 1);
+        // There may be enough for the next one too. If not, it would be woken for nothing and stand last.
+        if self.pool.has_way() {
+            line.wake();
+        }
+    }
 }
 
 impl<B: Payload> Pool<B> {
-    /// A stream, if a connection has one left.
-    pub fn take(&self) -> Option<Lease<B>> {
-        let connections = self.connections.borrow();
-        connections.iter().find(|connection| connection.has_room()).map(Lease::new)
+    /// No connection yet.
+    pub(in crate::upstream) fn new(allowance: Rc<Allowance<B>>) -> Self {
+        Self {
+            allowance,
+            connections: RefCell::default(),
+            connecting: Cell::new(false),
+            failed: RefCell::default(),
+            changed: Rc::default(),
+            line: Rc::default(),
+        }
     }
 
-    /// The same, waiting for one where need be; `connect` makes a connection, and `late` is ready when what
-    /// another exchange makes has been waited for long enough.
+    /// A stream, if a connection has one left and nobody waits for it.
+    pub fn take(&self) -> Option<Lease<B>> {
+        if self.line.waiting.get() > 0 { None } else { self.find() }
+    }
+
+    fn find(&self) -> Option<Lease<B>> {
+        let most = self.allowance.pool.max_concurrent_streams;
+        let connections = self.connections.borrow();
+        connections.iter().find(|connection| connection.has_room(most)).map(Lease::new)
+    }
+
+    /// Whether somebody would find a stream, or has to make the first connection.
+    fn has_way(&self) -> bool {
+        let most = self.allowance.pool.max_concurrent_streams;
+        let connections = self.connections.borrow();
+        let mut open = connections.iter().filter(|connection| connection.is_open()).peekable();
+        open.peek().is_none() || open.any(|connection| connection.has_room(most))
+    }
+
+    /// A place in the line for a stream; nothing if as many wait as may.
+    pub(in crate::upstream) fn queue(&self) -> Option<Place<'_, B>> {
+        let right = self.allowance.wait_for_stream()?;
+        self.line.waiting.set(self.line.waiting.get() + 1);
+        Some(Place { pool: self, _right: right })
+    }
+
+    /// The same as [`Self::take`], waiting for a connection where need be; `connect` makes one, and `late` is
+    /// ready when what another exchange makes has been waited for long enough. With the `place` that has had
+    /// its turn, if there is one.
     ///
     /// # Errors
-    /// When there is no connection in time, and none can be made.
+    /// When there is no connection in time, and none can be made, or none may.
     pub async fn lease<C>(
         &self,
+        place: Option<&Place<'_, B>>,
         connect: impl Fn() -> C,
         late: impl Future<Output = ConnectError>,
     ) -> Result<Lease<B>, NoStream>
@@ -212,20 +295,22 @@ impl<B: Payload> Pool<B> {
         loop {
             // Before looking, so that what changes in between is not missed.
             let changed = self.changed.notified();
-            if let Some(lease) = self.take() {
+            if let Some(lease) = if place.is_some() { self.find() } else { self.take() } {
                 return Ok(lease);
             }
             if !self.connecting.get() && !self.is_unsettled() {
-                return self.open(connect).await;
+                let slot = self.reserve().ok_or(NoStream::Full)?;
+                return self.open(slot, connect).await;
             }
             tokio::select! {
                 () = changed => {}
-                error = &mut late => return Err(NoStream { error: Rc::new(error), tried: false }),
+                error = &mut late => {
+                    return Err(NoStream::Unconnected { error: Rc::new(error), tried: false });
+                }
             }
             let (now, error) = &*self.failed.borrow();
             if let (true, Some(error)) = (*now != failures, error) {
-                let none = || NoStream { error: Rc::clone(error), tried: false };
-                return self.least_busy().ok_or_else(none);
+                return Err(self.without_another(error, false));
             }
         }
     }
@@ -236,27 +321,29 @@ impl<B: Payload> Pool<B> {
         connections.iter().any(|connection| connection.is_open() && !connection.settling.settled.get())
     }
 
-    async fn open<C>(&self, connect: impl Fn() -> C) -> Result<Lease<B>, NoStream>
+    /// The right to open a connection.
+    fn reserve(&self) -> Option<Slot<B>> {
+        self.connections.borrow_mut().retain(|connection| connection.is_open());
+        let open = self.connections.borrow().len();
+        (open < MAX_CONNECTIONS).then(|| self.allowance.reserve_shared(open == 0)).flatten()
+    }
+
+    async fn open<C>(&self, slot: Slot<B>, connect: impl Fn() -> C) -> Result<Lease<B>, NoStream>
     where
         C: Future<Output = Result<Transport, ConnectError>>,
     {
-        self.connections.borrow_mut().retain(|connection| connection.is_open());
-        if self.connections.borrow().len() >= MAX_CONNECTIONS
-            && let Some(lease) = self.least_busy()
-        {
-            return Ok(lease);
-        }
         let _connecting = Connecting::begin(self);
         let settling = Rc::new(Settling {
             settled: Cell::new(false),
             waker: RefCell::default(),
             changed: Rc::clone(&self.changed),
+            line: Rc::clone(&self.line),
         });
         let attentive = Attentive(Rc::clone(&settling));
         let connected = async { handshake(connect().await?, attentive).await.map_err(ConnectError::Tcp) };
         match connected.await {
-            Ok((sender, driver)) => {
-                let shared = Rc::new(Shared::new(sender, driver, settling));
+            Ok(connection) => {
+                let shared = Rc::new(Shared::new(connection, settling, slot));
                 let lease = Lease::new(&shared);
                 self.connections.borrow_mut().push(shared);
                 Ok(lease)
@@ -266,17 +353,26 @@ impl<B: Payload> Pool<B> {
                 let mut failed = self.failed.borrow_mut();
                 *failed = (failed.0 + 1, Some(Rc::clone(&error)));
                 drop(failed);
-                self.least_busy().ok_or(NoStream { error, tried: true })
+                Err(self.without_another(&error, true))
             }
         }
     }
 
-    /// Where all streams are taken and there can be no more connections: the least busy one. hyper
-    /// keeps the request until a stream is free, and the response's timeout bounds the wait.
-    fn least_busy(&self) -> Option<Lease<B>> {
-        let connections = self.connections.borrow();
-        let open = connections.iter().filter(|connection| connection.is_open());
-        open.min_by_key(|connection| connection.streams.get()).map(Lease::new)
+    /// Another connection could not be made: one waits for those that there are, if there are any.
+    fn without_another(&self, error: &Rc<ConnectError>, tried: bool) -> NoStream {
+        match self.connections.borrow().iter().any(|connection| connection.is_open()) {
+            true => NoStream::Full,
+            false => NoStream::Unconnected { error: Rc::clone(error), tried },
+        }
+    }
+
+    /// Closes a connection that has no stream, to make room for one to another endpoint; whether there was one.
+    pub(in crate::upstream) fn close_idle(&self) -> bool {
+        let mut connections = self.connections.borrow_mut();
+        let idle = connections.iter().position(|connection| connection.streams.get() == 0);
+        let closed = idle.map(|idle| connections.remove(idle));
+        drop(connections);
+        closed.is_some()
     }
 
     /// Closes connections that have been without a stream for too long, and forgets those that are
@@ -383,5 +479,6 @@ impl<B: Payload> Drop for Lease<B> {
         if streams == 0 {
             self.0.idle_since.set(clock::monotonic());
         }
+        self.0.settling.line.wake();
     }
 }
