@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Connections that have asked once and then stay silent, and what they cost in memory.
 
-Run as a script, it is the client: it opens connections one after the other, lets each have one answer,
-says so, and keeps them all until its standard input ends.
+Run as a script, it is the client: it opens connections one after the other, lets each have one answer, and says
+so; it opens more for each number that it reads, and keeps them all until its standard input ends.
 """
 
 import os
@@ -20,28 +20,41 @@ SPARE_DESCRIPTORS = 64
 CLIENT_SECONDS = 60
 # How long connections are idle before it is looked: whoever gives memory back for it may do so.
 SETTLE_SECONDS = 3
+# How many come in a second. Each has buffers for a moment; the faster they come, the more of them have these at
+# the same time, and what a proxy has had once, it may keep.
+PER_SECOND = 500
 
 
 @dataclass(frozen=True)
 class Idle:
-    """Connections that are kept open and idle."""
+    """Connections that are kept open and idle.
+
+    The first of them make the proxy as large as arriving clients make it, by what these have for a moment. The
+    others use that again; counted is what they add.
+    """
 
     path: str
+    first: int
     connections: int
 
     def growth(self, proxy, cores):
         """KiB of resident memory that each connection adds to the proxy."""
-        before = memory(proxy.pid).now
-        command = [sys.executable, os.path.abspath(__file__), str(proxy.port), self.path, str(self.connections)]
+        command = [sys.executable, os.path.abspath(__file__), str(proxy.port), self.path]
         client = subprocess.Popen(pinned(command, cores), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                   stderr=subprocess.PIPE, text=True)
-        try:
-            line = client.stdout.readline()
-            if line.strip() != "idle":
+
+        def settled(more):
+            print(more, file=client.stdin, flush=True)
+            if client.stdout.readline().strip() != "idle":
                 client.kill()
                 raise Failure(f"{proxy.name}: idle connections: {client.communicate()[1].strip()}")
             time.sleep(SETTLE_SECONDS)
-            return (memory(proxy.pid).now - before) * 1024 / self.connections
+            return memory(proxy.pid).now
+
+        try:
+            before = settled(self.first)
+            added = self.connections - self.first
+            return (settled(added) - before) * 1024 / added
         finally:
             client.stdin.close()
             client.wait(CLIENT_SECONDS)
@@ -79,20 +92,25 @@ def _some(connection):
 
 
 def main():
-    port, path, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    if raise_descriptor_limit() < count + SPARE_DESCRIPTORS:
-        sys.exit(f"{count} connections need a higher limit of descriptors (ulimit -n)")
-    connections = [ask_once(port, path) for _ in range(count)]
-    # Those that were opened first have been idle the longest.
-    for connection in connections:
-        connection.setblocking(False)
-        try:
-            connection.recv(1)
-        except BlockingIOError:
-            continue
-        sys.exit("a connection was closed while it was idle")
-    print("idle", flush=True)
-    sys.stdin.read()
+    port, path = int(sys.argv[1]), sys.argv[2]
+    most = raise_descriptor_limit()
+    connections = []
+    for line in sys.stdin:
+        if most < len(connections) + int(line) + SPARE_DESCRIPTORS:
+            sys.exit("so many connections need a higher limit of descriptors (ulimit -n)")
+        begun = time.monotonic()
+        for number in range(int(line)):
+            time.sleep(max(0.0, begun + number / PER_SECOND - time.monotonic()))
+            connections.append(ask_once(port, path))
+        # Those that were opened first have been idle the longest.
+        for connection in connections:
+            connection.setblocking(False)
+            try:
+                connection.recv(1)
+            except BlockingIOError:
+                continue
+            sys.exit("a connection was closed while it was idle")
+        print("idle", flush=True)
 
 
 if __name__ == "__main__":

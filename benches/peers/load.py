@@ -39,5 +39,5 @@ def modes(rate=DEFAULT_RATE):
         "grpc": Mode("gRPC unary, h2c on both sides, 16 connections x 8 streams, 136 bytes each way",
                      H2load(GRPC_PATH, 16, 8, message=GRPC_MESSAGE), grpc=True),
         "rate": Mode(f"HTTP/1.1 keep-alive, 1 KiB, {rate} requests/s", H2load("/1k", rate=rate)),
-        "idle": Mode("10,000 idle keep-alive connections", Idle("/1k", 10_000)),
+        "idle": Mode("10,000 idle keep-alive connections", Idle("/1k", 2_000, 10_000)),
     }

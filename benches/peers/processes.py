@@ -179,6 +179,12 @@ def descriptors(pid):
     return kinds
 
 
+def huge_pages(pid):
+    """MiB of a process's memory that the kernel has put into huge pages."""
+    with open(f"/proc/{pid}/smaps_rollup", encoding="utf-8") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith("AnonHugePages:")) / 1024
+
+
 def memory(root):
     """Resident memory of the process tree. Pages shared between processes count in each."""
     peak = now = 0

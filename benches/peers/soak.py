@@ -45,6 +45,9 @@ TALKERS = 4
 WARM_UP_SECONDS = 300
 GROWTH_SHARE = 0.10
 GROWTH_MIB = 8.0
+# In huge pages, memory would be what the kernel makes of it. A few there may be, from before the process could say
+# that it wants none.
+HUGE_MIB = 8.0
 # What may be left when there is nothing to do: health checks open a socket for a moment, and each of two
 # workers keeps 64 pipes, of two ends each, for the next large bodies.
 SPARE_DESCRIPTORS = {"pipe": 256, "other": 2}
@@ -79,6 +82,8 @@ class Sample:
 
     at: float
     rss: float
+    # Of these, MiB in huge pages.
+    huge: float
     descriptors: dict
 
 
@@ -279,7 +284,8 @@ class Soak:
     def sample(self):
         pid = self.site.process.pid
         return Sample(
-            time.monotonic() - self.begun, processes.memory(pid).now, processes.descriptors(pid))
+            time.monotonic() - self.begun, processes.memory(pid).now, processes.huge_pages(pid),
+            processes.descriptors(pid))
 
     def report(self):
         last = self.samples[-1]
@@ -325,8 +331,12 @@ def check_memory(soak):
         return
     before, after = median(rest[:quarter]), median(rest[-quarter:])
     allowed = max(GROWTH_MIB, before * GROWTH_SHARE)
+    huge = max(sample.huge for sample in soak.samples)
     print(f"  RSS: {before:.1f} MiB after {warm:.0f} s, {after:.1f} MiB in the end, "
-          f"at most {max(sample.rss for sample in soak.samples):.1f}; may grow by {allowed:.1f}")
+          f"at most {max(sample.rss for sample in soak.samples):.1f}, {huge:.1f} of it in huge pages; "
+          f"may grow by {allowed:.1f}")
+    if huge > HUGE_MIB:
+        yield f"{huge:.0f} MiB were in huge pages"
     if after - before > allowed:
         yield f"memory grew from {before:.1f} to {after:.1f} MiB"
 

@@ -17,8 +17,13 @@ use crate::{
 
 /// Runs the proxy until it is told to stop.
 pub(super) fn run(args: &ConfigFile) -> ExitCode {
+    // Before there is much memory to have them.
+    let refused = app::refuse_huge_pages();
     let Some(config) = check::load(args) else { return ExitCode::from(EXIT_CONFIG) };
     log();
+    if let Err(error) = refused {
+        tracing::debug!(%error, "the kernel may put memory into huge pages");
+    }
     finish(serve(&config, &args.config))
 }
 

@@ -5,6 +5,7 @@ use std::{convert::Infallible, future::poll_fn, num::NonZeroU16, pin::Pin, rc::R
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
+    rt::{Read, Write},
     server::conn::{http1, http2},
     service::{Service, service_fn},
 };
@@ -52,7 +53,7 @@ pub(super) async fn serve(
     context: Rc<Context>,
     client: Rc<Client>,
     _registered: Registered,
-    mut stream: Stream,
+    mut stream: Box<Stream>,
 ) {
     let protocol = match known {
         Some(protocol) => protocol,
@@ -73,7 +74,7 @@ pub(super) async fn redirect(
     context: Rc<Context>,
     client: Rc<Client>,
     _registered: Registered,
-    mut stream: Stream,
+    mut stream: Box<Stream>,
     port: NonZeroU16,
 ) {
     let Some(protocol) = stream.detect().await else { return };
@@ -85,8 +86,13 @@ pub(super) async fn redirect(
 }
 
 /// Lets hyper call a service for each request of a connection.
-async fn run<S>(protocol: Protocol, stream: Stream, service: S, client: &Rc<Client>, context: &Rc<Context>)
-where
+async fn run<S>(
+    protocol: Protocol,
+    stream: Box<Stream>,
+    service: S,
+    client: &Rc<Client>,
+    context: &Rc<Context>,
+) where
     S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
     S::Future: 'static,
 {
@@ -106,7 +112,7 @@ where
                 let finish = |connection: Pin<&mut _>| http1::Connection::graceful_shutdown(connection);
                 let end = drive(Pin::new(&mut *connection), finish, client, context).await;
                 let switched = client.take_switched();
-                let http1::Parts { io: socket, read_buf, .. } = connection.into_parts();
+                let http1::Parts { io: socket, read_buf, .. } = parts(connection);
                 let mut stream = socket.into_inner();
                 match (end, switched) {
                     (End::Whole, Some(switched)) => {
@@ -141,6 +147,17 @@ where
             .await;
         }
     }
+}
+
+/// What is left of a connection, without the memory that it was in: a box that is only moved out of keeps
+/// that for as long as its name is in scope, which is all the while that the connection rests.
+#[expect(clippy::boxed_local, reason = "to be freed here is what it is for")]
+fn parts<I, S>(connection: Box<http1::Connection<I, S>>) -> http1::Parts<I, S>
+where
+    I: Read + Write + Unpin,
+    S: Service<Request<Incoming>, Response = Response<ResponseBody>, Error = Infallible>,
+{
+    connection.into_parts()
 }
 
 /// How the driving of a connection ended.

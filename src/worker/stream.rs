@@ -65,14 +65,24 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(socket: TcpStream, client: Rc<Client>, flusher: Rc<Flusher>) -> Self {
+    /// In a box, because what serves a connection hands it on from one future to the next, and each of these
+    /// has room for it twice.
+    pub(super) fn new(socket: TcpStream, client: Rc<Client>, flusher: Rc<Flusher>) -> Box<Self> {
         let socket = Socket::new(socket, Rc::clone(client.ends()));
         Self::over(Transport::Plain(socket), client, flusher)
     }
 
     /// The same over what has been made of a socket.
-    pub(super) fn over(socket: Transport, client: Rc<Client>, flusher: Rc<Flusher>) -> Self {
-        Self { socket, read: Bytes::new(), outbox: Vec::new(), sent: 0, lingers: None, client, flusher }
+    pub(super) fn over(socket: Transport, client: Rc<Client>, flusher: Rc<Flusher>) -> Box<Self> {
+        Box::new(Self {
+            socket,
+            read: Bytes::new(),
+            outbox: Vec::new(),
+            sent: 0,
+            lingers: None,
+            client,
+            flusher,
+        })
     }
 
     /// What it is over, and what has been read from that beyond `before`.

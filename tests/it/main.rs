@@ -1,5 +1,5 @@
 //! The tests that look at Tidegate from outside, in one binary, because each binary is linked anew. Only the demo's
-//! has one of its own.
+//! and those of memory have one of their own.
 //!
 //! | module | what is tested |
 //! | --- | --- |

@@ -133,3 +133,13 @@ fn buffers_are_given_back() {
     eventually(kib, |now| now + CLIENTS * 8 < busy);
     drop(clients);
 }
+
+/// The kernel would make of a few objects as many times 2 MiB.
+#[test]
+#[cfg(target_os = "linux")]
+fn its_memory_is_not_in_huge_pages() {
+    let backend = Backend::named("v1");
+    let (_folder, program) = crate::cli::Program::run(Web::new(backend.address).workers(1));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", program.id())).unwrap();
+    assert!(status.contains("THP_enabled:\t0\n"), "{status}");
+}
