@@ -44,16 +44,18 @@ async fn running(args: &args::Plan, service: &str) -> anyhow::Result<Traffic> {
 /// What Prometheus has seen in the last hour: of Tidegate's own metrics, or by a query for those who do not
 /// run it yet.
 async fn remembered(prometheus: &str, service: &str, query: Option<&str>) -> anyhow::Result<Traffic> {
-    let rate =
-        |labels: &str| format!("sum(rate(tidegate_requests_total{{service=\"{service}\"{labels}}}[1h]))");
-    let asked = query.map_or_else(|| rate(""), ToOwned::to_owned);
+    let rate = |of: &str, labels: &str| {
+        format!("sum(rate(tidegate_{of}_total{{service=\"{service}\"{labels}}}[1h]))")
+    };
+    let asked = query.map_or_else(|| rate("requests", ""), ToOwned::to_owned);
     let requests = ask_prometheus(prometheus, &asked).await?;
     let requests = requests.with_context(|| format!("Prometheus knows nothing of `{asked}`"))?;
     let failing = match query {
         Some(_) => Some(USUALLY_FAILING),
         None => {
-            let failed = rate(&format!(",role=\"stable\",status=~\"{FAILURES}\""));
-            ask_prometheus(prometheus, &format!("{failed} / {}", rate(",role=\"stable\""))).await?
+            let stable = ",role=\"stable\"";
+            let share = format!("{} / {}", rate("request_failures", stable), rate("requests", stable));
+            ask_prometheus(prometheus, &share).await?
         }
     };
     Ok(Traffic {
@@ -64,6 +66,4 @@ async fn remembered(prometheus: &str, service: &str, query: Option<&str>) -> any
 
 /// The share of requests that stable fails, where nobody knows better.
 const USUALLY_FAILING: f64 = 0.001;
-/// Values of `status` that are failures.
-const FAILURES: &str = "5xx|connect_failure|timeout|reset|grpc_failure";
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -4,11 +4,12 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use serde_json::Value;
 
-use crate::support::{Backend, Tidegate, Web, eventually, external::program};
+use crate::support::{Backend, Tidegate, Web, eventually, external::program, reply};
 
 const CONFIG: &str = "config/canary.toml";
 
@@ -83,7 +84,7 @@ fn a_running_instance_knows_its_traffic() {
     assert_eq!(forecast["traffic"]["failing"], 0.0);
 }
 
-/// A Prometheus that scrapes nothing, which is enough to be asked.
+/// A Prometheus that scrapes an admin side, or nothing, which is enough to be asked.
 struct Prometheus {
     child: Child,
     address: SocketAddr,
@@ -91,12 +92,16 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    fn start(prometheus: &Path) -> Self {
+    fn start(prometheus: &Path, scraped: Option<SocketAddr>) -> Self {
         // Free a moment ago; Prometheus does not say which port it got.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("prometheus.yml");
-        std::fs::write(&config, "global: {}\n").unwrap();
+        let scrape = scraped.map(|admin| {
+            format!("scrape_configs: [{{job_name: a, static_configs: [{{targets: ['{admin}']}}]}}]\n")
+        });
+        let often = "global: {scrape_interval: 100ms, scrape_timeout: 100ms}\n";
+        std::fs::write(&config, often.to_owned() + &scrape.unwrap_or_default()).unwrap();
         let child = Command::new(prometheus)
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
@@ -117,9 +122,34 @@ impl Drop for Prometheus {
 }
 
 #[test]
+fn prometheus_knows_what_stable_has_failed_by_the_rules_of_its_service() {
+    let Some(prometheus) = program("prometheus") else { return };
+    let count = AtomicU64::new(0);
+    let stable = Backend::answering(move |_| match count.fetch_add(1, Relaxed) % 4 {
+        0 => reply("404 Not Found", &[], ""),
+        _ => reply("200 OK", &[], ""),
+    });
+    let web = Web::new(stable.address).canary(stable.address).table("failures", "statuses = ['404']");
+    let tidegate = Tidegate::start(web);
+    let mut client = tidegate.client();
+    let prometheus = Prometheus::start(&prometheus, Some(tidegate.admin));
+    let url = format!("http://{}", prometheus.address);
+    let forecast = eventually(
+        || {
+            (0..20).for_each(|_| _ = client.get("/"));
+            plan(&["--prometheus", &url, "--output", "json"])
+        },
+        |(code, ..)| *code == Some(0),
+    );
+    let forecast: Value = serde_json::from_str(&forecast.1).unwrap();
+    let failing = forecast["traffic"]["failing"].as_f64().unwrap();
+    assert!((0.2..0.3).contains(&failing), "{forecast:#}");
+}
+
+#[test]
 fn prometheus_knows_what_it_is_asked() {
     let Some(prometheus) = program("prometheus") else { return };
-    let prometheus = Prometheus::start(&prometheus);
+    let prometheus = Prometheus::start(&prometheus, None);
     let url = format!("http://{}", prometheus.address);
     let ask = |query: &str| {
         eventually(
