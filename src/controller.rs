@@ -22,6 +22,7 @@ mod happening;
 pub mod history;
 mod hook;
 mod in_flight;
+mod incident;
 mod metrics;
 mod notify;
 mod prepare;

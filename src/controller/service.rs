@@ -13,6 +13,7 @@ use super::{
     events::Events,
     gained::{self, Evidence, Gained},
     hook::Told,
+    incident,
     metrics::Metrics,
     notify::Notifier,
     publish::{self, Publisher},
@@ -72,6 +73,7 @@ pub(super) struct ServiceTask {
     pub(super) aa_test: Option<AaTest>,
     pub(super) aa: AaStatus,
     pub(super) drained: Drained,
+    pub(super) incident: incident::Told,
     pub(super) journal: Journal,
     pub(super) tick: Duration,
     /// On whose behalf things happen now, if on anybody's.
@@ -118,6 +120,7 @@ impl ServiceTask {
             aa_test: None,
             aa: AaStatus::default(),
             drained: Drained::default(),
+            incident: incident::Told::default(),
             journal: Journal::new(store.clone()),
             context: None,
             events: Events::of(events),
@@ -253,6 +256,7 @@ impl ServiceTask {
         let running = self.record.as_ref().filter(|record| record.phase.is_running());
         if running.is_none() {
             self.checks = None;
+            self.incident = incident::Told::default();
         }
         let phase = running.map_or(Phase::Idle, |record| record.phase.clone());
         let between = (&*self.now, &*self.before);
@@ -274,6 +278,7 @@ impl ServiceTask {
         if is_observed && observed.is_some() {
             let mut verdict = self.analysis.verdict();
             self.tell_endpoint_from_version(&mut verdict);
+            self.tell_of_incident(&verdict);
             checks = self.ask_elsewhere(&mut verdict);
             decision = Some(verdict.decision);
             self.metrics.evidence(&self.config.name, verdict.evidence / verdict.threshold);

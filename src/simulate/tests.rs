@@ -110,7 +110,18 @@ fn a_sick_endpoint_is_told_from_a_sick_version() {
 #[test]
 #[ignore = "minutes without optimisation: cargo test --release -- --ignored alpha"]
 fn no_more_than_alpha_of_harmless_rollouts_are_rolled_back() {
-    let names = ["same-0", "same-0.1", "same-2", "tolerated", "incident", "evening", "tides", "clusters"];
+    let names = [
+        "same-0",
+        "same-0.1",
+        "same-0.5",
+        "same-2",
+        "tolerated",
+        "incident",
+        "evening",
+        "tides",
+        "clusters",
+        "same-latency",
+    ];
     let mut setup = setup(&names, 10_000);
     setup.rivals.clear();
     setup.rates = vec![20.0, 500.0];

@@ -111,6 +111,8 @@ pub enum Kind {
     Configuration,
     /// One endpoint of the canary's is to blame, and not the version.
     Endpoint,
+    /// Both versions are in trouble, or stable alone, or not any more.
+    Incident,
     /// Nothing is under way at a backend any more.
     Drained,
     /// The process was started anew.

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     thread::{self, JoinHandle},
 };
@@ -159,6 +159,41 @@ fn a_bad_canary_is_rolled_back_and_gets_nothing() {
     let again =
         eventually(|| tidegate.api("POST", "web/start", ""), |status| status["rollout"]["id"] != first);
     assert_eq!(again["rollout"]["phase"], "preparing");
+}
+
+/// A version that fails two requests of three for as long as it is told to.
+fn failing_while(is_failing: &Arc<AtomicBool>) -> Backend {
+    let (is_failing, count) = (Arc::clone(is_failing), AtomicU64::new(0));
+    Backend::answering(move |_| match count.fetch_add(1, SeqCst) % 3 {
+        1 | 2 if is_failing.load(SeqCst) => reply("500 Internal Server Error", &[], "bad"),
+        _ => reply("200 OK", &[], "good"),
+    })
+}
+
+#[test]
+fn trouble_that_is_not_the_canarys_alone_is_said_and_so_is_its_end() {
+    let failing = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+    let [stable, canary] = failing.each_ref().map(failing_while);
+    let tidegate = start(&stable, canary.address, "steps = [{ weight = 50, hold = '1h' }]");
+    let load = Load::on(&tidegate);
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let last = |wanted: &str| {
+        let is_last = |status: &Value| events(status).last().is_some_and(|event| event.starts_with(wanted));
+        eventually(|| tidegate.status(), is_last)
+    };
+    failing.iter().for_each(|failing| failing.store(true, SeqCst));
+    let status = last("incident: canary fails ");
+    assert!(events(&status).last().unwrap().ends_with(": holding, both are in trouble"), "{status:#}");
+    failing.iter().for_each(|failing| failing.store(false, SeqCst));
+    let status = last("the incident is over");
+    assert_eq!((&status["rollout"]["phase"], &status["weight"]), (&"stepping".into(), &50.0.into()));
+    failing[0].store(true, SeqCst);
+    let status = last("incident: ");
+    let said = events(&status).pop().unwrap();
+    assert!(said.contains("; stable alone is in trouble and fails "), "{said}");
+    assert!(said.ends_with("`promote` takes users off it sooner"), "{said}");
+    drop(load);
 }
 
 #[test]
