@@ -17,17 +17,20 @@ mod write;
 use std::process::ExitCode;
 
 use http::Method;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize as _, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
 use self::{
     api::{Api, Failure},
     ending::Ending,
     options::{Connection, Look, Target, Verb},
-    seen::{Service, Services},
+    seen::{Event, Page, Services},
     write::Write,
 };
 use super::args::Output;
+
+/// Entries of the history that are asked for at a time: an answer may not take long, and each may have a verdict.
+const PAGE: usize = 200;
 
 /// Does what a verb says.
 pub(super) fn operate(verb: &Verb) -> ExitCode {
@@ -111,8 +114,24 @@ async fn history(
     connection: &Connection,
 ) -> Result<Ending, Failure> {
     let name = api.service(target.service.as_deref()).await?;
-    let one = api.call(Method::GET, &format!("/services/{name}"), None).await?;
-    show(connection, &one, |service: &Service| view::events(service, events))
+    let (mut entries, mut before) = (Vec::new(), String::new());
+    loop {
+        // At least one, so that a service that does not exist is heard of.
+        let limit = (events - entries.len()).clamp(1, PAGE);
+        let path = format!("/services/{name}/history?limit={limit}{before}");
+        let answer = api.call(Method::GET, &path, None).await?;
+        let page = Page::deserialize(&answer).map_err(Failure::not_understood)?;
+        let was_empty = page.entries.is_empty();
+        entries.extend(page.entries);
+        entries.truncate(events);
+        match page.next {
+            Some(next) if !was_empty && entries.len() < events => before = format!("&before={next}"),
+            _ => break,
+        }
+    }
+    // They come the newest first.
+    entries.reverse();
+    show(connection, &Value::Array(entries), |entries: &Vec<Event>| view::events(entries))
 }
 
 /// Prints an answer: as it came for programs, or as `view` words it.

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, process::Command};
 
 use serde_json::Value;
 
-use crate::support::{Backend, Tidegate, Web, python::python};
+use crate::support::{Backend, Tidegate, Web, eventually, python::python, reply};
 
 /// Where routes are written.
 const SOURCES: [&str; 3] = [
@@ -53,6 +53,84 @@ fn every_path_has_the_methods_that_the_document_says() {
             written.insert("head".to_owned());
         }
         assert_eq!(allowed, written, "{path}");
+    }
+}
+
+/// The schemas that a schema stands for: itself, what it refers to, or its alternatives.
+fn alternatives<'a>(document: &'a Value, schema: &'a Value) -> Vec<&'a Value> {
+    if let Some(place) = schema["$ref"].as_str() {
+        return alternatives(document, document.pointer(place.trim_start_matches('#')).expect(place));
+    }
+    match schema["anyOf"].as_array() {
+        Some(any) => any.iter().flat_map(|schema| alternatives(document, schema)).collect(),
+        None => vec![schema],
+    }
+}
+
+/// The keys of a value, at whatever depth, that its schema does not name. Where an object has no properties in the
+/// document, all of its keys are fine.
+fn unnamed(document: &Value, schema: &Value, value: &Value, at: &str) -> Vec<String> {
+    let schemas = alternatives(document, schema);
+    match value {
+        Value::Object(fields) if schemas.iter().any(|schema| schema["properties"].is_object()) => {
+            let look = |(key, value): (&String, &Value)| {
+                let at = format!("{at}.{key}");
+                match schemas.iter().find_map(|schema| schema["properties"].get(key)) {
+                    Some(schema) => unnamed(document, schema, value, &at),
+                    None => vec![at],
+                }
+            };
+            fields.iter().flat_map(look).collect()
+        }
+        Value::Array(items) => {
+            let schema = schemas.iter().map(|schema| &schema["items"]).find(|items| !items.is_null());
+            let look = |item| schema.map_or_else(Vec::new, |schema| unnamed(document, schema, item, at));
+            items.iter().flat_map(look).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn every_key_of_a_status_is_in_the_document() {
+    let provider = Backend::answering(|_| reply("200 OK", &[], "{\"value\": 5}"));
+    let [stable, canary] = ["v1", "v2"].map(Backend::named);
+    let plan = "steps = [{ weight = 50, hold = '1h' }]\nbake = '100ms'";
+    let web = Web::new(stable.address).canary(canary.address).table("rollout", plan);
+    let tidegate = Tidegate::start(format!(
+        "{web}[[services.web.rollout.checks]]\nname = 'outside'\ninterval = '20ms'\nkind = 'http'\n\
+         url = 'http://{}/'\njson_pointer = '/value'\nmax = 10\n",
+        provider.address
+    ));
+    let document = document(&tidegate);
+    let schema = &document["components"]["schemas"]["Service"];
+    let idle = tidegate.status();
+    tidegate.api("POST", "web/start", "");
+    let is_known = |status: &Value| {
+        let rollout = &status["rollout"];
+        rollout["checks"][0]["standing"] == "passed" && rollout["verdict"]["checks"][0].is_object()
+    };
+    let stepping = eventually(|| tidegate.status(), is_known);
+    let paused = tidegate.api("POST", "web/pause", "{\"reason\": \"to look\"}");
+    let back = tidegate.api("POST", "web/rollback", "");
+    tidegate.wait_for_phase("rolled_back");
+    let preparing = tidegate.api("POST", "web/start", "{\"force\": true}");
+    tidegate.wait_for_phase("stepping");
+    tidegate.api("POST", "web/promote", "{\"full\": true, \"reason\": \"a hot fix\"}");
+    let succeeded = tidegate.wait_for_phase("succeeded");
+    // All that a phase has is among them.
+    for (status, places) in [
+        (&idle, ["/aa/tests", "/backends/0/recent/seconds"]),
+        (&preparing, ["/rollout/full", "/rollout/since"]),
+        (&stepping, ["/rollout/step", "/rollout/endpoints/0/requests"]),
+        (&paused, ["/rollout/reason", "/events/0/what"]),
+        (&back, ["/rollout/reason/kind", "/rollout/verdict/decision"]),
+        (&succeeded, ["/rollout/at", "/rollout/rollback_until"]),
+    ] {
+        for place in places {
+            assert!(status.pointer(place).is_some_and(|value| !value.is_null()), "{place}: {status}");
+        }
+        assert_eq!(unnamed(&document, schema, status, "service"), <[String; 0]>::default(), "{status}");
     }
 }
 

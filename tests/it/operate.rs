@@ -255,6 +255,27 @@ fn a_reason_stands_in_the_history() {
 }
 
 #[test]
+fn a_history_is_read_as_far_back_as_is_wanted() {
+    let canary = Backend::named("v2");
+    let (_stable, tidegate) = start(&canary, BY_HAND);
+    // More than a page has, and more than the service's status has.
+    let weights = 1..=250;
+    weights.clone().for_each(|weight| tidegate.set_weight(f64::from(weight) / 10.0));
+    let whats: Vec<_> =
+        weights.map(|weight| format!("weight set to {} %", f64::from(weight) / 10.0)).collect();
+    let read = |events: &str| fine(&tidegate, &["history", "web", "--events", events]);
+    let lines = read("230");
+    let said: Vec<_> = lines.lines().filter_map(|line| line.split_once("Z ")).map(|(_, what)| what).collect();
+    assert_eq!(said, whats[20..]);
+    assert_eq!((read("0"), read("1000").matches("weight set").count()), (String::new(), 250));
+    let json = fine(&tidegate, &["history", "web", "--events", "201", "--output", "json"]);
+    let entries: Vec<Value> = serde_json::from_str(&json).unwrap();
+    assert!(entries.iter().map(|entry| &entry["what"]).eq(&whats[49..]), "{json}");
+    assert!(entries.is_sorted_by_key(|entry| entry["seq"].as_u64()) && entries[0]["kind"] == "weight");
+    assert_eq!(call(&tidegate, &["history", "nobody", "--events", "0"]).code, 3);
+}
+
+#[test]
 fn an_address_with_https_is_spoken_to_in_tls() {
     let (servers, operators) = (Authority::new("servers"), Authority::new("operators"));
     let (files, backend) = (Files::new(), Backend::named("v1"));

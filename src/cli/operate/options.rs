@@ -150,7 +150,7 @@ pub(in crate::cli) enum Verb {
     },
     /// Show what has happened to a service.
     History {
-        /// How many of the latest events.
+        /// How many of the latest events, the oldest of them first.
         #[arg(long, value_name = "NUMBER", default_value_t = 50)]
         events: usize,
         #[command(flatten)]

@@ -75,6 +75,15 @@ pub(super) struct Event {
     pub(super) reason: Option<String>,
 }
 
+/// A page of what has happened, the newest first.
+#[derive(Debug, Deserialize)]
+pub(super) struct Page {
+    /// Each is an [`Event`], and more that programs may want to see.
+    pub(super) entries: Vec<serde_json::Value>,
+    /// Before which entry the next page ends; nothing if this is the last.
+    pub(super) next: Option<u64>,
+}
+
 /// What a reload has changed.
 #[derive(Debug, Deserialize)]
 pub(super) struct Reloaded {

@@ -47,7 +47,8 @@ pub(super) fn service(service: &Service) -> String {
     text.push_str(&backends(&service.backends));
     if !service.events.is_empty() {
         text.push('\n');
-        text.push_str(&events(service, LATEST));
+        let left_out = service.events.len().saturating_sub(LATEST);
+        text.push_str(&events(&service.events[left_out..]));
     }
     text
 }
@@ -129,10 +130,9 @@ fn backends(backends: &[Backend]) -> String {
     )
 }
 
-/// The latest events, the newest last.
-pub(super) fn events(service: &Service, most: usize) -> String {
-    let left_out = service.events.len().saturating_sub(most);
-    service.events[left_out..].iter().map(|event| event_line(event) + "\n").collect()
+/// Events, a line for each.
+pub(super) fn events(events: &[Event]) -> String {
+    events.iter().map(|event| event_line(event) + "\n").collect()
 }
 
 /// An event in a line, with its time, in UTC.
