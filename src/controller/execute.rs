@@ -78,6 +78,7 @@ impl ServiceTask {
             plan: self.config.rollout.plan.clone(),
             roles: self.roles.clone(),
             phase: Phase::Idle,
+            wanted_until: None,
         }
     }
 

@@ -48,7 +48,13 @@ impl ServiceTask {
             Request::Rollout(Command::Start { force: false }) if let Some(freeze) = self.freeze() => {
                 Err(CommandError::Frozen { service: name, freeze })
             }
-            Request::Rollout(command) => Ok(self.command(command)?),
+            Request::Rollout(command) => {
+                self.command(command)?;
+                if self.is_waiting() {
+                    self.want_in_spite_of_a_freeze();
+                }
+                Ok(())
+            }
             Request::SetWeight(_) | Request::Flip { .. } if let Some(phase) = self.running() => {
                 Err(CommandError::RolloutRunning { service: name, phase })
             }

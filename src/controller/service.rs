@@ -195,7 +195,7 @@ impl ServiceTask {
                         self.metrics.ticked(begun.elapsed());
                     }
                 }
-                event = waiting::come(&mut self.waiting) => self.happen(event),
+                event = waiting::come(&mut self.waiting) => self.has_come(event),
             }
         }
     }
@@ -330,8 +330,9 @@ impl ServiceTask {
             return;
         };
         let is_more = weight > self.weight;
-        // What waits for its save comes first; there is another tick after it.
-        if weight != self.weight && !(is_more && self.journal.is_advancing()) {
+        // What waits for its save comes first; there is another tick after it, and after a freeze.
+        let waits = is_more && (self.journal.is_advancing() || self.freeze().is_some());
+        if weight != self.weight && !waits {
             let what = format!("weight set to {weight}: more could cost over {:.0} requests", harm.budget);
             let position = Position { weight, ..self.position() };
             self.stand(position, is_more, (Kind::Weight, what));

@@ -24,6 +24,7 @@ use crate::{
         phase::{PauseReason, Phase},
         topic::Topic,
     },
+    store::record::Kind,
 };
 
 /// What a phase waits for, and since when.
@@ -95,12 +96,33 @@ impl ServiceTask {
         }
     }
 
+    /// Lets what has come happen, or says why it does not.
+    pub(super) fn has_come(&mut self, event: Event) {
+        if self.is_held_back(&event) {
+            let what = match event {
+                Event::Prepared => "the canary is ready; it gets nothing until the freeze is over",
+                _ => "a hook says yes; nothing moves until the freeze is over",
+            };
+            // For now only: after a restart it is waited for anew.
+            let entry = self.entry(Kind::Transition, what.to_owned(), self.position());
+            return self.show(&entry);
+        }
+        self.happen(event);
+    }
+
+    /// Whether it has to wait now for something to come.
+    pub(super) fn is_waiting(&self) -> bool {
+        let phase = self.record.as_ref().map(|record| &record.phase);
+        phase.and_then(Wait::of).is_some() && !self.journal.is_advancing()
+    }
+
     /// Lets what has come happen again, where it has not got anywhere: what it called for may not have been
-    /// saved.
+    /// saved, or there was a freeze.
     pub(super) fn come_again(&mut self) {
         let wait = self.record.as_ref().and_then(|record| Wait::of(&record.phase));
         if let Some(Waiting { wait: of, come: Some(event), .. }) = &self.waiting
             && wait == Some(*of)
+            && !self.is_held_back(event)
         {
             self.happen(event.clone());
         }

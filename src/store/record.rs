@@ -56,6 +56,9 @@ pub struct Rollout {
     pub roles: Roles,
     /// Where it stands.
     pub phase: Phase,
+    /// The end of the freeze in spite of which somebody wanted it to move, if anybody did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wanted_until: Option<Timestamp>,
 }
 
 impl Rollout {

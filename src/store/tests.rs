@@ -39,7 +39,14 @@ fn record(percent: f64) -> Record {
         configured: position(0.0),
         position: position(percent),
         salt: u64::MAX,
-        rollout: Some(Rollout { id: "web-1000".into(), started: since, plan, roles, phase }),
+        rollout: Some(Rollout {
+            id: "web-1000".into(),
+            started: since,
+            plan,
+            roles,
+            phase,
+            wanted_until: Some(since),
+        }),
         analysis: Some(analysis),
     }
 }

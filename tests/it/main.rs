@@ -22,6 +22,7 @@
 //! | `grpc` | gRPC calls, and what becomes of those that fail |
 //! | `filters` | what a route changes on the way, and where it sends clients |
 //! | `floods` | HTTP/2 as a weapon: the connection ends, the process does not grow |
+//! | `freezes` | windows in which nothing moves forward, and what does nevertheless |
 //! | `forwarding` | whose word is taken on who the client is |
 //! | `h1` | HTTP/1.1 and 1.0 on both sides: framing, reuse, streaming |
 //! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
@@ -67,7 +68,7 @@
 //! | `upgrade` | WebSockets and other tunnels |
 //! | `tls` | TLS between clients and the proxy: certificates, versions, client certificates, reload |
 //! | `upstream_tls` | TLS between the proxy and its backends: whom it believes, and who is blamed |
-//! | `waiting` | what a rollout waits for beside evidence: people, the calendar, time |
+//! | `waiting` | what a rollout waits for beside evidence: people, time |
 //! | `weights` | the split: how even it is, and when a change of it is seen |
 
 #![allow(unreachable_pub, reason = "`pub` marks what a module of a test binary offers to the others")]
@@ -92,6 +93,7 @@ mod failures;
 mod filters;
 mod floods;
 mod forwarding;
+mod freezes;
 mod grpc;
 mod h1;
 mod h2;

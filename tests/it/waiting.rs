@@ -1,4 +1,4 @@
-//! What a rollout waits for beside evidence: people, the calendar, time, and the end of what is under way.
+//! What a rollout waits for beside evidence: people, time, and the end of what is under way.
 
 use std::{error::Error as _, net::SocketAddr};
 
@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 /// Nobody sends anything, so that evidence moves nothing.
-fn start(canary: SocketAddr, rollout: &str, more: &str) -> (Backend, Tidegate) {
+pub fn start(canary: SocketAddr, rollout: &str, more: &str) -> (Backend, Tidegate) {
     let stable = Backend::named("v1");
     let web = Web::new(stable.address).canary(canary).table("rollout", rollout);
     let tidegate = Tidegate::start(format!("{web}\n{more}"));
@@ -23,12 +23,12 @@ fn start(canary: SocketAddr, rollout: &str, more: &str) -> (Backend, Tidegate) {
 }
 
 /// How the rollout stands: its phase, and what it waits for or by what it ended.
-fn stands(status: &Value) -> (&str, &Value) {
+pub fn stands(status: &Value) -> (&str, &Value) {
     (status["rollout"]["phase"].as_str().unwrap(), &status["rollout"]["reason"])
 }
 
 #[track_caller]
-fn refused(tidegate: &Tidegate, verb: &str, wanted: &str) {
+pub fn refused(tidegate: &Tidegate, verb: &str, wanted: &str) {
     let response = tidegate.ask("POST", &format!("/api/v1/services/web/{verb}"), "");
     assert_eq!(response.status, 409, "{}", response.text());
     assert!(response.text().contains(wanted), "{}", response.text());
@@ -47,40 +47,6 @@ fn a_gate_is_opened_by_a_person_and_by_nobody_else() {
     let status = tidegate.api("POST", "web/promote", "");
     assert_eq!(status["stable"], "v2");
     assert_eq!(tidegate.client().get("/").text(), "v2");
-}
-
-/// A window that began long ago and ends long after.
-const FREEZE: &str = "[[freeze]]\nfrom = '2000-01-01'\nto = '2100-01-01'";
-
-#[test]
-fn in_a_freeze_nothing_starts_without_force_and_what_runs_waits() {
-    let canary = Backend::named("v2");
-    let (_stable, tidegate) = start(canary.address, "steps = [{ weight = 20, hold = '1h' }]", FREEZE);
-    refused(&tidegate, "start", "service `web` is frozen, 2000-01-01 00:00 to 2100-01-01 00:00 (UTC)");
-    tidegate.api("POST", "web/start", r#"{"force": true}"#);
-    let status = tidegate.wait_for_phase("paused");
-    assert_eq!(stands(&status), ("paused", &"freeze".into()));
-    assert_eq!(status["weight"], 20.0);
-    refused(&tidegate, "resume", "it goes on by itself when that is over");
-    let status = tidegate.api("POST", "web/rollback", "");
-    assert_eq!(status["weight"], 0.0, "going back is always possible");
-}
-
-#[test]
-fn a_freeze_that_ends_lets_the_rollout_go_on() {
-    let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
-    let web = Web::new(stable.address).canary(canary.address);
-    let web = web.table("rollout", "steps = [{ weight = 20, hold = '1h' }]").to_string();
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("tidegate.toml");
-    std::fs::write(&file, format!("{web}\n{FREEZE}")).unwrap();
-    let tidegate = Tidegate::start_from(&file, false);
-    tidegate.api("POST", "web/start", r#"{"force": true}"#);
-    tidegate.wait_for_phase("paused");
-    std::fs::write(&file, web).unwrap();
-    assert_eq!(tidegate.ask("POST", "/api/v1/reload", "").status, 200);
-    let status = tidegate.wait_for_phase("stepping");
-    assert_eq!((&status["rollout"]["step"], &status["weight"]), (&0.into(), &20.0.into()));
 }
 
 #[test]
