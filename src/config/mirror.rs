@@ -25,6 +25,7 @@ pub(super) struct RawMirror {
     methods: Option<Spanned<Vec<Text>>>,
     max_body: Option<Size>,
     max_in_flight: Option<Spanned<i64>>,
+    mismatch_fails: Option<bool>,
 }
 
 impl Section for RawMirror {
@@ -38,7 +39,7 @@ pub(super) fn lower(raw: Spanned<Table<RawMirror>>, has_canary: bool, report: &m
             .warning(raw.span(), "there is no canary to copy requests to")
             .help("add `canary = \"…\"` to the service, or remove the table");
     }
-    let RawMirror { percent, methods, max_body, max_in_flight } = raw.into_inner().0;
+    let RawMirror { percent, methods, max_body, max_in_flight, mismatch_fails } = raw.into_inner().0;
     let default = Mirror::default();
     let percent = percent.and_then(|written| self::percent(&written, "percent", report));
     let methods = methods.and_then(|written| lower_methods(&written, report));
@@ -50,6 +51,7 @@ pub(super) fn lower(raw: Spanned<Table<RawMirror>>, has_canary: bool, report: &m
         methods: methods.unwrap_or(default.methods),
         max_body: max_body.unwrap_or(default.max_body),
         max_in_flight: max_in_flight.unwrap_or(default.max_in_flight),
+        mismatch_fails: mismatch_fails.unwrap_or(default.mismatch_fails),
         ..default
     }
 }
@@ -111,12 +113,14 @@ mod tests {
     fn every_key_has_a_default_and_is_heeded() {
         assert_eq!(mirror(""), Mirror::default());
         let methods = "methods = ['POST', 'GET', 'POST']";
-        let all = mirror(&format!("percent = 12.5\n{methods}\nmax_body = '1KiB'\nmax_in_flight = 7"));
+        let numbers = "percent = 12.5\nmax_body = '1KiB'\nmax_in_flight = 7";
+        let all = mirror(&format!("{numbers}\n{methods}\nmismatch_fails = false"));
         let percent = Weight::from_percent(12.5).unwrap();
         let methods = [Method::POST, Method::GET].into();
+        let (max_body, max_in_flight, tolerated) = (1024, 7, Some(1_200));
         assert_eq!(
             all,
-            Mirror { percent, methods, max_body: 1024, max_in_flight: 7, tolerated: Some(1_200) }
+            Mirror { percent, methods, max_body, max_in_flight, tolerated, mismatch_fails: false }
         );
     }
 

@@ -115,7 +115,7 @@ pub(super) fn begin(context: &Rc<Context>, client: &Rc<Client>, key: Option<u64>
     if !mirror.rules.covers(routed.request.method(), routed.way.copies(), || context.random()) {
         return;
     }
-    let pair = Pair::new(Arc::clone(&mirror.cells), mirror.rules.tolerated);
+    let pair = Pair::new(Arc::clone(&mirror.cells), &mirror.rules);
     pair.look_at(routed.attempt.endpoint(), clock::monotonic());
     if routed.request.body().size_hint().lower() > mirror.rules.max_body as u64 {
         return pair.give_up(MirrorResult::DroppedBody);

@@ -16,6 +16,7 @@ use super::context::Endpoint;
 use crate::{
     clock,
     model::{outcome::Outcome, role::Role},
+    routing::mirror::Mirror,
     telemetry::mirror::{FailedBy, MirrorCells, MirrorResult},
 };
 
@@ -28,6 +29,8 @@ pub(super) struct Pair {
     cells: Arc<MirrorCells>,
     /// In thousandths of what stable took, what the canary may take.
     tolerated: Option<u32>,
+    /// Whether another status than stable's is a failure of the canary.
+    mismatch_fails: bool,
     /// One of the endpoints is so new to its work that the two are not compared.
     warming: Cell<bool>,
     /// When each had the whole request: stable as it came, and the canary when its copy was begun.
@@ -46,11 +49,12 @@ struct Side {
 }
 
 impl Pair {
-    /// A request that is to be copied.
-    pub(super) fn new(cells: Arc<MirrorCells>, tolerated: Option<u32>) -> Rc<Self> {
+    /// A request that is to be copied, as these rules say.
+    pub(super) fn new(cells: Arc<MirrorCells>, rules: &Mirror) -> Rc<Self> {
         Rc::new(Self {
             cells,
-            tolerated,
+            tolerated: rules.tolerated,
+            mismatch_fails: rules.mismatch_fails,
             warming: Cell::new(false),
             sent: Default::default(),
             unanswered: Cell::new(MirrorResult::DroppedIncomplete),
@@ -111,11 +115,10 @@ impl Drop for Pair {
         let Some(canary) = self.heard(Role::Canary) else { return self.cells.count(self.unanswered.get()) };
         let stable = self.heard(Role::Stable);
         self.cells.count(compare(stable, canary));
-        if stable.is_none() || self.warming.get() {
-            return;
-        }
-        let failed = |role: Role| self.sides[role.index()].failed.get();
-        self.cells.count_pair(FailedBy::of(failed(Role::Stable), failed(Role::Canary)));
+        let Some(stable) = stable.filter(|_| !self.warming.get()) else { return };
+        let [by_stable, by_canary] = Role::ALL.map(|role| self.sides[role.index()].failed.get());
+        let deviates = self.mismatch_fails && !by_stable && deviates(stable, canary);
+        self.cells.count_pair(FailedBy::of(by_stable, by_canary || deviates));
         if let (Some(stable), Some(canary)) = (self.took(Role::Stable), self.took(Role::Canary)) {
             self.cells.record(stable, canary);
             if let Some(slower) = self.is_slower(stable, canary) {
@@ -137,6 +140,20 @@ fn compare(
         None => MirrorResult::Unpaired,
         Some(stable) if stable == canary => MirrorResult::Match,
         Some(_) => MirrorResult::Mismatch,
+    }
+}
+
+/// Whether the canary has answered otherwise than it should have, as far as stable's answer tells. One that is an
+/// error tells nothing, even if it is written that it is no failure: the canary may have mended it.
+fn deviates(stable: (Option<StatusCode>, Outcome), canary: (Option<StatusCode>, Outcome)) -> bool {
+    if stable.1.is_failure() || !has_answered(canary.1) {
+        return false;
+    }
+    match (stable.0, canary.0) {
+        // The client has all or some of what stable would send, and says so. Of another version's content it may
+        // have nothing, and then gets the whole.
+        (Some(StatusCode::NOT_MODIFIED | StatusCode::PARTIAL_CONTENT), Some(StatusCode::OK)) => false,
+        (stable, canary) => stable != canary,
     }
 }
 
@@ -199,7 +216,7 @@ mod tests {
     fn counted(stable: Option<Outcome>, canary: Option<Outcome>) -> MirrorTotals {
         let hub = Hub::new(1);
         let web = "web".parse().unwrap();
-        let pair = Pair::new(hub.mirror_cells(0, &web), Some(1_200));
+        let pair = Pair::new(hub.mirror_cells(0, &web), &Mirror::default());
         let now = clock::monotonic().checked_sub(Duration::from_secs(1)).unwrap();
         pair.send(now);
         pair.begin_copy(now);
@@ -219,7 +236,7 @@ mod tests {
         let cells = || Hub::new(1).mirror_cells(0, &"web".parse().unwrap());
         let slower = |tolerated, stable: u64, canary: u64| {
             let (stable, canary) = (Duration::from_micros(stable), Duration::from_micros(canary));
-            Pair::new(cells(), tolerated).is_slower(stable, canary)
+            Pair::new(cells(), &Mirror { tolerated, ..Mirror::default() }).is_slower(stable, canary)
         };
         assert_eq!(slower(Some(1_200), 10_000, 13_000), Some(false));
         assert_eq!(slower(Some(1_200), 10_000, 13_001), Some(true));
@@ -241,5 +258,60 @@ mod tests {
             assert_eq!((cut.results[MirrorResult::DroppedIncomplete as usize], cut.pairs), (1, [0; 4]));
             assert_eq!(cut.results.iter().sum::<u64>(), 1);
         }
+    }
+
+    /// Whom it counts against that both have answered, with these statuses.
+    fn failed_by(mismatch_fails: bool, warming: bool, statuses: [u16; 2]) -> Option<FailedBy> {
+        let hub = Hub::new(1);
+        let web = "web".parse().unwrap();
+        let rules = Mirror { mismatch_fails, ..Mirror::default() };
+        let pair = Pair::new(hub.mirror_cells(0, &web), &rules);
+        pair.warming.set(warming);
+        for (role, status) in Role::ALL.into_iter().zip(statuses) {
+            let status = StatusCode::from_u16(status).unwrap();
+            // As if it were written that 501 is no failure.
+            let failed = status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED;
+            let half = pair.half(role);
+            half.answered(status);
+            half.ended(Outcome::of_status(status), failed);
+        }
+        drop(pair);
+        let totals = hub.mirrors().remove(&web).unwrap();
+        let result = if statuses[0] == statuses[1] { MirrorResult::Match } else { MirrorResult::Mismatch };
+        assert_eq!(totals.results[result as usize], 1, "{statuses:?}");
+        FailedBy::ALL.into_iter().find(|by| totals.pairs[*by as usize] == 1)
+    }
+
+    #[test]
+    fn another_status_than_stables_is_a_failure_of_the_canary() {
+        for statuses in [[200, 404], [200, 201], [200, 302], [404, 200], [404, 403], [200, 304], [200, 501]] {
+            assert_eq!(failed_by(true, false, statuses), Some(FailedBy::Canary), "{statuses:?}");
+            assert_eq!(failed_by(false, false, statuses), Some(FailedBy::None), "{statuses:?}");
+            assert_eq!(failed_by(true, true, statuses), None, "{statuses:?}");
+        }
+        // Neither the same, nor the whole of what is new to its client, nor a mended error.
+        for statuses in [[200, 200], [404, 404], [304, 200], [206, 200], [501, 200], [501, 501]] {
+            assert_eq!(failed_by(true, false, statuses), Some(FailedBy::None), "{statuses:?}");
+        }
+        for mismatch_fails in [true, false] {
+            let failed_by = |statuses| failed_by(mismatch_fails, false, statuses);
+            assert_eq!(failed_by([500, 200]), Some(FailedBy::Stable));
+            assert_eq!(failed_by([500, 404]), Some(FailedBy::Stable));
+            assert_eq!(failed_by([200, 500]), Some(FailedBy::Canary));
+            assert_eq!(failed_by([500, 503]), Some(FailedBy::Both));
+        }
+    }
+
+    #[test]
+    fn what_is_broken_off_is_no_answer_to_compare() {
+        let missing = (Some(StatusCode::NOT_FOUND), Outcome::ClientError);
+        assert!(deviates(OK, missing));
+        for outcome in [Outcome::Reset, Outcome::Timeout, Outcome::ConnectFailure] {
+            assert!(!deviates((None, outcome), OK), "{outcome:?}");
+            assert!(!deviates((Some(StatusCode::ACCEPTED), outcome), OK), "{outcome:?}");
+            assert!(!deviates(OK, (None, outcome)), "{outcome:?}");
+        }
+        let failed_call = (Some(StatusCode::OK), Outcome::GrpcFailure);
+        assert!(!deviates(failed_call, OK) && !deviates(OK, failed_call), "which calls fail, the rules say");
     }
 }

@@ -18,6 +18,8 @@ pub struct Mirror {
     /// How long the canary may take for a copy before it counts as slower than it may be, in thousandths of
     /// what stable took (default 1,200); nothing where times are not compared.
     pub tolerated: Option<u32>,
+    /// Whether the canary has failed a copy that it answers with another status than stable (default true).
+    pub mismatch_fails: bool,
 }
 
 impl Default for Mirror {
@@ -28,6 +30,7 @@ impl Default for Mirror {
             max_body: 64 * 1024,
             max_in_flight: 100,
             tolerated: Some(1_200),
+            mismatch_fails: true,
         }
     }
 }

@@ -19,9 +19,22 @@ const DARK: &str = "
     deadline = '1h'";
 
 fn start(stable: &Backend, canary: &Backend, rollout: &str, margin: &str) -> Tidegate {
-    let web = Web::new(stable.address).canary(canary.address).workers(2);
+    start_with(Web::new(stable.address).canary(canary.address), rollout, margin)
+}
+
+fn start_with(web: Web, rollout: &str, margin: &str) -> Tidegate {
+    let web = web.workers(2);
     let analysis = format!("minimum_requests = 50\nlatency_margin = false\npromotion_margin = {margin}");
     Tidegate::start(web.table("rollout", rollout).table("rollout.analysis", &analysis))
+}
+
+/// A canary that answers one request in twenty so, and the others well.
+fn one_in_twenty(status: &'static str) -> Backend {
+    let count = AtomicU64::new(0);
+    Backend::answering(move |_| match count.fetch_add(1, Relaxed) % 20 {
+        7 => reply(status, &[], "bad"),
+        _ => reply("200 OK", &[], "v2"),
+    })
 }
 
 /// What users get, which is stable's own.
@@ -35,12 +48,7 @@ fn copies(tidegate: &Tidegate) -> f64 {
 
 #[test]
 fn a_canary_that_fails_one_in_twenty_is_rolled_back_before_any_user_was_there() {
-    let count = AtomicU64::new(0);
-    let canary = Backend::answering(move |_| match count.fetch_add(1, Relaxed) % 20 {
-        7 => reply("500 Internal Server Error", &[], "bad"),
-        _ => reply("200 OK", &[], "v2"),
-    });
-    let stable = Backend::named("v1");
+    let (stable, canary) = (Backend::named("v1"), one_in_twenty("500 Internal Server Error"));
     let patient = DARK.replace("150ms", "1h");
     let tidegate = start(&stable, &canary, &patient, "0.005");
     let load = Load::checked(&tidegate, expect_stables);
@@ -70,6 +78,42 @@ fn a_canary_that_fails_one_in_twenty_is_rolled_back_before_any_user_was_there() 
     let before = copies(&tidegate);
     tidegate.client().get("/");
     assert_eq!(copies(&tidegate), before);
+}
+
+#[test]
+fn a_canary_that_has_lost_what_stable_serves_is_rolled_back_by_its_copies() {
+    let (stable, canary) = (Backend::named("v1"), one_in_twenty("404 Not Found"));
+    let tidegate = start(&stable, &canary, &DARK.replace("150ms", "1h"), "0.005");
+    let load = Load::checked(&tidegate, expect_stables);
+    tidegate.api("POST", "web/start", "");
+    let status = tidegate.wait_for_phase("rolled_back");
+    drop(load);
+    let pairs = &status["rollout"]["verdict"]["pairs"];
+    assert!(pairs["canary_only"].as_u64() > Some(0), "{pairs}");
+    assert_eq!((&pairs["stable_only"], &pairs["both"]), (&0.into(), &0.into()));
+    let events = events(&status);
+    let why = events.iter().find(|event| event.starts_with("rolling back")).unwrap();
+    assert!(
+        why.contains("of copied requests, stable 0 %") && why.ends_with("no user has been there"),
+        "{why}"
+    );
+    tidegate.wait_until_idle().expect("tidegate_requests_total", &[("role", "canary")], 0.0);
+}
+
+#[test]
+fn where_answers_may_differ_another_status_is_not_held_against_the_canary() {
+    let (stable, canary) = (Backend::named("v1"), one_in_twenty("404 Not Found"));
+    let web = Web::new(stable.address).canary(canary.address);
+    let tidegate = start_with(web.table("mirror", "mismatch_fails = false"), DARK, "0.05");
+    let load = Load::on(&tidegate);
+    tidegate.api("POST", "web/start", "");
+    let live = eventually(|| tidegate.status(), |status| status["rollout"]["step"] == 1);
+    drop(load);
+    in_order(&events(&live), &["step 2 began: the canary gets 0.01 % (the evidence allows it): of "]);
+    let scrape = tidegate.wait_until_idle();
+    let mismatches = scrape.sum("tidegate_mirrored_requests_total", &[("result", "mismatch")]);
+    assert!(mismatches > 0.0);
+    scrape.expect("tidegate_mirrored_pairs_total", &[("failed_by", "canary")], 0.0);
 }
 
 #[test]
