@@ -29,7 +29,7 @@ use tokio::{
 
 use crate::{
     figures::{Buckets, Times},
-    proxy::{Proxy, free_ports},
+    proxy::{Proxy, free_ports, head},
     wire::{Handler, Wire, api, field, serve},
 };
 
@@ -442,11 +442,7 @@ fn configuration(
     backends: &[SocketAddr],
     folder: &Path,
 ) -> anyhow::Result<String> {
-    let store = folder.join("state");
-    let mut toml = format!(
-        "workers = 2\n[[listeners]]\naddress = '{address}'\n[admin]\naddress = '{admin}'\n[store]\npath = '{}'\n",
-        store.display()
-    );
+    let mut toml = head(address, admin, Some(folder));
     for (number, backends) in backends.chunks(2).enumerate() {
         let name = if number < SERVICES { format!("s{number:02}") } else { "hand".to_owned() };
         write!(

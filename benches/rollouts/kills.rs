@@ -29,7 +29,7 @@ use tokio::{
 
 use crate::{
     ledger::{Arrival, Command, Ledger},
-    proxy::{Proxy, TICK, free_ports},
+    proxy::{Proxy, TICK, free_ports, head},
     wire::{Handler, Wire, api, field, serve},
 };
 
@@ -384,11 +384,7 @@ fn configuration(
     backends: &[SocketAddr],
     folder: &Path,
 ) -> anyhow::Result<String> {
-    let store = folder.join("state");
-    let mut toml = format!(
-        "workers = 2\n[[listeners]]\naddress = '{address}'\n[admin]\naddress = '{admin}'\n[store]\npath = '{}'\nmax_history = '1MiB'\n",
-        store.display()
-    );
+    let mut toml = head(address, admin, Some(folder)) + "max_history = '1MiB'\n";
     for ((number, rollout), backends) in ROLLOUTS.iter().enumerate().zip(backends.chunks(2)) {
         let name = format!("s{number}");
         // Users keep to their version in every other one.

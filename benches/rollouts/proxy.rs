@@ -44,6 +44,14 @@ pub(crate) fn serve(file: &Path, tick: &str) -> anyhow::Result<()> {
     })
 }
 
+/// What the configuration of each begins with: where it listens, and what it keeps in a folder, if it keeps anything.
+/// More keys of the store may follow.
+pub(crate) fn head(address: SocketAddr, admin: SocketAddr, folder: Option<&Path>) -> String {
+    let store = folder.map(|folder| format!("[store]\npath = '{}'\n", folder.join("state").display()));
+    let store = store.unwrap_or_default();
+    format!("workers = 2\n[[listeners]]\naddress = '{address}'\n[admin]\naddress = '{admin}'\n{store}")
+}
+
 /// A proxy that was started. It is killed when it is dropped.
 pub(crate) struct Proxy(Child);
 

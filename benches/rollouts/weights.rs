@@ -22,7 +22,7 @@ use tokio::{
 
 use crate::{
     figures::Times,
-    proxy::{Proxy, TICK, free_ports},
+    proxy::{Proxy, TICK, free_ports, head},
     wire::{Handler, Wire, api, serve},
 };
 
@@ -76,11 +76,13 @@ pub(crate) fn run(changes: u64, rollbacks: u64) -> anyhow::Result<()> {
     let [address, admin] = free_ports(&mut StdRng::seed_from_u64(clock::now().as_millis()))?;
     let config = folder.path().join("tidegate.toml");
     let toml = format!(
-        "workers = 2\n[[listeners]]\naddress = '{address}'\n[admin]\naddress = '{admin}'\n[[routes]]\nservice = 'web'\n\
+        "{}[[routes]]\nservice = 'web'\n\
          [services.web]\nstable = 'v1'\ncanary = 'v2'\n\
          [services.web.backends]\nv1 = {{ endpoints = ['http://{}'] }}\nv2 = {{ endpoints = ['http://{}'] }}\n\
          [services.web.rollout]\nsteps = [{{ weight = 50, hold = '1h' }}]\ndrain = '100ms'\n",
-        addresses[0], addresses[1]
+        head(address, admin, None),
+        addresses[0],
+        addresses[1]
     );
     std::fs::write(&config, toml)?;
     let is_over = Arc::new(AtomicBool::new(false));

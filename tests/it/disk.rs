@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     restart::{BY_HAND, Site},
-    rollout::{Load, events},
+    rollout::{Load, events, may_rise},
     support::{Backend, Tidegate, Web, eventually, reply},
 };
 
@@ -179,10 +179,6 @@ fn a_weight_that_the_budget_lets_rise_is_saved_before_it_is_given() {
     // At first a bad canary could cost more than there is: it gets less, at once. Then more is known, and it may have
     // more; but that cannot be saved.
     let load = Load::on(&tidegate);
-    let may_rise = |status: &Value| {
-        let cap = status["rollout"]["verdict"]["harm"]["weight_cap"].as_f64();
-        status["weight"].as_f64() < Some(50.0) && cap >= Some(50.0)
-    };
     let lowered = eventually(|| tidegate.status(), may_rise)["weight"].as_f64().unwrap();
     let failures = || tidegate.scrape().sum("tidegate_store_saves_total", &[("result", "failure")]);
     let failed = failures();

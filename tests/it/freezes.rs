@@ -8,7 +8,7 @@ use std::sync::{
 use serde_json::Value;
 
 use crate::{
-    rollout::Load,
+    rollout::{Load, may_rise},
     support::{Backend, Refusing, Tidegate, Web, eventually, eventually_is, patience, reply},
     waiting::{refused, stands, start},
 };
@@ -34,15 +34,12 @@ fn in_a_freeze_nothing_starts_without_force_and_what_runs_waits() {
 fn a_freeze_that_ends_lets_the_rollout_go_on() {
     let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
     let web = Web::new(stable.address).canary(canary.address);
-    let web = web.table("rollout", "steps = [{ weight = 20, hold = '1h' }]").to_string();
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("tidegate.toml");
-    std::fs::write(&file, format!("{web}\n{FREEZE}")).unwrap();
-    let tidegate = Tidegate::start_from(&file, false);
+    let freezing = Freezing::start(&web.table("rollout", "steps = [{ weight = 20, hold = '1h' }]"));
+    let tidegate = &freezing.tidegate;
+    freezing.freeze(FREEZE);
     tidegate.api("POST", "web/start", r#"{"force": true}"#);
     tidegate.wait_for_phase("paused");
-    std::fs::write(&file, web).unwrap();
-    assert_eq!(tidegate.ask("POST", "/api/v1/reload", "").status, 200);
+    freezing.freeze("");
     let status = tidegate.wait_for_phase("stepping");
     assert_eq!((&status["rollout"]["step"], &status["weight"]), (&0.into(), &20.0.into()));
 }
@@ -137,15 +134,21 @@ fn promote_to_the_hook(tidegate: &Tidegate, hook: &Backend) {
     assert_eq!(stands(&tidegate.status()), ("paused", &"hook".into()));
 }
 
+/// A rollout that waits for its hook when a freeze begins, and whose hook answers in it.
+#[track_caller]
+fn answered_in_a_freeze(answer: &Sender<()>, hook: &Backend, freezing: &Freezing) {
+    freezing.tidegate.api("POST", "web/start", "");
+    freezing.tidegate.wait_for_phase("stepping");
+    promote_to_the_hook(&freezing.tidegate, hook);
+    freezing.freeze(FREEZE);
+    answer.send(()).unwrap();
+}
+
 #[test]
 fn a_hook_that_says_yes_in_a_freeze_moves_nothing_until_that_ends() {
     let (answer, backends, freezing) = asking("200 OK", "");
+    answered_in_a_freeze(&answer, &backends[2], &freezing);
     let tidegate = &freezing.tidegate;
-    tidegate.api("POST", "web/start", "");
-    tidegate.wait_for_phase("stepping");
-    promote_to_the_hook(tidegate, &backends[2]);
-    freezing.freeze(FREEZE);
-    answer.send(()).unwrap();
     let status = freezing.later("a hook says yes; nothing moves until the freeze is over");
     assert_eq!((stands(&status), &status["weight"]), (("paused", &"hook".into()), &20.0.into()));
     freezing.freeze("");
@@ -156,13 +159,8 @@ fn a_hook_that_says_yes_in_a_freeze_moves_nothing_until_that_ends() {
 #[test]
 fn a_hook_that_says_no_in_a_freeze_rolls_back_in_it() {
     let (answer, backends, freezing) = asking("409 Conflict", "on_hook_failure = 'roll_back'");
-    let tidegate = &freezing.tidegate;
-    tidegate.api("POST", "web/start", "");
-    tidegate.wait_for_phase("stepping");
-    promote_to_the_hook(tidegate, &backends[2]);
-    freezing.freeze(FREEZE);
-    answer.send(()).unwrap();
-    assert_eq!(tidegate.wait_for_phase("rolled_back")["weight"], 0.0);
+    answered_in_a_freeze(&answer, &backends[2], &freezing);
+    assert_eq!(freezing.tidegate.wait_for_phase("rolled_back")["weight"], 0.0);
 }
 
 #[test]
@@ -204,10 +202,6 @@ fn in_a_freeze_the_budget_raises_no_weight() {
     tidegate.wait_for_phase("paused");
     // At first a bad canary could cost more than there is: it gets less, at once. Then more is known.
     let load = Load::on(tidegate);
-    let may_rise = |status: &Value| {
-        let cap = status["rollout"]["verdict"]["harm"]["weight_cap"].as_f64();
-        status["weight"].as_f64() < Some(50.0) && cap >= Some(50.0)
-    };
     let lowered = eventually(|| tidegate.status(), may_rise)["weight"].as_f64().unwrap();
     let status = freezing.later("paused");
     assert_eq!(stands(&status), ("paused", &"freeze".into()));

@@ -60,6 +60,12 @@ impl Drop for Load {
     }
 }
 
+/// Whether the budget of harm has taken weight from a step of 50 %, and would give it back now.
+pub fn may_rise(status: &Value) -> bool {
+    let cap = status["rollout"]["verdict"]["harm"]["weight_cap"].as_f64();
+    status["weight"].as_f64() < Some(50.0) && cap >= Some(50.0)
+}
+
 const CANARY: &str = "
     steps = [{ weight = 20, hold = '150ms' }, { weight = 50, hold = '150ms' }]
     bake = '150ms'";
