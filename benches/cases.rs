@@ -312,6 +312,7 @@ fn observe() -> Run {
             stable: tick((900, 9), &stable),
             canary: tick((100, 1), &canary),
             routes: &[],
+            users: None,
         }));
         analysis.verdict()
     })
@@ -367,7 +368,7 @@ fn whole_tick(latency: fn(u64) -> Duration) -> Run {
         for analysis in &mut analyses {
             let mut next = || gained.next().expect("there are two for each service");
             let (stable, canary) = (next(), next());
-            analysis.observe(&Tick { stable: arm(&stable), canary: arm(&canary), routes: &[] });
+            analysis.observe(&Tick { stable: arm(&stable), canary: arm(&canary), routes: &[], users: None });
             black_box(analysis.verdict());
         }
     })

@@ -22,6 +22,7 @@ pub mod dispersion;
 pub mod error_rate;
 mod evidence;
 pub mod explain;
+pub mod firsts;
 pub mod guard;
 mod harm;
 mod incident;
@@ -35,13 +36,18 @@ pub mod outlook;
 pub mod paired;
 mod route;
 pub mod settings;
+mod tick;
+pub mod users;
 pub mod verdict;
 
 use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::learned::Learned;
+pub use self::{
+    learned::Learned,
+    tick::{ArmTick, Sent, Tick},
+};
 
 use self::{
     dispersion::Dispersion,
@@ -55,105 +61,10 @@ use self::{
     paired::{Counts, Paired},
     route::Route,
     settings::Settings,
+    users::{Known, Users},
     verdict::{Arms, Check, Decision, Harm, Incident, Interval, Reason, Scope, Stage},
 };
-use crate::model::{histogram::Histogram, weight::Weight};
-
-/// What one arm did in one tick.
-#[derive(Debug, Clone, Copy)]
-pub struct ArmTick<'a> {
-    /// Attempts that ended and count for or against the backend.
-    pub requests: u64,
-    /// Those of them that failed.
-    pub failures: u64,
-    /// How long they took.
-    pub latency: &'a Histogram,
-    /// The same of endpoints that are still warming up. They are in none of the above and compared
-    /// with nothing, since a cold endpoint says little about its version.
-    pub warming: Sample,
-    /// The same of requests that were sent to the backend by something other than chance, if there were any.
-    /// They are in none of the above and compared with nothing, since they may differ from those of the
-    /// other arm; but limits hold for them too.
-    pub sent: Option<Sent<'a>>,
-    /// Failures of the canary that no user saw, since stable answered in its place. They are failures all
-    /// the same; but they cost nobody anything.
-    pub shielded: u64,
-}
-
-/// Requests that were sent to a backend by something other than chance.
-#[derive(Debug, Clone, Copy)]
-pub struct Sent<'a> {
-    /// How many.
-    pub sample: Sample,
-    /// How long they took.
-    pub latency: &'a Histogram,
-}
-
-impl<'a> ArmTick<'a> {
-    /// What an arm did of whose requests nothing is to be told apart.
-    pub const fn new(requests: u64, failures: u64, latency: &'a Histogram) -> Self {
-        Self {
-            requests,
-            failures,
-            latency,
-            warming: Sample { requests: 0, failures: 0 },
-            sent: None,
-            shielded: 0,
-        }
-    }
-
-    /// Counts are read while they grow, so a failure may be seen before its request.
-    fn sample(&self) -> Sample {
-        Sample { requests: self.requests, failures: self.failures.min(self.requests) }
-    }
-
-    /// Those that were sent.
-    fn sent(&self) -> Sample {
-        self.sent.map(|sent| sent.sample).unwrap_or_default()
-    }
-
-    /// Those for which limits hold: all but those of endpoints that are warming up.
-    fn warm(&self) -> Sample {
-        let mut warm = self.sample();
-        warm.add(self.sent());
-        warm
-    }
-
-    /// All of them.
-    fn all(&self) -> Sample {
-        let mut all = self.warm();
-        all.add(self.warming);
-        all
-    }
-
-    /// How long those took for which limits hold.
-    fn latencies(&self) -> impl Iterator<Item = &'a Histogram> + use<'a> {
-        std::iter::once(self.latency).chain(self.sent.map(|sent| sent.latency))
-    }
-}
-
-/// What both arms did in one tick.
-#[derive(Debug, Clone, Copy)]
-pub struct Tick<'a> {
-    /// What stable did.
-    pub stable: ArmTick<'a>,
-    /// What the canary did.
-    pub canary: ArmTick<'a>,
-    /// The same by route, in the order in which the analysis was told of them; empty where requests
-    /// are not counted by route. They are in the arms' counts as well.
-    pub routes: &'a [Arms<Sample>],
-}
-
-impl<'a> Tick<'a> {
-    fn samples(&self) -> Arms<Sample> {
-        self.arms(ArmTick::sample)
-    }
-
-    /// The same of each arm.
-    fn arms<T>(&self, of: impl Fn(&ArmTick<'a>) -> T) -> Arms<T> {
-        Arms { stable: of(&self.stable), canary: of(&self.canary) }
-    }
-}
+use crate::model::weight::Weight;
 
 /// The analysis of one rollout, from its first step to the end of baking.
 ///
@@ -180,6 +91,9 @@ pub struct Analysis {
     /// Of copies, where the plan has dark steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     paired: Option<Paired>,
+    /// Of users, where they are what is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    users: Option<Box<Known>>,
 }
 
 /// What the settings ask for, in the units of the evidence.
@@ -221,6 +135,7 @@ impl Analysis {
             max_p99,
             dispersion,
             max_harm,
+            unit: _,
         } = *settings;
         Self {
             targets: Targets {
@@ -246,6 +161,7 @@ impl Analysis {
             max_p99: max_p99.map(|limit| SlowGuard::new(limit, planned)),
             budget: max_harm.map(Budget::new),
             paired: None,
+            users: None,
         }
     }
 
@@ -293,32 +209,35 @@ impl Analysis {
 
     /// Takes in a tick of stable alone, before the canary gets anything: only what stable is usually
     /// like is learned, so that it is known when it matters.
-    pub fn observe_before(&mut self, stable: &ArmTick<'_>) {
+    pub fn observe_before(&mut self, stable: &ArmTick<'_>, users: Option<&Users>) {
         self.dispersion.update(stable.sample());
         self.tally.window.learn(stable.sample());
         if let Some(latency) = &mut self.latency {
-            latency.learn(stable.latency);
+            latency.learn(stable.latency, users);
         }
+        self.learn_of_users(stable, users);
     }
 
     /// Takes in a tick of a step.
     pub fn observe(&mut self, tick: &Tick<'_>) -> Decision {
         if self.stage == Stage::Dark {
-            return self.observe_dark(&tick.stable, &Counts::default());
+            return self.observe_dark(tick, &Counts::default());
         }
         let (samples, usual) = (tick.samples(), self.tally.rollout.stable.rate());
         self.tally.count(tick);
         // Known before the tick, as its proof wants it.
         let factor = self.dispersion.factor();
-        self.worse.update(samples, factor);
+        self.compare(samples, tick.users, factor);
         self.better.update(samples, factor);
         if let Some(difference) = &mut self.difference {
             difference.update(samples, factor);
         }
         if let Some(latency) = &mut self.latency {
-            latency.update(tick.stable.latency, tick.canary.latency);
+            latency.update((tick.stable.latency, tick.canary.latency), tick.users);
         }
-        self.routes.iter_mut().zip(tick.routes).for_each(|(route, tick)| route.update(*tick));
+        for (place, (route, samples)) in self.routes.iter_mut().zip(tick.routes).enumerate() {
+            route.update(*samples, tick.users.and_then(|users| users.routes.get(place)));
+        }
         self.observe_guards(&tick.canary, factor);
         self.dispersion.update(samples.stable);
         if let Some(budget) = &mut self.budget {
@@ -473,6 +392,9 @@ impl Analysis {
         }
         if requests < minimum {
             return go_on(Reason::TooFewRequests { requests, minimum });
+        }
+        if let Some((users, minimum)) = self.lacks_users() {
+            return go_on(Reason::TooFewUsers { users, minimum });
         }
         if let Some(harm) = self.harm().filter(|harm| self.costs_too_much(harm)) {
             return go_on(Reason::HarmPossible(harm));

@@ -35,6 +35,7 @@ mod service;
 pub mod spans;
 pub mod standing;
 pub mod status;
+mod users;
 mod waiting;
 
 use std::{
@@ -68,7 +69,7 @@ use crate::{
     store::{Store, StoreError},
     telemetry::{
         ledger::Hub,
-        reader::{self, Counted, Endpoints, Pairs, RetryTotals, Series, Totals},
+        reader::{self, Counted, Endpoints, Pairs, RetryTotals, Series, Totals, UserTotals},
     },
 };
 
@@ -87,6 +88,7 @@ pub(crate) struct Counts {
     endpoints: Endpoints<Counted>,
     pairs: BTreeMap<ServiceName, Pairs>,
     retries: BTreeMap<ServiceName, RetryTotals>,
+    users: BTreeMap<Series, UserTotals>,
 }
 
 impl Counts {
@@ -95,7 +97,8 @@ impl Counts {
         // First, so that the failure of which a retry took the place is always known as well.
         let retries = hub.retries();
         let (totals, endpoints) = (reader::read(hub), reader::read_endpoints(hub));
-        Self { begun, totals, endpoints, pairs: hub.pairs(), retries }
+        let (pairs, users) = (hub.pairs(), reader::read_users(hub));
+        Self { begun, totals, endpoints, pairs, retries, users }
     }
 }
 

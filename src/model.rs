@@ -7,6 +7,7 @@ pub mod name;
 pub mod outcome;
 pub mod protocol;
 pub mod role;
+pub mod slots;
 pub mod template;
 pub mod time;
 pub mod units;

@@ -18,3 +18,4 @@ pub mod mirror;
 pub mod mirror_exposition;
 pub mod reader;
 pub mod retries;
+pub mod users;

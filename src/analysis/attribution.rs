@@ -158,7 +158,7 @@ mod tests {
         let none = Histogram::default();
         let arm = |requests, failures| ArmTick::new(requests, failures, &none);
         let (stable, canary) = (arm(9_000, 9), arm(2_000, failures.iter().sum()));
-        analysis.observe(&Tick { stable, canary, routes: &[] });
+        analysis.observe(&Tick { stable, canary, routes: &[], users: None });
         let mut verdict = analysis.verdict();
         let endpoints = failures.map(|failures| Sample { requests: 1_000, failures });
         verdict.attribute(&endpoints, |index| format!("10.0.0.{index}:80").into());

@@ -9,7 +9,7 @@
 //! by the margin is excluded.
 
 use super::{
-    Analysis, ArmTick, Finding,
+    Analysis, Finding, Tick,
     numbers::requests_to_gain,
     paired::{Counts, Paired},
     settings::Settings,
@@ -39,10 +39,10 @@ impl Analysis {
 
     /// Takes in a tick of a dark step: what stable did, of which only is learned what it is usually like, and
     /// the pairs that ended.
-    pub fn observe_dark(&mut self, stable: &ArmTick<'_>, pairs: &Counts) -> Decision {
+    pub fn observe_dark(&mut self, tick: &Tick<'_>, pairs: &Counts) -> Decision {
         // Known before the tick, as its proof wants it.
         let factor = self.dispersion.factor();
-        self.observe_before(stable);
+        self.observe_before(&tick.stable, tick.users);
         if let Some(paired) = &mut self.paired {
             paired.update(pairs, factor);
         }
@@ -113,6 +113,7 @@ impl Analysis {
             dispersion: self.dispersion.factor(),
             incident: None,
             harm: self.harm(),
+            users: None,
             pairs: Some(Pairs {
                 pairs: paired.counts().pairs(),
                 in_step: paired.in_step(),
@@ -189,7 +190,7 @@ impl Analysis {
 mod tests {
     use super::*;
     use crate::{
-        analysis::{Tick, explain::explain},
+        analysis::{ArmTick, explain::explain},
         model::{histogram::Histogram, weight::Weight},
     };
 
@@ -207,7 +208,8 @@ mod tests {
     fn pass(analysis: &mut Analysis, ticks: u64, pairs: Counts) -> Verdict {
         let none = Histogram::default();
         for _ in 0..ticks {
-            analysis.observe_dark(&arm(&none, (100, 0)), &pairs);
+            let (stable, canary) = (arm(&none, (100, 0)), arm(&none, (0, 0)));
+            analysis.observe_dark(&Tick { stable, canary, routes: &[], users: None }, &pairs);
         }
         analysis.verdict()
     }
@@ -246,10 +248,15 @@ mod tests {
         let mut after = dark();
         pass(&mut after, 60, Counts { none: 90, canary: 1, ..GOOD });
         let mut fresh = Analysis::new(&settings, 60).with_dark_steps(&settings);
-        (0..60).for_each(|_| fresh.observe_before(&arm(&none, (100, 0))));
+        (0..60).for_each(|_| fresh.observe_before(&arm(&none, (100, 0)), None));
         for analysis in [&mut after, &mut fresh] {
             analysis.begin_step(Some(Weight::FULL));
-            analysis.observe(&Tick { stable: arm(&none, (90, 1)), canary: arm(&none, (10, 1)), routes: &[] });
+            analysis.observe(&Tick {
+                stable: arm(&none, (90, 1)),
+                canary: arm(&none, (10, 1)),
+                routes: &[],
+                users: None,
+            });
         }
         assert_eq!(after.verdict(), fresh.verdict());
         assert_eq!((after.verdict().stage, after.verdict().pairs), (Stage::Stepping, None));

@@ -58,6 +58,14 @@ impl Dispersion {
         }
     }
 
+    /// The same before anything was seen.
+    pub(super) fn afresh(&self) -> Self {
+        match self {
+            Self::Known(factor) => Self::Known(*factor),
+            Self::Estimated(_) => Self::Estimated(Estimate::default()),
+        }
+    }
+
     /// Goes on from what another one has estimated, unless it is known.
     pub(super) fn take_over(&mut self, other: Self) {
         if let (Self::Estimated(mine), Self::Estimated(theirs)) = (self, other) {

@@ -129,7 +129,13 @@ impl Comparison {
 
     /// Takes in one tick, whose failures come `dispersion` at a time; 1 or more.
     pub fn update(&mut self, tick: Arms<Sample>, dispersion: f64) {
-        self.mixture.update(&self.log_ratios(tick, dispersion));
+        self.mixture.update(&self.log_ratios(tick.map(|sample| sample.units(dispersion))));
+    }
+
+    /// Takes in one tick in two parts that are drawn apart from each other: requests and failures, by units.
+    pub(super) fn update_parts(&mut self, parts: [Arms<(f64, f64)>; 2]) {
+        let [one, other] = parts.map(|units| self.log_ratios(units));
+        self.mixture.update(&std::array::from_fn(|k| one[k] + other[k]));
     }
 
     /// Natural logarithm of the e-value so far.
@@ -143,12 +149,11 @@ impl Comparison {
     }
 
     /// The tick's ln LR(g) for every alternative: see the head of this file.
-    fn log_ratios(&self, Arms { stable, canary }: Arms<Sample>, dispersion: f64) -> [f64; ALTERNATIVES] {
-        if stable.requests == 0 || canary.requests == 0 {
+    fn log_ratios(&self, units: Arms<(f64, f64)>) -> [f64; ALTERNATIVES] {
+        let Arms { stable: (ns, xs), canary: (nc, xc) } = units;
+        if ns == 0.0 || nc == 0.0 {
             return [0.0; ALTERNATIVES];
         }
-        let (ns, xs) = stable.units(dispersion);
-        let (nc, xc) = canary.units(dispersion);
         let charged = xc + xs + ns * self.margin.absolute;
         if charged == 0.0 {
             return [0.0; ALTERNATIVES];

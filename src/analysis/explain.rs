@@ -1,6 +1,6 @@
 //! A verdict in one English sentence, the same in the log, the API and on the command line.
 
-use super::verdict::{Check, CheckReport, Incident, Pairs, Reason, Scope, Stage, Verdict};
+use super::verdict::{ArmUsers, Arms, Check, CheckReport, Incident, Pairs, Reason, Scope, Stage, Verdict};
 
 /// What was decided, and the numbers why. Lower case, without a full stop.
 pub fn explain(verdict: &Verdict) -> String {
@@ -13,7 +13,9 @@ pub fn explain(verdict: &Verdict) -> String {
     let promotion = self::evidence(verdict.promotion_evidence, verdict.promotion_threshold);
     let rates = || rates(verdict);
     let sentence = of_copies(verdict).unwrap_or_else(|| match &verdict.reason {
-        Reason::Worse(check) => format!("{who} {}: rolling back ({evidence})", finding(check)),
+        Reason::Worse(check) => {
+            format!("{who} {}{}: rolling back ({evidence})", finding(check), users(verdict))
+        }
         Reason::OnlyFailures { failures } => {
             format!("{who} failed {failures} requests in a row and answered none: rolling back")
         }
@@ -42,18 +44,22 @@ pub fn explain(verdict: &Verdict) -> String {
             format!("no stable request ended in the last {ticks} ticks: holding, nothing to compare with")
         }
         Reason::Healthy { requests } => {
-            format!("{} in {requests} canary requests: ready for the next step", rates())
+            format!("{} in {requests} canary requests{users}: ready for the next step", rates(), users = users(verdict))
         }
         Reason::NonInferior { margin } => {
             format!("{}, within {} of it: ready to promote ({promotion})", rates(), points(*margin))
         }
         Reason::Suspicious(check) => {
-            format!("{who} {}: not certain yet ({evidence} to roll back{needed})", finding(check))
+            let users = users(verdict);
+            format!("{who} {}{users}: not certain yet ({evidence} to roll back{needed})", finding(check))
         }
         Reason::TooFewRequests { requests, minimum } => {
             format!(
                 "canary has ended {requests} of the {minimum} requests that the step needs: waiting{needed}"
             )
+        }
+        Reason::TooFewUsers { users, minimum } => {
+            format!("canary has had about {users} of the {minimum} users that it takes to go on: waiting")
         }
         Reason::HarmPossible(harm) => format!(
             "{}: not certain yet that more of them cost no more than {:.0} requests{}",
@@ -116,6 +122,15 @@ fn needed(verdict: &Verdict) -> String {
     let ticks = verdict.ticks_needed.map(|ticks| format!(", {ticks} ticks at this rate")).unwrap_or_default();
     let what = if verdict.pairs.is_some() { "copies" } else { "requests" };
     format!(", about {requests} more {what}{ticks}")
+}
+
+/// How many users a comparison rests on, as an addition to what it found; nothing where it is of requests.
+fn users(verdict: &Verdict) -> String {
+    let Some(Arms { stable, canary }) = verdict.users else { return String::new() };
+    let of = |ArmUsers { seen, first_failures }: ArmUsers| {
+        format!("{first_failures} of about {} users", seen.max(first_failures))
+    };
+    format!(" (first failures: {}, stable's {})", of(canary), of(stable))
 }
 
 /// What a person may want to do, as an addition to a sentence.

@@ -19,6 +19,7 @@ use super::{
     error_rate::{Comparison, Margin, Sample},
     interval::Difference,
     settings::Settings,
+    users::{Firsts, Judge, Users},
     verdict::{Arms, Interval},
 };
 use crate::model::histogram::{BLOCK, BUCKETS, Histogram, PER_DOUBLING};
@@ -68,6 +69,8 @@ pub(super) struct Learned {
     weights: Vec<f64>,
     /// In the order of [`Quantile::ALL`].
     dispersion: [Dispersion; 2],
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    users: Option<[Judge; 2]>,
 }
 
 /// The evidence at one quantile.
@@ -76,6 +79,9 @@ struct Slower {
     comparison: Comparison,
     difference: Option<Difference>,
     dispersion: Dispersion,
+    /// Of users, where they are what is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    users: Option<Judge>,
     /// Canary requests that were compared.
     compared: u64,
 }
@@ -89,6 +95,7 @@ impl Latency {
             comparison: Comparison::worse(equal, planned),
             difference: Some(Difference::default()),
             dispersion,
+            users: None,
             compared: 0,
         };
         Self {
@@ -110,15 +117,16 @@ impl Latency {
         self.slower.iter_mut().for_each(|slower| slower.difference = None);
     }
 
-    /// Takes in one tick: each arm's latencies in it.
-    pub fn update(&mut self, stable: &Histogram, canary: &Histogram) {
+    /// Takes in one tick: each arm's latencies in it, and the users for whom it was slow, where they are what
+    /// is counted.
+    pub fn update(&mut self, (stable, canary): (&Histogram, &Histogram), users: Option<&Users>) {
         let edges = self.edges();
-        for (slower, edge) in self.slower.iter_mut().zip(edges) {
+        for (place, (slower, edge)) in self.slower.iter_mut().zip(edges).enumerate() {
             let tick = match edge {
                 Some(edge) => Arms { stable: slow(stable, edge), canary: slow(canary, edge + self.shift) },
                 None => Arms::default(),
             };
-            slower.update(tick);
+            slower.update(tick, users.map(|users| &users.slow[place]));
         }
         self.remember(stable);
     }
@@ -127,6 +135,12 @@ impl Latency {
     /// than [`LEAST`] requests.
     pub fn edge(&self, quantile: Quantile) -> Option<usize> {
         self.edges()[quantile as usize]
+    }
+
+    /// The bucket above which each arm's requests are slow in the next tick, for each of [`Quantile::ALL`];
+    /// nothing while too little is known.
+    pub(super) fn edges_by_arm(&self) -> [Option<Arms<usize>>; 2] {
+        self.edges().map(|edge| edge.map(|stable| Arms { stable, canary: stable + self.shift }))
     }
 
     /// Natural logarithm of the e-value at one quantile so far.
@@ -150,10 +164,14 @@ impl Latency {
     }
 
     /// Takes in a tick of stable alone, before the canary gets anything: only what is usual is learned.
-    pub(super) fn learn(&mut self, stable: &Histogram) {
+    pub(super) fn learn(&mut self, stable: &Histogram, users: Option<&Users>) {
         let edges = self.edges();
-        for (slower, edge) in self.slower.iter_mut().zip(edges) {
-            slower.dispersion.update(edge.map(|edge| slow(stable, edge)).unwrap_or_default());
+        for (place, (slower, edge)) in self.slower.iter_mut().zip(edges).enumerate() {
+            let tick = edge.map(|edge| slow(stable, edge)).unwrap_or_default();
+            slower.dispersion.update(tick);
+            if let Some(users) = users {
+                slower.judge().learn(&users.slow[place], tick.requests);
+            }
         }
         self.remember(stable);
     }
@@ -165,12 +183,16 @@ impl Latency {
             first,
             weights: self.weights[first..self.used.1].to_vec(),
             dispersion: self.slower.each_ref().map(|slower| slower.dispersion),
+            users: match self.slower.each_ref().map(|slower| slower.users) {
+                [Some(one), Some(other)] => Some([one, other]),
+                _ => None,
+            },
         }
     }
 
     /// Goes on from what is known of stable.
     pub(super) fn take_over(&mut self, learned: &Learned) {
-        let Learned { first, weights, dispersion } = learned;
+        let Learned { first, weights, dispersion, users } = learned;
         let of_bucket = |(bucket, _): (usize, &f64)| bucket < BUCKETS;
         if weights.is_empty() || !(*first..).zip(weights).all(of_bucket) {
             return;
@@ -180,6 +202,9 @@ impl Latency {
         self.weights[*first..first + weights.len()].copy_from_slice(weights);
         for (slower, dispersion) in self.slower.iter_mut().zip(dispersion) {
             slower.dispersion.take_over(*dispersion);
+        }
+        for (slower, judge) in self.slower.iter_mut().zip(users.iter().flatten()) {
+            slower.judge().take_over(*judge);
         }
     }
 
@@ -235,9 +260,20 @@ impl Latency {
 }
 
 impl Slower {
-    fn update(&mut self, tick: Arms<Sample>) {
+    fn judge(&mut self) -> &mut Judge {
+        self.users.get_or_insert_with(|| Judge::beside(&self.dispersion))
+    }
+
+    fn update(&mut self, tick: Arms<Sample>, users: Option<&Firsts>) {
         let factor = self.dispersion.factor();
-        self.comparison.update(tick, factor);
+        match users {
+            None => self.comparison.update(tick, factor),
+            Some(firsts) => {
+                let mut judge = *self.judge();
+                judge.update(&mut self.comparison, firsts, tick.map(|sample| sample.requests));
+                self.users = Some(judge);
+            }
+        }
         if let Some(difference) = &mut self.difference {
             difference.update(tick, factor);
         }

@@ -6,7 +6,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Analysis, dispersion::Dispersion, incident::Usual, latency};
+use super::{
+    Analysis,
+    dispersion::Dispersion,
+    incident::Usual,
+    latency,
+    users::{Judge, Known},
+};
 
 /// What is known of stable before the canary gets anything.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,6 +22,8 @@ pub struct Learned {
     usual: Usual,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     latency: Option<latency::Learned>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    users: Option<Judge>,
 }
 
 impl Analysis {
@@ -25,17 +33,23 @@ impl Analysis {
             dispersion: self.dispersion,
             usual: self.tally.window.usual,
             latency: self.latency.as_ref().map(latency::Latency::learned),
+            users: self.users.as_ref().map(|known| known.judge),
         }
     }
 
     /// The same, with that known of stable. What the settings say comes first.
     #[must_use]
     pub fn knowing(mut self, learned: &Learned) -> Self {
-        let Learned { dispersion, usual, latency } = learned;
+        let Learned { dispersion, usual, latency, users } = learned;
         self.dispersion.take_over(*dispersion);
         self.tally.window.usual = *usual;
         if let (Some(mine), Some(learned)) = (&mut self.latency, latency) {
             mine.take_over(learned);
+        }
+        if let Some(learned) = users {
+            let mut judge = Judge::beside(&self.dispersion);
+            judge.take_over(*learned);
+            self.users = Some(Box::new(Known::new(judge)));
         }
         self
     }

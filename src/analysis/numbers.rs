@@ -44,6 +44,7 @@ impl Analysis {
             dispersion: self.dispersion.factor(),
             incident: self.tally.window.incident(),
             harm: self.harm(),
+            users: self.users().filter(|_| self.stage == Stage::Stepping),
             pairs: None,
             requests_needed,
             ticks_needed: requests_needed

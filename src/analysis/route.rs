@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     dispersion::Dispersion,
     error_rate::{Comparison, Margin, Sample},
+    users::{Firsts, Judge},
     verdict::Arms,
 };
 
@@ -17,6 +18,9 @@ pub(super) struct Route {
     pub(super) name: Arc<str>,
     pub(super) worse: Comparison,
     dispersion: Dispersion,
+    /// Of users, where they are what is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    users: Option<Judge>,
     /// Canary requests since the rollout began.
     pub(super) requests: u64,
     /// Since the step began.
@@ -26,12 +30,18 @@ pub(super) struct Route {
 impl Route {
     pub(super) fn new(name: Arc<str>, tolerance: Margin, planned: u64, dispersion: Dispersion) -> Self {
         let worse = Comparison::worse(tolerance, planned);
-        Self { name, worse, dispersion, requests: 0, step: Arms::default() }
+        Self { name, worse, dispersion, users: None, requests: 0, step: Arms::default() }
     }
 
-    /// Takes in one tick.
-    pub(super) fn update(&mut self, tick: Arms<Sample>) {
-        self.worse.update(tick, self.dispersion.factor());
+    /// Takes in one tick; of users, where they are what is counted.
+    pub(super) fn update(&mut self, tick: Arms<Sample>, users: Option<&Firsts>) {
+        match users {
+            None => self.worse.update(tick, self.dispersion.factor()),
+            Some(firsts) => {
+                let judge = self.users.get_or_insert_with(|| Judge::beside(&self.dispersion));
+                judge.update(&mut self.worse, firsts, tick.map(|sample| sample.requests));
+            }
+        }
         self.dispersion.update(tick.stable);
         self.requests = self.requests.saturating_add(tick.canary.requests);
         self.step.add(tick);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::error_rate::Margin;
+use super::{error_rate::Margin, users::Unit};
 
 /// A setting outside its range.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -47,6 +47,8 @@ pub struct Settings {
     /// How many requests more than stable would have the canary may be expected to fail, in the whole
     /// rollout; over 0. Nothing sets no limit.
     pub max_harm: Option<f64>,
+    /// What is counted; users only where clients are pinned.
+    pub unit: Unit,
 }
 
 impl Default for Settings {
@@ -63,6 +65,7 @@ impl Default for Settings {
             max_p99: None,
             dispersion: None,
             max_harm: None,
+            unit: Unit::Request,
         }
     }
 }

@@ -14,6 +14,7 @@ use super::{
     verdict::{CheckReport, Verdict},
     *,
 };
+use crate::model::histogram::Histogram;
 
 /// Requests and failures of one arm in one tick.
 type Counts = (u64, u64);
@@ -24,13 +25,21 @@ fn only_errors() -> Settings {
 
 fn observe(analysis: &mut Analysis, stable: Counts, canary: Counts) -> Verdict {
     let none = Histogram::default();
-    observe_tick(analysis, &Tick { stable: arm(stable, &none), canary: arm(canary, &none), routes: &[] })
+    observe_tick(
+        analysis,
+        &Tick { stable: arm(stable, &none), canary: arm(canary, &none), routes: &[], users: None },
+    )
 }
 
 /// The same, for those who look at nothing but what is decided.
 fn decide(analysis: &mut Analysis, stable: Counts, canary: Counts) -> Decision {
     let none = Histogram::default();
-    analysis.observe(&Tick { stable: arm(stable, &none), canary: arm(canary, &none), routes: &[] })
+    analysis.observe(&Tick {
+        stable: arm(stable, &none),
+        canary: arm(canary, &none),
+        routes: &[],
+        users: None,
+    })
 }
 
 /// Takes in a tick, and checks that the verdict decides what the tick did.
@@ -125,7 +134,7 @@ fn doubled_latency_is_caught_and_equal_latency_is_not() {
         (1..=60).find_map(|tick| {
             let (stable, canary) = (latencies(&mut rng, 95, 1.0), latencies(&mut rng, 5, scale));
             let arm = |latency| arm((Histogram::total(latency), 0), latency);
-            let counts = Tick { stable: arm(&stable), canary: arm(&canary), routes: &[] };
+            let counts = Tick { stable: arm(&stable), canary: arm(&canary), routes: &[], users: None };
             let verdict = observe_tick(&mut analysis, &counts);
             (verdict.decision == Decision::RollBack).then_some((tick, verdict))
         })
@@ -292,7 +301,7 @@ fn a_limit_on_latency_counts_what_is_surely_over() {
         let mut latency = Histogram::default();
         (0..20).for_each(|_| latency.record(Duration::from_millis(millis)));
         let arm = arm((20, 0), &latency);
-        let tick = Tick { stable: arm, canary: arm, routes: &[] };
+        let tick = Tick { stable: arm, canary: arm, routes: &[], users: None };
         let verdict = (0..5).map(|_| observe_tick(&mut analysis, &tick)).last().unwrap();
         assert_eq!(verdict.decision, decision, "{}", explain(&verdict));
     }
@@ -358,6 +367,7 @@ fn a_restored_analysis_goes_on_bit_for_bit() {
             stable: arm((95, binomial(&mut rng, 95, 0.01)), &stable),
             canary: arm((5, binomial(&mut rng, 5, 0.03)), &canary),
             routes: &[],
+            users: None,
         };
         assert_eq!(observe_tick(&mut restored, &tick), observe_tick(&mut analysis, &tick));
     }

@@ -67,6 +67,9 @@ pub struct Verdict {
     pub incident: Option<Incident>,
     /// What the canary has cost, where there is a limit to it.
     pub harm: Option<Harm>,
+    /// The users of each arm since the rollout began, where they are what is counted; not in baking.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub users: Option<Arms<ArmUsers>>,
     /// What copies have shown, in a dark step; the counts of requests above know nothing of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pairs: Option<Pairs>,
@@ -149,6 +152,13 @@ pub enum Reason<R = CheckReport> {
         /// How many there must be.
         minimum: u64,
     },
+    /// Continue: too few users have been on the canary, where they are what is counted.
+    TooFewUsers {
+        /// About how many there were since the rollout began.
+        users: u64,
+        /// How many there must be.
+        minimum: u64,
+    },
     /// Continue: the next weight could cost more requests than may be lost, as little as is known.
     HarmPossible(Harm),
     /// Continue in the last step, or in a dark one: that the canary is within the margin is not certain yet.
@@ -184,6 +194,7 @@ impl Reason<()> {
             Self::Healthy { requests } => Reason::Healthy { requests },
             Self::NonInferior { margin } => Reason::NonInferior { margin },
             Self::TooFewRequests { requests, minimum } => Reason::TooFewRequests { requests, minimum },
+            Self::TooFewUsers { users, minimum } => Reason::TooFewUsers { users, minimum },
             Self::HarmPossible(harm) => Reason::HarmPossible(harm),
             Self::NotYetNonInferior { margin } => Reason::NotYetNonInferior { margin },
             Self::Baking { requests, failures } => Reason::Baking { requests, failures },
@@ -351,6 +362,11 @@ pub struct Arms<T> {
 }
 
 impl<T> Arms<T> {
+    /// The same, lent.
+    pub fn as_ref(&self) -> Arms<&T> {
+        Arms { stable: &self.stable, canary: &self.canary }
+    }
+
     /// What becomes of each.
     pub fn map<U>(self, of: impl Fn(T) -> U) -> Arms<U> {
         Arms { stable: of(self.stable), canary: of(self.canary) }
@@ -366,6 +382,17 @@ pub struct ArmTotals {
     pub failures: u64,
     /// Their share, 0 to 1; nothing where there was no request.
     pub error_rate: Option<f64>,
+}
+
+/// Users of one arm. Clients are told apart by slots, of which there are 10,000.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct ArmUsers {
+    /// About how many were seen; once each slot has been, at least. A request of a client that is not
+    /// recognised counts as one.
+    pub seen: u64,
+    /// Those whose first failure in the rollout was in this arm. When half of all slots have failed, they are
+    /// counted anew.
+    pub first_failures: u64,
 }
 
 /// Latency of one arm, to within a bucket of 2.2 %; nothing where there was no request.

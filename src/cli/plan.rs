@@ -15,6 +15,7 @@ use super::{
     check, run, simulate, traffic,
 };
 use crate::{
+    analysis::users::Unit,
     config::Service,
     model::units::format_duration,
     rollout::{
@@ -138,6 +139,13 @@ fn conclusion(service: &Service, forecast: &Forecast) -> String {
     text += " Each figure holds in nine cases of ten.";
     if service.rollout.analysis.max_harm.is_some() {
         text += " `max_harm` may keep weights lower than that.";
+    }
+    if service.rollout.analysis.unit == Unit::User {
+        let least = service.rollout.analysis.minimum_requests;
+        text += &format!(
+            " Users are what is counted: the last step also takes {least} of them on the canary, and where one asks again and \
+             again, what is found takes longer."
+        );
     }
     text
 }

@@ -10,9 +10,10 @@ use toml::Spanned;
 
 use super::{
     report::Report,
-    written::{Section, Time, time},
+    rollout::lower_word,
+    written::{Section, Text, Time, time},
 };
-use crate::analysis::settings::Settings;
+use crate::analysis::{settings::Settings, users::Unit};
 
 /// Limits of a latency guard: latencies are known up to 71 minutes (`model::histogram`).
 const GUARD: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
@@ -32,6 +33,7 @@ pub(super) struct RawAnalysis {
     max_p99: Option<Time>,
     dispersion: Option<Spanned<f64>>,
     max_harm: Option<Spanned<f64>>,
+    unit: Option<Text>,
 }
 
 impl Section for RawAnalysis {
@@ -67,8 +69,11 @@ impl<'de> Deserialize<'de> for RawMargin {
     }
 }
 
-/// The settings of one service's analysis.
-pub(super) fn lower(raw: RawAnalysis, report: &mut Report<'_>) -> Settings {
+/// Words for what is counted.
+const UNITS: [(&str, Unit); 2] = [("request", Unit::Request), ("user", Unit::User)];
+
+/// The settings of the analysis of one service, whose clients are pinned or not.
+pub(super) fn lower(raw: RawAnalysis, is_sticky: bool, report: &mut Report<'_>) -> Settings {
     let default = Settings::default();
     let RawAnalysis {
         alpha,
@@ -82,6 +87,7 @@ pub(super) fn lower(raw: RawAnalysis, report: &mut Report<'_>) -> Settings {
         max_p99,
         dispersion,
         max_harm,
+        unit,
     } = raw;
     let number = |written: &Option<Spanned<f64>>| written.as_ref().map(|written| *written.get_ref());
     let settings = Settings {
@@ -102,6 +108,7 @@ pub(super) fn lower(raw: RawAnalysis, report: &mut Report<'_>) -> Settings {
         max_p99: max_p99.and_then(|written| time(&written, "max_p99", GUARD, report)),
         dispersion: number(&dispersion),
         max_harm: number(&max_harm),
+        unit: lower_unit(unit, is_sticky, report),
     };
     let place = |written: &Option<Spanned<f64>>| written.as_ref().map(Spanned::span);
     let places = [
@@ -121,6 +128,18 @@ pub(super) fn lower(raw: RawAnalysis, report: &mut Report<'_>) -> Settings {
         report.error(place, fault.to_string()).help(remedy(fault.key, &default));
     }
     settings
+}
+
+fn lower_unit(written: Option<Text>, is_sticky: bool, report: &mut Report<'_>) -> Unit {
+    let Some(written) = written else { return if is_sticky { Unit::User } else { Unit::Request } };
+    let place = written.span();
+    let unit = lower_word(Some(written), "unit", &UNITS, report).unwrap_or_default();
+    if unit == Unit::User && !is_sticky {
+        report
+            .error(place, "`unit = \"user\"` counts users, and this service knows none")
+            .help("add `[services.NAME.sticky]`, so that users stay on one side, or leave `unit` out");
+    }
+    unit
 }
 
 fn lower_count(written: &Spanned<i64>, report: &mut Report<'_>) -> Option<u64> {
@@ -176,6 +195,24 @@ mod tests {
     fn the_latency_comparison_can_be_switched_off() {
         assert_eq!(settings("latency_margin = false").latency_margin, None);
         assert_eq!(settings("latency_margin = 1").latency_margin, Some(1.0));
+    }
+
+    #[test]
+    fn users_are_counted_where_they_are_pinned() {
+        let unit = |written: &str| settings(written).unit;
+        let sticky = "[services.web.sticky]\n";
+        assert_eq!((unit(""), unit("unit = 'request'")), (Unit::Request, Unit::Request));
+        let pinned = |written: &str| {
+            parsed(&format!("{}\n{sticky}", analysis(written))).services.remove(0).rollout.analysis.unit
+        };
+        assert_eq!(parsed(sticky).services[0].rollout.analysis.unit, Unit::User);
+        assert_eq!((pinned(""), pinned("unit = 'user'")), (Unit::User, Unit::User));
+        assert_eq!(pinned("unit = 'request'"), Unit::Request);
+        assert_eq!(
+            errors(&analysis("unit = 'user'")),
+            ["`unit = \"user\"` counts users, and this service knows none"]
+        );
+        assert_eq!(errors(&analysis("unit = 'users'")), ["`unit` cannot be `users`"]);
     }
 
     #[test]

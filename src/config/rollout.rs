@@ -59,6 +59,8 @@ pub(super) struct Around {
     pub(super) unweighted: bool,
     /// Whether hooks may be programs.
     pub(super) allow_exec: bool,
+    /// Whether clients are pinned.
+    pub(super) is_sticky: bool,
     /// The place of the service's name.
     pub(super) place: Range<usize>,
 }
@@ -66,7 +68,7 @@ pub(super) struct Around {
 /// How a rollout of one service goes.
 pub(super) fn lower(
     mut raw: RawRollout,
-    Around { unweighted, allow_exec, place: service }: Around,
+    Around { unweighted, allow_exec, is_sticky, place: service }: Around,
     report: &mut Report<'_>,
 ) -> Option<Rollout> {
     let RawRollout {
@@ -94,7 +96,7 @@ pub(super) fn lower(
     let (steps, schedule) = (steps.take(), schedule.take());
     let warmup = warmup.take().and_then(|written| time(&written, "warmup", WAIT, report));
     let checks = checks::lower(checks.take().unwrap_or_default(), report);
-    let analysis = analysis::lower(analysis.take().unwrap_or_default().0, report);
+    let analysis = analysis::lower(analysis.take().unwrap_or_default().0, is_sticky, report);
     let strategy = lower_word(strategy.take(), "strategy", &STRATEGIES, report);
     let inconclusive = lower_word(when_inconclusive.take(), "when_inconclusive", &WHEN_INCONCLUSIVE, report);
     let steps_place = steps.as_ref().map(Spanned::span);
@@ -226,7 +228,7 @@ const ON_HOOK_FAILURE: [(&str, OnHookFailure); 2] =
 
 /// The meaning of one word out of a few, under `key`; the default where none is written, nothing where the word
 /// is not among them.
-fn lower_word<T: Copy + Default>(
+pub(super) fn lower_word<T: Copy + Default>(
     written: Option<Text>,
     key: &str,
     words: &[(&str, T)],

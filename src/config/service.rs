@@ -143,7 +143,7 @@ fn lower_one(
     let forced = overrides.as_ref().is_some_and(|overrides| overrides.can_force(Role::Canary));
     let rollout: Option<Rollout> = rollout::lower(
         rollout.unwrap_or_default().0,
-        Around { unweighted: forced, allow_exec, place },
+        Around { unweighted: forced, allow_exec, is_sticky: sticky.is_some(), place },
         report,
     );
     let rollout = rollout?;

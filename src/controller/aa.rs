@@ -12,7 +12,8 @@ use crate::{
     analysis::{
         Analysis, ArmTick, Tick,
         settings::Settings,
-        verdict::{Decision, Reason},
+        users::Users,
+        verdict::{Arms, Decision, Reason},
     },
     model::{histogram::Histogram, weight::Weight},
     rollout::{plan::Plan, trial},
@@ -73,13 +74,19 @@ impl AaTest {
         Self { analysis, left: ticks.max(SHORTEST), wanted: settings.minimum_requests.max(1) }
     }
 
-    /// Takes in what stable did in a tick; says how the test ended, if it did.
-    pub(super) fn observe(&mut self, stable: &Totals) -> Option<Outcome> {
+    /// Above which latencies the halves' requests are slow in the next tick.
+    pub(super) fn slow_above(&self) -> [Option<Arms<usize>>; 2] {
+        self.analysis.slow_above()
+    }
+
+    /// Takes in what stable did in a tick, and its users, where they are the unit; says how the test ended, if
+    /// it did.
+    pub(super) fn observe(&mut self, stable: &Totals, users: Option<&Users>) -> Option<Outcome> {
         let none = Histogram::default();
         let [one, other] = stable.halves.each_ref().map(|half| arm(half.as_deref(), &none));
         self.left = self.left.saturating_sub(1);
         self.wanted = self.wanted.saturating_sub(other.requests);
-        let tick = Tick { stable: one, canary: other, routes: &[] };
+        let tick = Tick { stable: one, canary: other, routes: &[], users };
         if self.analysis.observe(&tick) == Decision::RollBack {
             // Failures in a row are a rule without a promise, and no evidence.
             let is_evidence = matches!(self.analysis.verdict().reason, Reason::Worse(_));
@@ -90,16 +97,22 @@ impl AaTest {
 }
 
 impl ServiceTask {
+    /// Whether stable is split against itself.
+    pub(super) fn tests_itself(&self) -> bool {
+        self.config.rollout.aa_test && self.weight == Weight::ZERO && self.running().is_none()
+    }
+
     /// Tests stable against itself, as long as it has everything.
-    pub(super) fn test_itself(&mut self, stable: &Totals) {
-        let rollout = &self.config.rollout;
-        if !rollout.aa_test || self.weight != Weight::ZERO || self.running().is_some() {
+    pub(super) fn test_itself(&mut self, stable: &Totals, halves: Option<&Users>) {
+        if !self.tests_itself() {
             self.aa_test = None;
             return;
         }
+        let rollout = &self.config.rollout;
         let begin = || AaTest::new(&rollout.analysis, &rollout.plan, self.tick);
-        if let Some(outcome) = self.aa_test.get_or_insert_with(begin).observe(stable) {
+        if let Some(outcome) = self.aa_test.get_or_insert_with(begin).observe(stable, halves) {
             self.aa_test = None;
+            self.restart_users();
             self.aa.count(outcome);
             self.metrics.tested(&self.config.name, outcome);
         }
@@ -132,7 +145,7 @@ mod tests {
             Some(Box::new(Share { counted, ..Share::default() }))
         };
         let stable = Totals { halves: failures.map(share), ..Totals::default() };
-        (1..=most).find_map(|tick| Some((test.observe(&stable)?, tick)))
+        (1..=most).find_map(|tick| Some((test.observe(&stable, None)?, tick)))
     }
 
     #[test]
@@ -153,6 +166,6 @@ mod tests {
     #[test]
     fn without_requests_nothing_is_shown() {
         let mut test = test();
-        assert!((0..1_000).all(|_| test.observe(&Totals::default()).is_none()));
+        assert!((0..1_000).all(|_| test.observe(&Totals::default(), None).is_none()));
     }
 }

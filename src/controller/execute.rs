@@ -129,7 +129,11 @@ impl ServiceTask {
             // They have had their time.
             self.cut_canary(*since);
         }
+        if matches!(phase, Phase::Stepping { .. }) && before.step().is_none() {
+            self.restart_users();
+        }
         if !phase.is_running() {
+            self.restart_users();
             self.forget_evidence();
         }
     }

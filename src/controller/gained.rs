@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use super::{Counts, service::delta};
 use crate::{
-    analysis::{ArmTick, Sent, Tick, error_rate::Sample, paired, verdict::Arms},
+    analysis::{ArmTick, Sent, Tick, error_rate::Sample, paired, users::Users, verdict::Arms},
     config::Service,
     model::{
         histogram::Histogram,
@@ -19,6 +19,8 @@ pub(super) struct Gained {
     arms: Arms<Totals>,
     evidence: Evidence,
     routes: Vec<Arms<Sample>>,
+    /// What users did, where they are compared.
+    users: Option<Users>,
     /// Failures of the canary that were shielded.
     shielded: u64,
 }
@@ -53,7 +55,18 @@ impl Gained {
         let routes = routes.map(|route| Arms { stable: of(&stable, route), canary: of(&canary, route) });
         let spared = |counts: &Counts| counts.retries.get(&service.name).map_or(0, RetryTotals::spared);
         let shielded = spared(now).saturating_sub(spared(before));
-        Some(Self { routes: routes.collect(), evidence, shielded, arms: Arms { stable, canary } })
+        Some(Self {
+            routes: routes.collect(),
+            users: None,
+            evidence,
+            shielded,
+            arms: Arms { stable, canary },
+        })
+    }
+
+    /// The same with what users did. Those who are sent to the canary are compared by requests.
+    pub(super) fn by_users(self, users: Option<Users>) -> Self {
+        Self { users: users.filter(|_| self.evidence == Evidence::Drawn), ..self }
     }
 
     /// What came in for stable.
@@ -66,7 +79,7 @@ impl Gained {
         let Arms { stable, canary } = &self.arms;
         let (stable, canary) = (Arm::of(stable, self.evidence), Arm::of(canary, self.evidence));
         let canary = ArmTick { shielded: self.shielded, ..canary.tick() };
-        to(&Tick { stable: stable.tick(), canary, routes: &self.routes })
+        to(&Tick { stable: stable.tick(), canary, routes: &self.routes, users: self.users.as_ref() })
     }
 }
 

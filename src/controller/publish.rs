@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use siphasher::sip::SipHasher13;
 
 use crate::{
+    analysis::users::Unit,
     config::{self, Config, Filters, Lead},
     model::{
         name::{BackendName, ServiceName},
@@ -320,6 +321,7 @@ fn of_service(service: &config::Service, keeper: &mut Keeper) -> Result<Service,
         name: name.clone(),
         routes: Arc::clone(routes),
         aa_test: rollout.aa_test && roles.canary().is_some(),
+        counts_users: rollout.analysis.unit == Unit::User && roles.canary().is_some(),
         sticky: sticky.clone(),
         cookie_signer: cookie_secrets.as_ref().map(|secrets| keeper.signer(secrets)).transpose()?,
         overrides: overrides.clone().map(Box::new),

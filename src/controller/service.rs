@@ -21,6 +21,7 @@ use super::{
     save::{self, Journal},
     standing::Standing,
     status::ServiceStatus,
+    users::Tracker,
     waiting::{self, Waiting},
 };
 use crate::{
@@ -72,6 +73,8 @@ pub(super) struct ServiceTask {
     /// Of stable against itself, while no rollout runs.
     pub(super) aa_test: Option<AaTest>,
     pub(super) aa: AaStatus,
+    /// Whose first failures are counted, where users are the unit.
+    pub(super) users: Option<Tracker>,
     pub(super) drained: Drained,
     pub(super) incident: incident::Told,
     pub(super) journal: Journal,
@@ -83,7 +86,7 @@ pub(super) struct ServiceTask {
     /// What the revision is of.
     revised: (Position, Option<(String, Phase)>),
     pub(super) now: Reading,
-    before: Reading,
+    pub(super) before: Reading,
     /// When the rollout began.
     pub(super) began: Reading,
     pub(super) window: Window,
@@ -119,6 +122,7 @@ impl ServiceTask {
             recording: None,
             aa_test: None,
             aa: AaStatus::default(),
+            users: Tracker::of(&config, hub),
             drained: Drained::default(),
             incident: incident::Told::default(),
             journal: Journal::new(store.clone()),
@@ -219,6 +223,7 @@ impl ServiceTask {
         }
         self.without(&config.backends);
         self.config = config;
+        self.count_users();
         self.take_up_hooks();
     }
 
@@ -259,13 +264,16 @@ impl ServiceTask {
             self.incident = incident::Told::default();
         }
         let phase = running.map_or(Phase::Idle, |record| record.phase.clone());
-        let between = (&*self.now, &*self.before);
         let nobody_drawn = running.is_some_and(|record| trial::is_by_rules(&phase, &record.plan));
+        let users = self.told_of_users(&phase);
+        let between = (&*self.now, &*self.before);
         let evidence = if nobody_drawn { Evidence::All } else { Evidence::Drawn };
         let told = (evidence, self.analysis.routes_told());
         let gained = Gained::between(between, &self.config, &self.roles, told);
         let Some(gained) = gained else { return };
-        self.test_itself(gained.stable());
+        let (users, halves) = users.map(|told| (told.arms, told.halves)).unzip();
+        let gained = gained.by_users(users);
+        self.test_itself(gained.stable(), halves.flatten().as_ref());
         let between = (&*self.now, &*self.before);
         let pairs = self.is_dark().then(|| gained::pairs(between, &self.config.name));
         let mut line = self.line(&phase, &gained);
@@ -274,6 +282,7 @@ impl ServiceTask {
         }
         let analysis = &mut self.analysis;
         let observed = gained.tell(|tick| trial::observe(analysis, &phase, tick, pairs.as_ref()));
+        self.tell_what_is_slow();
         let (mut decision, mut checks) = (observed, Vec::new());
         if is_observed && observed.is_some() {
             let mut verdict = self.analysis.verdict();

@@ -334,7 +334,7 @@ mod tests {
             let latency = Histogram::default();
             let [stable, canary] =
                 arms.map(|(requests, failures)| ArmTick::new(requests, failures, &latency));
-            let decision = analysis.observe(&Tick { stable, canary, routes: &[] });
+            let decision = analysis.observe(&Tick { stable, canary, routes: &[], users: None });
             let held = Duration::from_millis(250) * (tick - since) >= steps[step].hold;
             match decision {
                 Decision::RollBack => return (Ending::RolledBack, tick),

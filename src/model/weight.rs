@@ -68,7 +68,14 @@ impl Weight {
     /// requests from stable to canary and never back.
     #[inline]
     pub const fn admits(self, uniform: u64) -> bool {
-        (((uniform as u128) * 10_000) >> 64) < self.0 as u128
+        Self::slot(uniform) < self.0
+    }
+
+    /// The largest weight that does not admit such a number: below it lie 0 to 9,999 hundredths of a percent.
+    #[inline]
+    pub const fn slot(uniform: u64) -> u16 {
+        // Below 10,000.
+        (((uniform as u128) * 10_000) >> 64) as u16
     }
 }
 

@@ -216,6 +216,7 @@ mod tests {
             name: "web".parse().unwrap(),
             routes: Arc::new([]),
             aa_test: false,
+            counts_users: false,
             sticky: None,
             cookie_signer: None,
             overrides: None,

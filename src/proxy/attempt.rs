@@ -17,6 +17,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Attempt {
     cells: Writer,
+    /// Of its client, if it is pinned.
+    slot: Option<u16>,
     endpoint: Rc<Endpoint>,
     started: Instant,
     /// From when on its client may give it up because it takes too long.
@@ -35,16 +37,38 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    pub(super) fn begin(cells: Writer, endpoint: Rc<Endpoint>, client: &Client, started: Instant) -> Self {
+    pub(super) fn begin(
+        (cells, slot): (Writer, Option<u16>),
+        endpoint: Rc<Endpoint>,
+        client: &Client,
+        started: Instant,
+    ) -> Self {
         cells.begin();
         endpoint.enter();
         let origin = endpoint.knows_clients().then(|| Rc::clone(client.origin()));
         let (kept_from, waits, ended, fails) = (None, false, false, Cell::new(None));
-        Self { cells, endpoint, started, kept_from, waits, ended, fails, origin, entry: None, half: None }
+        Self {
+            cells,
+            slot,
+            endpoint,
+            started,
+            kept_from,
+            waits,
+            ended,
+            fails,
+            origin,
+            entry: None,
+            half: None,
+        }
     }
 
     /// One that begins later, and takes its place now. Until [`Self::go`], it says nothing.
-    pub(super) fn reserve(cells: Writer, endpoint: Rc<Endpoint>, client: &Client, begins: Instant) -> Self {
+    pub(super) fn reserve(
+        cells: (Writer, Option<u16>),
+        endpoint: Rc<Endpoint>,
+        client: &Client,
+        begins: Instant,
+    ) -> Self {
         let mut reserved = Self::begin(cells, endpoint, client, begins);
         reserved.waits = true;
         reserved
@@ -89,12 +113,23 @@ impl Attempt {
     /// The same attempt in other hands; this one has ended.
     pub(super) fn hand_over(&mut self) -> Self {
         self.ended = true;
-        let Self { cells, endpoint, started, kept_from, waits: _, ended: _, fails, origin, entry, half } =
-            self;
-        let (cells, endpoint, started) = (cells.clone(), Rc::clone(endpoint), *started);
+        let Self {
+            cells,
+            slot,
+            endpoint,
+            started,
+            kept_from,
+            waits: _,
+            ended: _,
+            fails,
+            origin,
+            entry,
+            half,
+        } = self;
+        let (cells, slot, endpoint, started) = (cells.clone(), *slot, Rc::clone(endpoint), *started);
         let (kept_from, waits, ended, fails) = (*kept_from, false, false, fails.clone());
         let (origin, entry, half) = (origin.take(), entry.take(), half.take());
-        Self { cells, endpoint, started, kept_from, waits, ended, fails, origin, entry, half }
+        Self { cells, slot, endpoint, started, kept_from, waits, ended, fails, origin, entry, half }
     }
 
     /// When it began.
@@ -176,7 +211,7 @@ impl Attempt {
                     | Outcome::Cut
                     | Outcome::Informational
             );
-            self.cells.end(outcome, failed, answered.then(|| now - self.started));
+            self.cells.end_pinned(self.slot, outcome, failed, answered.then(|| now - self.started));
         }
         now
     }

@@ -225,7 +225,7 @@ impl View {
         let retries = retries(topology, hub, worker, before);
         let mirrors = mirrors(topology, hub, worker, before);
         Self {
-            ledger: hub.open_ledger(worker, entries(topology, keys)),
+            ledger: hub.open_ledger(worker, entries(topology, keys, hub)),
             snapshot,
             backends,
             gates,
@@ -316,9 +316,13 @@ fn keys(topology: &Topology) -> Vec<Key> {
     topology.backends().iter().map(key).collect()
 }
 
-fn entries(topology: &Topology, keys: Vec<Key>) -> Arc<[Entry]> {
-    let routes = topology.backends().iter().map(|backend| &topology.service(backend.service).routes);
-    keys.into_iter().zip(routes).map(|(key, routes)| Entry { key, routes: Arc::clone(routes) }).collect()
+fn entries(topology: &Topology, keys: Vec<Key>, hub: &Hub) -> Arc<[Entry]> {
+    let services = topology.backends().iter().map(|backend| topology.service(backend.service));
+    let entry = |(key, service): (Key, &Service)| {
+        let users = service.counts_users.then(|| hub.users().of(&key.service));
+        Entry { key, routes: Arc::clone(&service.routes), users }
+    };
+    keys.into_iter().zip(services).map(entry).collect()
 }
 
 /// Each backend's endpoints; those that were there before keep their connections.

@@ -179,7 +179,7 @@ impl Copy {
         let Ok(endpoint) = endpoint else { return pair.give_up(MirrorResult::DroppedNoEndpoint) };
         pair.begin_copy(now);
         pair.look_at(&endpoint, now);
-        let mut attempt = Attempt::begin(place.0.cells.writer(), endpoint, &client, now);
+        let mut attempt = Attempt::begin((place.0.cells.writer(), None), endpoint, &client, now);
         attempt.pair_with(pair.half(Role::Canary));
         *request.body_mut() = RequestBody::recorded(body, trailers);
         let deadline = context.timers().deadline();

@@ -103,7 +103,7 @@ impl Retry {
         service.budget.borrow_mut().earn(service.second(now));
         let response = routed.wait.timeouts.response;
         routed.wait.timeouts.response = rules.for_one_try(response);
-        let Assignment { backend: _, role, reason, half: _ } = routed.way.assignment();
+        let Assignment { backend: _, role, reason, .. } = routed.way.assignment();
         // Whoever asks for the canary wants to see what it does.
         let shields = rules.shield && role == Role::Canary && reason.is_drawn();
         if rules.attempts == 0 && !shields {

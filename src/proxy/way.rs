@@ -115,11 +115,12 @@ impl Way {
     /// The same with the stable backend, where the canary has failed.
     pub(super) fn shielded(&self) -> Assignment {
         let backend = self.view.snapshot.split(self.service).stable;
-        Assignment { backend, role: Role::Stable, reason: Reason::Shield, half: None }
+        Assignment { backend, role: Role::Stable, reason: Reason::Shield, half: None, slot: None }
     }
 
-    /// The right to count an attempt at an endpoint to which it, or this, leads.
-    pub(super) fn writer(&self, to: Assignment, endpoint: &Endpoint, now: Instant) -> Writer {
+    /// The right to count an attempt at an endpoint to which it, or this, leads; and the client's slot, if it is
+    /// pinned.
+    pub(super) fn writer(&self, to: Assignment, endpoint: &Endpoint, now: Instant) -> (Writer, Option<u16>) {
         let part = if endpoint.is_warming(now) {
             Part::Warming
         } else if let Some(half) = to.half.filter(|_| self.service().aa_test) {
@@ -132,7 +133,7 @@ impl Way {
                 route.map_or(Part::Sent, Part::SentRoute)
             }
         };
-        self.view.writer(to.backend, to.role, part)
+        (self.view.writer(to.backend, to.role, part), to.slot)
     }
 
     /// From now on, it leads there.
@@ -158,7 +159,7 @@ impl Way {
 
     /// The same way to the canary, if it leads to stable and there is a canary.
     pub(super) fn aside(&self) -> Option<Self> {
-        let Assignment { backend: _, role, reason, half: _ } = self.assignment;
+        let Assignment { backend: _, role, reason, .. } = self.assignment;
         let split = self.view.snapshot.split(self.service);
         let canary = split.by_role(Role::Canary, reason).filter(|_| role == Role::Stable)?;
         let (view, service, route) = (Rc::clone(&self.view), self.service, self.route);

@@ -21,6 +21,7 @@ use crate::{
         error_rate::Sample,
         paired::Counts,
         settings::Settings,
+        users::Users,
         verdict::{Arms, Verdict},
     },
     model::{
@@ -52,6 +53,9 @@ pub struct Line {
     /// The same by route, each with the same routes in the same order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
+    /// What users did, where they are what is compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<Box<Users>>,
     /// In a dark step, the pairs of requests and copies that ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pairs: Option<Counts>,
@@ -208,6 +212,7 @@ impl Line {
             stable: Arm::of(&tick.stable),
             canary: Arm::of(&tick.canary),
             routes: routes.iter().zip(tick.routes).map(route).collect(),
+            users: tick.users.cloned().map(Box::new),
             pairs: None,
             endpoints: Vec::new(),
             checks: Vec::new(),
@@ -263,7 +268,8 @@ impl Replay {
         trial::follow(analysis, before, &phase, plan);
         let routes: Vec<_> =
             line.routes.iter().map(|route| Arms { stable: route.stable, canary: route.canary }).collect();
-        let tick = Tick { stable: line.stable.tick(), canary: line.canary.tick(), routes: &routes };
+        let (stable, canary) = (line.stable.tick(), line.canary.tick());
+        let tick = Tick { stable, canary, routes: &routes, users: line.users.as_deref() };
         let decision = trial::observe(analysis, &phase, &tick, line.pairs.as_ref());
         *before = phase;
         let mut verdict = decision.map(|_| analysis.verdict())?;

@@ -55,7 +55,7 @@ pub fn observe(
 ) -> Option<Decision> {
     match (phase, pairs) {
         (Phase::Stepping { .. } | Phase::Paused { .. }, Some(pairs)) => {
-            Some(analysis.observe_dark(&tick.stable, pairs))
+            Some(analysis.observe_dark(tick, pairs))
         }
         _ => observe_users(analysis, phase, tick),
     }
@@ -68,7 +68,7 @@ fn observe_users(analysis: &mut Analysis, phase: &Phase, tick: &Tick<'_>) -> Opt
         // These end with the next tick, whatever is seen in it.
         Phase::Promoting { .. } | Phase::RollingBack { .. } => Some(Decision::Continue),
         Phase::Idle | Phase::Preparing { .. } => {
-            analysis.observe_before(&tick.stable);
+            analysis.observe_before(&tick.stable, tick.users);
             None
         }
         Phase::Succeeded { .. } | Phase::RolledBack { .. } => None,

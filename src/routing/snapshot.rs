@@ -118,6 +118,8 @@ pub struct Service {
     pub routes: Arc<[Arc<str>]>,
     /// Whether stable is split against itself while it has everything.
     pub aa_test: bool,
+    /// Whether control wants to know which of those clients failed that are pinned.
+    pub counts_users: bool,
     /// How clients are recognised, if they are.
     pub sticky: Option<Sticky>,
     /// What signs their cookies, if anything does: a handle that is only passed on here.

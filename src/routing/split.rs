@@ -76,6 +76,9 @@ pub struct Assignment {
     /// While stable gets everything, the half of its requests that this one is in: a hidden split of stable
     /// against itself, by the same numbers that would decide between it and a canary.
     pub half: Option<bool>,
+    /// Where the client is pinned: its slot, which is the canary's if it is below the weight's hundredths of
+    /// a percent.
+    pub slot: Option<u16>,
 }
 
 impl Split {
@@ -101,18 +104,20 @@ impl Split {
             Role::Stable => self.stable,
             Role::Canary => self.canary?,
         };
-        Some(Assignment { backend, role, reason, half: None })
+        Some(Assignment { backend, role, reason, half: None, slot: None })
     }
 
     fn assign(&self, uniform: u64, reason: Reason) -> Assignment {
+        let slot = (reason == Reason::Sticky).then(|| Weight::slot(uniform));
         match self.canary {
             Some(backend) if self.weight.admits(uniform) => {
-                Assignment { backend, role: Role::Canary, reason, half: None }
+                Assignment { backend, role: Role::Canary, reason, half: None, slot }
             }
             _ => {
-                // The weight looks at the leading bits, so the last one is independent of it.
-                let half = (self.weight == Weight::ZERO).then_some(uniform & 1 == 1);
-                Assignment { backend: self.stable, role: Role::Stable, reason, half }
+                // A slot as a whole, as it would be in a rollout.
+                let odd = slot.map_or(uniform, u64::from) & 1 == 1;
+                let half = (self.weight == Weight::ZERO).then_some(odd);
+                Assignment { backend: self.stable, role: Role::Stable, reason, half, slot }
             }
         }
     }
@@ -172,9 +177,8 @@ mod tests {
 
     #[test]
     fn another_salt_reshuffles() {
-        let same = (0..10_000u32)
-            .filter(|i| split(50.0, 1).by_key(&i.to_le_bytes()) == split(50.0, 2).by_key(&i.to_le_bytes()))
-            .count();
+        let side = |salt, key: u32| split(50.0, salt).by_key(&key.to_le_bytes()).role;
+        let same = (0..10_000u32).filter(|i| side(1, *i) == side(2, *i)).count();
         // Independent halves agree half the time: standard deviation 50; five of them.
         assert!((4_750..=5_250).contains(&same), "{same}");
     }

@@ -90,7 +90,7 @@ impl Course<'_> {
             let (phase, exposure) = (&Phase::Idle, Exposure::NONE);
             let seen = Seen { phase, exposure, until: now + seconds, world: &world };
             look(&seen);
-            analysis.observe_before(&seen.tick().stable);
+            analysis.observe_before(&seen.tick().stable, None);
         }
         let mut phase = begin(plan, &mut analysis);
         let mut weight = Weight::ZERO;
@@ -198,7 +198,7 @@ impl Seen<'_> {
         // A promoted canary is the stable one.
         let [stable, canary] = self.world.did();
         let (stable, canary) = if self.exposure.swapped { (canary, stable) } else { (stable, canary) };
-        Tick { stable: arm(stable), canary: arm(canary), routes: &[] }
+        Tick { stable: arm(stable), canary: arm(canary), routes: &[], users: None }
     }
 }
 

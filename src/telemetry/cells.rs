@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use super::users::UserCells;
 use crate::model::{
     histogram::{self, BLOCK, BUCKETS, Histogram},
     outcome::Outcome,
@@ -29,6 +30,12 @@ impl Counter {
     #[inline]
     pub fn sub_one(&self) {
         self.0.store(self.0.load(Relaxed).wrapping_sub(1), Relaxed);
+    }
+
+    /// Sets the number to zero. Only its one writer may call this.
+    #[inline]
+    pub(super) fn clear(&self) {
+        self.0.store(0, Relaxed);
     }
 
     /// The number as of some moment not long ago.
@@ -103,6 +110,8 @@ pub struct Cells {
     in_flight: Counter,
     connect_failures: Counter,
     latency: Latencies,
+    /// Of the users whose attempts these are, where they are the unit.
+    users: Option<Box<UserCells>>,
     /// What these are a part of, which counts the same.
     whole: Option<Arc<Self>>,
 }
@@ -113,18 +122,31 @@ impl Cells {
         Self { latency: Latencies::none(), whole: Some(Arc::clone(whole)), ..Self::default() }
     }
 
+    /// The same with what is known of users.
+    pub(super) fn with_users(self, users: Option<UserCells>) -> Self {
+        Self { users: users.map(Box::new), ..self }
+    }
+
+    /// What is known of users, where they are the unit.
+    pub(super) fn users(&self) -> Option<&UserCells> {
+        self.users.as_deref()
+    }
+
     fn whole(&self) -> &Self {
         self.whole.as_deref().unwrap_or(self)
     }
 
     #[inline]
-    fn end(&self, outcome: Outcome, failed: bool, latency: Option<Duration>) {
+    fn end(&self, slot: Option<u16>, outcome: Outcome, failed: bool, latency: Option<Duration>) {
         self.outcomes[outcome.index()].add(1);
         if failed {
             self.failures.add(1);
         }
         if let Some(latency) = latency {
             self.latency.record(latency);
+        }
+        if let Some(users) = self.users.as_ref().filter(|_| outcome.counts()) {
+            users.end(slot, failed, latency);
         }
     }
 
@@ -177,11 +199,17 @@ impl Writer {
     /// its response, where there was one.
     #[inline]
     pub fn end(&self, outcome: Outcome, failed: bool, latency: Option<Duration>) {
+        self.end_pinned(None, outcome, failed, latency);
+    }
+
+    /// The same of a client that is pinned by this slot, if it is.
+    #[inline]
+    pub fn end_pinned(&self, slot: Option<u16>, outcome: Outcome, failed: bool, latency: Option<Duration>) {
         let cells = &*self.cells;
         cells.whole().in_flight.sub_one();
-        cells.end(outcome, failed, latency);
+        cells.end(slot, outcome, failed, latency);
         if let Some(whole) = &cells.whole {
-            whole.end(outcome, failed, latency);
+            whole.end(slot, outcome, failed, latency);
         }
     }
 

@@ -13,6 +13,7 @@ use super::{
     in_flight::Limits,
     mirror::{MirrorCells, MirrorTotals, Pairs},
     retries::{RetryCells, RetryTotals},
+    users::{ByService as UsersByService, Rules, UserCells},
 };
 use crate::{
     clock,
@@ -313,11 +314,13 @@ pub struct Entry {
     pub key: Key,
     /// The routes that are counted apart.
     pub routes: Arc<[Arc<str>]>,
+    /// What goes for users, where they are the unit.
+    pub users: Option<Arc<Rules>>,
 }
 
 impl From<Key> for Entry {
     fn from(key: Key) -> Self {
-        Self { key, routes: Arc::new([]) }
+        Self { key, routes: Arc::new([]), users: None }
     }
 }
 
@@ -325,6 +328,19 @@ impl Entry {
     /// How many slots it has for one role.
     fn parts(&self) -> usize {
         Part::FIXED + 2 * self.routes.len()
+    }
+
+    /// Cells of what users do in a part, where that is compared.
+    fn user_cells(&self, role: Role, part: Part) -> Option<UserCells> {
+        let (role, is_route) = match part {
+            Part::Rest => (role, false),
+            Part::Route(_) => (role, true),
+            // It plays the canary.
+            Part::Half(true) => (Role::Canary, false),
+            Part::Half(false) => (Role::Stable, false),
+            Part::Warming | Part::Sent | Part::SentRoute(_) => return None,
+        };
+        Some(UserCells::new(Arc::clone(self.users.as_ref()?), role, is_route))
     }
 
     /// The same part in another ledger.
@@ -377,9 +393,12 @@ impl Ledger {
 
     /// The cells of a part, which are made with those that they are a part of.
     fn made(&self, backend: usize, role: Role, part: Part) -> &Arc<Cells> {
-        self.slot(backend, role, part).get_or_init(|| match part.whole() {
-            Some(whole) => Arc::new(Cells::part_of(self.made(backend, role, whole))),
-            None => Arc::default(),
+        self.slot(backend, role, part).get_or_init(|| {
+            let cells = match part.whole() {
+                Some(whole) => Cells::part_of(self.made(backend, role, whole)),
+                None => Cells::default(),
+            };
+            Arc::new(cells.with_users(self.entries[backend].user_cells(role, part)))
         })
     }
 
@@ -399,7 +418,8 @@ impl Ledger {
     }
 
     fn existing(&self, entry: &Entry, role: Role, part: Part) -> Option<Arc<Cells>> {
-        let backend = self.entries.iter().position(|known| known.key == entry.key)?;
+        let same = |known: &Entry| known.key == entry.key && known.users.is_some() == entry.users.is_some();
+        let backend = self.entries.iter().position(same)?;
         let part = entry.part_in(part, &self.entries[backend])?;
         self.slot(backend, role, part).get().cloned()
     }
@@ -411,6 +431,7 @@ pub struct Hub {
     workers: Box<[Shelf]>,
     health: Board,
     in_flight: Limits,
+    users: UsersByService,
 }
 
 #[derive(Debug)]
@@ -436,7 +457,7 @@ impl Hub {
         };
         let health = Board::new(clock::monotonic());
         let workers = (0..workers).map(|_| shelf()).collect();
-        Self { workers, health, in_flight: Limits::default() }
+        Self { workers, health, in_flight: Limits::default(), users: UsersByService::default() }
     }
 
     /// The health of all endpoints.
@@ -447,6 +468,11 @@ impl Hub {
     /// How many requests at a time services may have.
     pub fn in_flight(&self) -> &Limits {
         &self.in_flight
+    }
+
+    /// What goes for the users of services whose unit they are.
+    pub fn users(&self) -> &UsersByService {
+        &self.users
     }
 
     /// How many workers there are.
@@ -531,7 +557,7 @@ mod tests {
         let service: ServiceName = "web".parse().unwrap();
         let routes: Arc<[Arc<str>]> = routes.iter().map(|route| (*route).into()).collect();
         let key = |backend: &&str| Key { service: service.clone(), backend: backend.parse().unwrap() };
-        backends.iter().map(|b| Entry { key: key(b), routes: Arc::clone(&routes) }).collect()
+        backends.iter().map(|b| Entry { key: key(b), routes: Arc::clone(&routes), users: None }).collect()
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub use super::{
     endpoints::{Counted, Endpoints},
     mirror::Pairs,
     retries::RetryTotals,
+    users::{Mark, Marked, Others, Rules},
 };
 use crate::model::{
     histogram::Histogram,
@@ -189,6 +190,49 @@ pub fn read(hub: &Hub) -> BTreeMap<Series, Totals> {
     sums
 }
 
+/// What is known of the users of one backend in one role, where they are the unit.
+#[derive(Debug, Clone, Default)]
+pub struct UserTotals {
+    /// Of requests in none of the halves.
+    whole: (Marked, Others),
+    /// Of those in each half, if the backend was split against itself.
+    pub halves: [(Marked, Others); 2],
+    /// Of those on each route that is counted apart, which are in the whole as well; only failures.
+    pub routes: BTreeMap<Arc<str>, (Marked, Others)>,
+}
+
+impl UserTotals {
+    /// Of all requests.
+    pub fn all(&self) -> (Marked, Others) {
+        let (mut marked, mut others) = self.whole.clone();
+        for (half, more) in &self.halves {
+            marked.merge(half);
+            others.add(more);
+        }
+        (marked, others)
+    }
+}
+
+/// Reads what every worker knows of users, where they are the unit.
+pub fn read_users(hub: &Hub) -> BTreeMap<Series, UserTotals> {
+    let mut sums: BTreeMap<Series, UserTotals> = BTreeMap::new();
+    for (ledger, _) in hub.workers() {
+        for (entry, role, part, cells) in ledger.cells() {
+            let Some(users) = cells.users() else { continue };
+            let key = &entry.key;
+            let sum = sums.entry((key.service.clone(), key.backend.clone(), role)).or_default();
+            users.add_to(match part {
+                Part::Half(half) => &mut sum.halves[usize::from(half)],
+                Part::Route(place) => {
+                    sum.routes.entry(Arc::clone(&entry.routes[usize::from(place)])).or_default()
+                }
+                Part::Rest | Part::Warming | Part::Sent | Part::SentRoute(_) => &mut sum.whole,
+            });
+        }
+    }
+    sums
+}
+
 /// Reads what every worker has counted of each endpoint, and sums it.
 pub fn read_endpoints(hub: &Hub) -> Endpoints<Counted> {
     let mut sums = Endpoints::default();
@@ -227,10 +271,41 @@ mod tests {
     }
 
     #[test]
+    fn users_are_told_apart_by_slots_over_all_workers() {
+        let hub = Hub::new(2);
+        let key = Key { service: "web".parse().unwrap(), backend: "v1".parse().unwrap() };
+        let rules = hub.users().of(&key.service);
+        let users = Some(Arc::clone(&rules));
+        let entry = Entry { key: key.clone(), routes: Arc::new(["/a".into()]), users };
+        let parts =
+            [Part::Rest, Part::Route(0), Part::Half(true), Part::Warming, Part::Sent, Part::SentRoute(0)];
+        for worker in 0..2 {
+            let ledger = hub.open_ledger(worker, Arc::new([entry.clone()]));
+            for (slot, part) in (0..).zip(parts) {
+                let writer = ledger.writer(0, Role::Stable, part);
+                // One of each part is both workers'.
+                for slot in [10 * slot, 10 * slot + 1 + worker as u16] {
+                    writer.begin();
+                    writer.end_pinned(Some(slot), Outcome::ServerError, true, None);
+                }
+                writer.begin();
+                writer.end_pinned(Some(9_000), Outcome::ClientAbort, false, None);
+            }
+        }
+        let totals = read_users(&hub).remove(&(key.service, key.backend, Role::Stable)).unwrap();
+        let count = |(marked, _): &(Marked, Others), mark| rules.slots(marked, mark).count();
+        // Three of the rest, of the route and of the half; what is warming up or was sent says nothing.
+        assert_eq!((count(&totals.all(), Mark::Seen), count(&totals.all(), Mark::Failed)), (9, 9));
+        assert_eq!(count(&totals.halves[1], Mark::Failed), 3);
+        let route = &totals.routes["/a"];
+        assert_eq!((count(route, Mark::Seen), count(route, Mark::Failed)), (0, 3));
+    }
+
+    #[test]
     fn parts_are_told_apart_and_are_in_the_whole() {
         let hub = Hub::new(2);
         let key = Key { service: "web".parse().unwrap(), backend: "v1".parse().unwrap() };
-        let entry = Entry { key: key.clone(), routes: Arc::new(["/a".into(), "/b".into()]) };
+        let entry = Entry { key: key.clone(), routes: Arc::new(["/a".into(), "/b".into()]), users: None };
         let serve = |part| {
             for worker in 0..2 {
                 let ledger = hub.open_ledger(worker, Arc::new([entry.clone()]));

@@ -68,6 +68,7 @@
 //! | `upgrade` | WebSockets and other tunnels |
 //! | `tls` | TLS between clients and the proxy: certificates, versions, client certificates, reload |
 //! | `upstream_tls` | TLS between the proxy and its backends: whom it believes, and who is blamed |
+//! | `users` | pinned clients: one counts once, however many requests it makes |
 //! | `waiting` | what a rollout waits for beside evidence: people, time |
 //! | `weights` | the split: how even it is, and when a change of it is seen |
 
@@ -139,6 +140,7 @@ mod timeouts;
 mod tls;
 mod upgrade;
 mod upstream_tls;
+mod users;
 mod waiting;
 mod weights;
 

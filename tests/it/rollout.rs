@@ -31,7 +31,11 @@ impl Load {
     /// The same for these targets, one after the other.
     pub fn of(tidegate: &Tidegate, targets: &[&str], check: fn(&Response)) -> Self {
         let requests = targets.iter().map(|target| format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"));
-        let (requests, count) = (requests.collect::<String>(), targets.len());
+        Self::sending(tidegate, requests.collect(), targets.len(), check)
+    }
+
+    /// The same for so many requests as they are written.
+    pub fn sending(tidegate: &Tidegate, requests: String, count: usize, check: fn(&Response)) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let client = |_| {
             let (over, address, requests) = (Arc::clone(&over), tidegate.address(), requests.clone());

@@ -42,7 +42,12 @@ fn a_sick_route_is_found_in_a_healthy_service() {
                 Arms { stable: sample(10, 0), canary: sample(2, 1) },
                 Arms::default(),
             ];
-            let tick = Tick { stable: arm((900, 9), &none), canary: arm((100, 1), &none), routes: &routes };
+            let tick = Tick {
+                stable: arm((900, 9), &none),
+                canary: arm((100, 1), &none),
+                routes: &routes,
+                users: None,
+            };
             observe_tick(&mut analysis, &tick)
         })
         .take_while(|verdict| verdict.decision != Decision::RollBack)
@@ -68,7 +73,7 @@ fn a_cold_endpoint_is_left_out_unless_it_answers_nothing() {
         let warming = Sample { requests, failures };
         let canary = ArmTick { warming, ..arm((50, 0), &none) };
         for _ in 0..10 {
-            let tick = Tick { stable: arm((450, 0), &none), canary, routes: &[] };
+            let tick = Tick { stable: arm((450, 0), &none), canary, routes: &[], users: None };
             observe_tick(&mut analysis, &tick);
         }
         analysis.verdict()
@@ -79,7 +84,7 @@ fn a_cold_endpoint_is_left_out_unless_it_answers_nothing() {
     assert_eq!(verdict.decision, Decision::Advance);
     let mut analysis = Analysis::new(&only_errors(), 600);
     let canary = ArmTick { warming: Sample { requests: 20, failures: 20 }, ..arm((0, 0), &none) };
-    let tick = Tick { stable: arm((450, 0), &none), canary, routes: &[] };
+    let tick = Tick { stable: arm((450, 0), &none), canary, routes: &[], users: None };
     assert_eq!(observe_tick(&mut analysis, &tick).reason, Reason::OnlyFailures { failures: 20 });
 }
 
@@ -91,7 +96,7 @@ fn who_is_sent_is_compared_with_nobody_but_limits_hold() {
         let mut analysis = Analysis::new(settings, 600);
         let sent = Some(Sent { sample: Sample { requests: 20, failures: 20 }, latency: &slow });
         let canary = ArmTick { sent, ..arm((50, 0), &none) };
-        let tick = Tick { stable: arm((450, 0), &none), canary, routes: &[] };
+        let tick = Tick { stable: arm((450, 0), &none), canary, routes: &[], users: None };
         (0..10).map(|_| observe_tick(&mut analysis, &tick)).last().unwrap()
     };
     let verdict = sent_to(&Settings::default());

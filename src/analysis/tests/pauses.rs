@@ -32,7 +32,7 @@ fn is_rolled_back(seed: u64, tail: f64, dispersion: Option<f64>) -> bool {
         let is_paused = pause > 0;
         pause -= u32::from(is_paused);
         if tick < 120 {
-            analysis.observe_before(&arm((125, 0), &latencies(&mut rng, 125, 1.0, is_paused)));
+            analysis.observe_before(&arm((125, 0), &latencies(&mut rng, 125, 1.0, is_paused)), None);
             return false;
         }
         let to_canary = binomial(&mut rng, 125, 0.5);
@@ -40,7 +40,7 @@ fn is_rolled_back(seed: u64, tail: f64, dispersion: Option<f64>) -> bool {
         let stable = latencies(&mut rng, to_stable, 1.0, is_paused);
         let canary = latencies(&mut rng, to_canary, tail, is_paused);
         let (stable, canary) = (arm((to_stable, 0), &stable), arm((to_canary, 0), &canary));
-        analysis.observe(&Tick { stable, canary, routes: &[] }) == Decision::RollBack
+        analysis.observe(&Tick { stable, canary, routes: &[], users: None }) == Decision::RollBack
     })
 }
 

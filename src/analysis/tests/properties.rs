@@ -106,7 +106,7 @@ proptest! {
             let route = Arms { stable: *stable, canary: *canary };
             let stable = arm(*stable, stable_latency);
             let canary = arm(*canary, canary_latency);
-            let decision = analysis.observe(&Tick { stable, canary, routes: &[route, Arms::default()] });
+            let decision = analysis.observe(&Tick { stable, canary, routes: &[route, Arms::default()], users: None });
             let verdict = analysis.verdict();
             prop_assert_eq!(verdict.decision, decision);
             assert_finite(&verdict)?;
