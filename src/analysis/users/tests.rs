@@ -133,7 +133,7 @@ fn what_is_not_a_first_failure_is_no_evidence_against_the_canary() {
     for _ in 0..100 {
         let (stable, canary) = (ArmTick::new(900, 0, &none), ArmTick::new(100, 40, &none));
         let decision = analysis.observe(&Tick { stable, canary, routes: &[], users: Some(&users) });
-        assert_eq!(decision, Decision::Continue);
+        assert_ne!(decision, Decision::RollBack);
     }
     // But it is no proof of the contrary either.
     assert!(analysis.verdict().promotion_evidence < 0.0);
