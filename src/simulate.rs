@@ -7,6 +7,7 @@
 //!
 //! One seed is one result, on however many threads it is computed.
 
+pub mod crowd;
 mod drive;
 mod judge;
 pub mod plot;
@@ -56,6 +57,8 @@ pub struct Setup {
 pub enum Rule {
     /// Ours.
     Tidegate,
+    /// Ours, but by requests where clients are pinned: what would be if the unit were not the user.
+    ByRequests,
     /// Somebody else's.
     Rival(Rival),
 }
@@ -65,6 +68,7 @@ impl Rule {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Tidegate => "tidegate",
+            Self::ByRequests => "requests",
             Self::Rival(rival) => rival.as_str(),
         }
     }
@@ -138,13 +142,17 @@ pub struct Row {
 
 /// Runs everything; `done` hears of each row as it is ready.
 pub fn simulate(setup: &Setup, mut done: impl FnMut(&Row)) -> Vec<Row> {
-    let rules = || std::iter::once(Rule::Tidegate).chain(setup.rivals.iter().copied().map(Rule::Rival));
+    let rules = |scenario: &Scenario| {
+        let beside = scenario.crowd.map(|_| Rule::ByRequests);
+        let rivals = setup.rivals.iter().copied().map(Rule::Rival);
+        std::iter::once(Rule::Tidegate).chain(beside).chain(rivals)
+    };
     let mut rows = Vec::new();
     for scenario in &setup.scenarios {
         let latencies = scenario.latency.map(Latencies::new);
         let cost = drive::Cost::new(scenario, setup.horizon);
         for &rate in &setup.rates {
-            for rule in rules() {
+            for rule in rules(scenario) {
                 let course =
                     drive::Course { setup, scenario, latencies: latencies.as_ref(), cost: &cost, rate };
                 let row = sum_up(scenario, (rate, rule), &outcomes(setup, &course, rule));

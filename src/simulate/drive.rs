@@ -9,7 +9,10 @@ use super::{
     world::{Did, Latencies, World},
 };
 use crate::{
-    analysis::{Analysis, ArmTick, Tick, attribution::Attribution, error_rate::Sample, verdict::Decision},
+    analysis::{
+        Analysis, ArmTick, Tick, attribution::Attribution, error_rate::Sample, users::Users,
+        verdict::Decision,
+    },
     model::{time::Timestamp, weight::Weight},
     rollout::{
         event::{Command, Event},
@@ -65,7 +68,8 @@ impl Course<'_> {
     pub(super) fn run(&self, rule: Rule, seed: u64) -> Outcome {
         let world = World::new(self.scenario, self.latencies, self.rate, seed);
         match rule {
-            Rule::Tidegate => self.by_ours(world, |_| ()),
+            Rule::Tidegate => self.by_ours(world, true, |_| ()),
+            Rule::ByRequests => self.by_ours(world, false, |_| ()),
             Rule::Rival(rival) => self.by(rival, world),
         }
     }
@@ -73,13 +77,14 @@ impl Course<'_> {
     /// What one run of ours is given to judge by, line by line.
     pub(super) fn record(&self, seed: u64) -> Vec<Line> {
         let mut lines = Vec::new();
-        self.by_ours(World::new(self.scenario, self.latencies, self.rate, seed), |seen| {
+        self.by_ours(World::new(self.scenario, self.latencies, self.rate, seed), true, |seen| {
             lines.extend(seen.line());
         });
         lines
     }
 
-    fn by_ours(&self, mut world: World<'_>, mut look: impl FnMut(&Seen<'_>)) -> Outcome {
+    /// By users where clients are pinned, if that is wanted.
+    fn by_ours(&self, mut world: World<'_>, by_users: bool, mut look: impl FnMut(&Seen<'_>)) -> Outcome {
         let Setup { plan, settings, tick: length, horizon, .. } = self.setup;
         let seconds = length.as_secs_f64();
         let mut analysis = trial::begin(settings, plan, *length).without_intervals();
@@ -88,10 +93,12 @@ impl Course<'_> {
             let now = tick as f64 * seconds - BEFORE;
             world.pass((now, seconds), [1.0, 0.0]);
             let (phase, exposure) = (&Phase::Idle, Exposure::NONE);
-            let seen = Seen { phase, exposure, until: now + seconds, world: &world };
+            let users = world.users(Weight::ZERO).filter(|_| by_users);
+            let seen = Seen { phase, exposure, until: now + seconds, world: &world, users };
             look(&seen);
-            analysis.observe_before(&seen.tick().stable, None);
+            analysis.observe_before(&seen.tick().stable, seen.users.as_ref());
         }
+        world.begin();
         let mut phase = begin(plan, &mut analysis);
         let mut weight = Weight::ZERO;
         let (mut harmed, mut promoted, mut held) = (0.0, None, false);
@@ -106,7 +113,8 @@ impl Course<'_> {
                 harmed += share * self.rate * self.cost.between(now, then);
             }
             let exposure = Exposure { weight: exposure.weight.min(weight), ..exposure };
-            let seen = Seen { phase: &phase, exposure, until: then, world: &world };
+            let users = world.users(weight).filter(|_| by_users && !exposure.swapped);
+            let seen = Seen { phase: &phase, exposure, until: then, world: &world, users };
             look(&seen);
             let Some(mut decision) = trial::observe(&mut analysis, &phase, &seen.tick(), None) else { break };
             if decision == Decision::RollBack
@@ -178,6 +186,8 @@ struct Seen<'a> {
     /// When it ends, in seconds from the first step.
     until: f64,
     world: &'a World<'a>,
+    /// What users did, where they are compared.
+    users: Option<Users>,
 }
 
 impl Seen<'_> {
@@ -198,7 +208,7 @@ impl Seen<'_> {
         // A promoted canary is the stable one.
         let [stable, canary] = self.world.did();
         let (stable, canary) = if self.exposure.swapped { (canary, stable) } else { (stable, canary) };
-        Tick { stable: arm(stable), canary: arm(canary), routes: &[], users: None }
+        Tick { stable: arm(stable), canary: arm(canary), routes: &[], users: self.users.as_ref() }
     }
 }
 

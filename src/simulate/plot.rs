@@ -84,6 +84,7 @@ fn steps(row: &Row, horizon: f64) -> Vec<(f64, f64)> {
 fn color(rule: Rule) -> RGBColor {
     match rule {
         Rule::Tidegate => RGBColor(0, 114, 178),
+        Rule::ByRequests => RGBColor(86, 180, 233),
         Rule::Rival(Rival::Flagger) => RGBColor(230, 159, 0),
         Rule::Rival(Rival::Argo) => RGBColor(204, 121, 167),
         Rule::Rival(Rival::Kayenta) => RGBColor(0, 158, 115),

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+pub use super::crowd::Crowd;
+
 /// A quantity over time.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Shape {
@@ -105,6 +107,8 @@ pub struct Scenario {
     pub cluster: u64,
     /// How slow the canary is; where there is nothing, latency is not looked at.
     pub latency: Option<Slowness>,
+    /// Who makes the requests, where clients are pinned; else each request is drawn.
+    pub crowd: Option<Crowd>,
     /// Endpoints of the canary, of which the first alone fails more than stable.
     pub endpoints: u64,
     /// From when on the canary is worse than it may be, in seconds; nothing if it never is.
@@ -122,6 +126,7 @@ impl Scenario {
             stable: Shape::Constant(stable),
             canary: Shape::Constant(canary),
             cluster: 1,
+            crowd: None,
             latency: None,
             endpoints: 1,
             bad_from: bad.then_some(0.0),
@@ -136,8 +141,8 @@ impl Scenario {
         if self.bad_from.is_some_and(|from| time >= from) { failing.max(slow) } else { 0.0 }
     }
 
-    /// What everybody should be asked about: ten in which nothing is wrong with the canary, and
-    /// eleven in which something is.
+    /// What everybody should be asked about: eleven in which nothing is wrong with the canary, and
+    /// twelve in which something is.
     pub fn all() -> Vec<Self> {
         let fine = |name, what, rate| Self::constant(name, what, (rate, rate), false);
         let bad = |name, what, from, to| Self::constant(name, what, (from, to), true);
@@ -171,6 +176,14 @@ impl Scenario {
                     Shape::Wave { around: 0.005, swing: 0.9, period: 170.0 },
                 )
             },
+            Self {
+                crowd: Some(CROWD),
+                ..fine(
+                    "heavy-users",
+                    "of fifty users with 1 % of requests each two always fail; 0.1 % else",
+                    0.001,
+                )
+            },
             Self { cluster: 4, ..fine("clusters", "both fail 1 %, four requests at a time", 0.01) },
             Self {
                 latency: Some(Slowness { share: 0.0, times: 1.0 }),
@@ -179,6 +192,10 @@ impl Scenario {
             bad("0.1-to-0.3", "0.1 % against 0.3 %", 0.001, 0.003),
             bad("0.1-to-0.9", "0.1 % against 0.9 %", 0.001, 0.009),
             bad("0.1-to-5", "0.1 % against 5 %", 0.001, 0.05),
+            Self {
+                crowd: Some(CROWD),
+                ..bad("heavy-1-to-5", "the same users, but else 1 % against 5 %", 0.01, 0.05)
+            },
             bad("0.1-to-50", "0.1 % against 50 %", 0.001, 0.5),
             bad("0-to-1", "0 against 1 %", 0.0, 0.01),
             Self {
@@ -207,6 +224,9 @@ impl Scenario {
         ]
     }
 }
+
+/// Half of all requests are of fifty clients, two of whom always fail, the other half of two thousand.
+const CROWD: Crowd = Crowd { heavy: 50, doomed: 2, light: 2_000 };
 
 #[cfg(test)]
 mod tests {

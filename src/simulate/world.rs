@@ -12,10 +12,16 @@ use std::ops::Range;
 use rand::{Rng, RngExt, SeedableRng, rngs::SmallRng};
 use rand_distr::{Distribution, Poisson};
 
-use super::scenario::{Scenario, Slowness};
+use super::{
+    crowd::Clients,
+    scenario::{Scenario, Slowness},
+};
 use crate::{
-    analysis::error_rate::Sample,
-    model::histogram::{self, BUCKETS, Histogram},
+    analysis::{error_rate::Sample, users::Users},
+    model::{
+        histogram::{self, BUCKETS, Histogram},
+        weight::Weight,
+    },
 };
 
 /// What one version did in a while.
@@ -37,6 +43,8 @@ pub struct World<'a> {
     rng: SmallRng,
     draws: [[Draw; 2]; 2],
     did: [Did; 2],
+    /// Who makes the requests, where clients are pinned.
+    clients: Option<Clients>,
     /// Counts of each of the canary's endpoints, where there are several.
     endpoints: Vec<Sample>,
     /// Which of them is passed over, and until when.
@@ -47,11 +55,13 @@ impl<'a> World<'a> {
     /// The course that belongs to a seed.
     pub fn new(scenario: &'a Scenario, latencies: Option<&'a Latencies>, rate: f64, seed: u64) -> Self {
         let several = if scenario.endpoints > 1 { scenario.endpoints as usize } else { 0 };
+        let mut rng = SmallRng::seed_from_u64(seed);
         Self {
             scenario,
             latencies,
             rate,
-            rng: SmallRng::seed_from_u64(seed),
+            clients: scenario.crowd.map(|crowd| Clients::new(crowd, &mut rng)),
+            rng,
             draws: [[Draw::default(); 2]; 2],
             did: [Did::default(), Did::default()],
             endpoints: vec![Sample::default(); several],
@@ -67,8 +77,14 @@ impl<'a> World<'a> {
         let stable = self.scenario.stable.at(middle);
         self.passed_over = self.passed_over.filter(|(_, until)| time < *until);
         let failing = [stable, if self.is_cured() { stable } else { self.scenario.canary.at(middle) }];
+        if let Some(clients) = &mut self.clients {
+            let samples = clients.pass(requests, shares, failing, &mut self.rng);
+            self.did.iter_mut().zip(samples).for_each(|(did, sample)| did.sample = sample);
+        }
         for arm in 0..2 {
-            self.fail(arm, requests * shares[arm], failing[arm]);
+            if self.clients.is_none() {
+                self.fail(arm, requests * shares[arm], failing[arm]);
+            }
             if let Some(latencies) = self.latencies {
                 let Did { sample, latency } = &mut self.did[arm];
                 latency.clear();
@@ -77,6 +93,18 @@ impl<'a> World<'a> {
         }
         if !self.endpoints.is_empty() {
             self.spread(failing);
+        }
+    }
+
+    /// What users did, where clients are pinned and the canary has had a weight since this was asked last.
+    pub(super) fn users(&mut self, weight: Weight) -> Option<Users> {
+        self.clients.as_mut().map(|clients| clients.told(weight))
+    }
+
+    /// A rollout begins: nobody has failed any more.
+    pub(super) fn begin(&mut self) {
+        if let Some(clients) = &mut self.clients {
+            clients.restart();
         }
     }
 
