@@ -24,7 +24,7 @@ use super::{
     waiting::{self, Waiting},
 };
 use crate::{
-    analysis::{Analysis, explain::explain, verdict::Verdict},
+    analysis::{Analysis, attribution::Suspect, explain::explain, verdict::Verdict},
     clock,
     config::{Backend, Service},
     model::{
@@ -86,6 +86,8 @@ pub(super) struct ServiceTask {
     before: Reading,
     /// When the rollout began.
     pub(super) began: Reading,
+    /// The canary's endpoint that was to blame last.
+    pub(super) suspect: Suspect,
     pub(super) window: Window,
 }
 
@@ -131,6 +133,7 @@ impl ServiceTask {
             now: Reading::default(),
             before: Reading::default(),
             began: Reading::default(),
+            suspect: Suspect::default(),
             window: Window { start: beginning(), next: beginning() },
             config,
             publisher: Arc::clone(publisher),
@@ -268,7 +271,8 @@ impl ServiceTask {
         self.test_itself(gained.stable());
         let between = (&*self.now, &*self.before);
         let pairs = self.is_dark().then(|| gained::pairs(between, &self.config.name));
-        let mut line = self.line(&phase, &gained);
+        let at = clock::now();
+        let mut line = self.line(at, &phase, &gained);
         if let Some(line) = &mut line {
             line.pairs = pairs;
         }
@@ -277,7 +281,7 @@ impl ServiceTask {
         let (mut decision, mut checks) = (observed, Vec::new());
         if is_observed && observed.is_some() {
             let mut verdict = self.analysis.verdict();
-            self.tell_endpoint_from_version(&mut verdict);
+            self.tell_endpoint_from_version(&mut verdict, at);
             self.tell_of_incident(&verdict);
             checks = self.ask_elsewhere(&mut verdict);
             decision = Some(verdict.decision);

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     analysis::{
         Analysis, ArmTick, Learned, Sent, Tick,
+        attribution::Suspect,
         error_rate::Sample,
         paired::Counts,
         settings::Settings,
@@ -237,20 +238,21 @@ pub struct Replay {
     /// Of the rollout that the last line was of.
     analysis: Option<Analysis>,
     phase: Phase,
+    suspect: Suspect,
 }
 
 impl Replay {
     /// Of rollouts with these settings and this plan, of which there is a line for each `tick`.
     pub fn new(settings: Settings, plan: Plan, tick: Duration) -> Self {
-        Self { settings, plan, tick, analysis: None, phase: Phase::Idle }
+        Self { settings, plan, tick, analysis: None, phase: Phase::Idle, suspect: Suspect::default() }
     }
 
     /// Takes in the next line; the verdict, where there is one.
     pub fn take_in(&mut self, line: &Line) -> Option<Verdict> {
         if line.learned.is_some() {
-            (self.analysis, self.phase) = (None, Phase::Idle);
+            (self.analysis, self.phase, self.suspect) = (None, Phase::Idle, Suspect::default());
         }
-        let Self { settings, plan, tick, analysis, phase: before } = self;
+        let Self { settings, plan, tick, analysis, phase: before, suspect } = self;
         let analysis = analysis.get_or_insert_with(|| {
             let names = line.routes.iter().map(|route| Arc::clone(&route.route));
             let analysis = trial::begin(settings, plan, *tick).with_routes(settings, names);
@@ -268,7 +270,8 @@ impl Replay {
         *before = phase;
         let mut verdict = decision.map(|_| analysis.verdict())?;
         let endpoints: Vec<_> = line.endpoints.iter().map(Endpoint::sample).collect();
-        verdict.attribute(&endpoints, |index| Arc::clone(&line.endpoints[index].endpoint));
+        let name = |index: usize| Arc::clone(&line.endpoints[index].endpoint);
+        suspect.attribute(&mut verdict, line.at, &endpoints, name);
         check::consider(&mut verdict, &line.checks);
         Some(verdict)
     }
