@@ -149,9 +149,10 @@ impl Analysis {
         let seen = self.tally.rollout.canary.requests;
         let proof = || {
             let awaited = self.targets.promotion_evidence - self.better.log_e();
-            match self.next_weight {
-                None if awaited > 0.0 => requests_to_gain(awaited, self.better.log_e(), seen),
-                _ => Some(0),
+            if self.wants_proof() && awaited > 0.0 {
+                requests_to_gain(awaited, self.better.log_e(), seen)
+            } else {
+                Some(0)
             }
         };
         match *reason {

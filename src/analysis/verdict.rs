@@ -42,7 +42,7 @@ pub struct Verdict {
     /// Evidence that the canary's failure rate is within the promotion margin of stable's; stands
     /// still in baking.
     pub promotion_evidence: f64,
-    /// The evidence that promotion needs: ln(1/α) with promotion's α.
+    /// The evidence that promotion needs, and each step if the settings say so: ln(1/α) with promotion's α.
     pub promotion_threshold: f64,
     /// Every check, in a fixed order.
     pub checks: Checks,
@@ -151,7 +151,8 @@ pub enum Reason<R = CheckReport> {
     },
     /// Continue: the next weight could cost more requests than may be lost, as little as is known.
     HarmPossible(Harm),
-    /// Continue in the last step, or in a dark one: that the canary is within the margin is not certain yet.
+    /// Continue in the last step or a dark one, or in any if the settings say so: that the canary is within the
+    /// margin is not certain yet.
     NotYetNonInferior {
         /// The margin, a share of requests.
         margin: f64,
