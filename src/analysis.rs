@@ -277,6 +277,7 @@ impl Analysis {
         if let Some(latency) = &mut self.latency {
             latency.drop_intervals();
         }
+        self.routes.iter_mut().for_each(|route| route.difference = None);
         self
     }
 

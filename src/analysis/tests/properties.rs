@@ -76,9 +76,9 @@ fn arm(sample: Sample, latency: &Histogram) -> ArmTick<'_> {
 }
 
 fn assert_finite(verdict: &Verdict) -> Result<(), TestCaseError> {
-    let reports = verdict.checks.iter();
+    let reports = verdict.checks.iter().chain(&*verdict.routes);
     let checks = reports.flat_map(|c| [Some(c.evidence), Some(c.threshold), c.stable, c.canary, c.limit]);
-    let intervals = verdict.checks.iter().filter_map(|c| c.interval);
+    let intervals = verdict.checks.iter().chain(&*verdict.routes).filter_map(|c| c.interval);
     let intervals: Vec<_> = intervals.flat_map(|i| [Some(i.low), Some(i.high)]).collect();
     let harm = verdict.harm.map(|harm| harm.spent);
     let numbers = [Some(verdict.evidence), Some(verdict.promotion_evidence), Some(verdict.dispersion), harm];
