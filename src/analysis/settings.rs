@@ -46,7 +46,7 @@ pub struct Settings {
     /// How many failures, or slow requests, come together; 1 or more. Nothing estimates it from
     /// stable's own ticks.
     pub dispersion: Option<f64>,
-    /// How many requests more than stable would have the canary may be expected to fail, in the whole
+    /// How many requests more than stable would have the canary may be expected to fail, in all steps of the
     /// rollout; over 0. Nothing sets no limit.
     pub max_harm: Option<f64>,
 }
