@@ -190,6 +190,8 @@ struct Targets {
     /// ln(1/α) for promotion.
     promotion_evidence: f64,
     promotion_margin: f64,
+    #[serde(default)]
+    prove_each_step: bool,
     minimum_requests: u64,
     max_error_rate: Option<f64>,
     max_p99: Option<Duration>,
@@ -215,6 +217,7 @@ impl Analysis {
             absolute_tolerance: _,
             promotion_margin,
             promotion_alpha,
+            prove_each_step,
             minimum_requests,
             latency_margin: _,
             max_error_rate,
@@ -227,6 +230,7 @@ impl Analysis {
                 evidence: -alpha.ln(),
                 promotion_evidence: -promotion_alpha.ln(),
                 promotion_margin,
+                prove_each_step,
                 minimum_requests,
                 max_error_rate,
                 max_p99,
@@ -273,6 +277,7 @@ impl Analysis {
         if let Some(latency) = &mut self.latency {
             latency.drop_intervals();
         }
+        self.routes.iter_mut().for_each(|route| route.difference = None);
         self
     }
 
@@ -477,11 +482,18 @@ impl Analysis {
         if let Some(harm) = self.harm().filter(|harm| self.costs_too_much(harm)) {
             return go_on(Reason::HarmPossible(harm));
         }
-        match (self.next_weight, self.is_proven()) {
-            (Some(_), _) => leave(Reason::Healthy { requests }),
-            (None, true) => leave(Reason::NonInferior { margin }),
-            (None, false) => go_on(Reason::NotYetNonInferior { margin }),
+        if self.wants_proof() && !self.is_proven() {
+            return go_on(Reason::NotYetNonInferior { margin });
         }
+        leave(match self.next_weight {
+            Some(_) => Reason::Healthy { requests },
+            None => Reason::NonInferior { margin },
+        })
+    }
+
+    /// Whether the step is left only when the canary is surely within the margin of promotion.
+    fn wants_proof(&self) -> bool {
+        self.targets.prove_each_step || self.next_weight.is_none()
     }
 
     /// Whether the next weight is more than the budget allows.

@@ -74,7 +74,7 @@ pub fn attribute(endpoints: &[Sample], other: Sample) -> Attribution {
     }
 }
 
-/// How surely `one` fails more often than `other`: G, and 0 where it does not, or one of them is empty.
+/// How surely `one` fails more often than `other`: G (Wilks 1938), and 0 where it does not, or one of them is empty.
 fn higher_by(one: Sample, other: Sample) -> f64 {
     let both = sum(&[one, other]);
     match (one.rate(), other.rate(), both.rate()) {

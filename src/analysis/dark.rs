@@ -8,6 +8,8 @@
 //! A dark step is left for users, so it wants what otherwise only a promotion wants: that a canary that is worse
 //! by the margin is excluded.
 
+use std::sync::Arc;
+
 use super::{
     Analysis, ArmTick, Finding,
     numbers::requests_to_gain,
@@ -129,6 +131,7 @@ impl Analysis {
                 // The cast saturates.
                 .map(|pairs| (pairs as f64 / rate).ceil() as u64),
             checks,
+            routes: Arc::default(),
         }
     }
 
@@ -158,7 +161,8 @@ impl Analysis {
         if let Some(evidence) = paired.slower() {
             let share = (counts.timed > 0).then(|| counts.slower as f64 / counts.timed as f64);
             let report = report(Check::PairedLatency, evidence, counts.timed);
-            checks.put(CheckReport { canary: share, limit: Some(0.5), ..report });
+            let interval = paired.slower_share();
+            checks.put(CheckReport { canary: share, limit: Some(0.5), interval, ..report });
         }
         checks
     }
@@ -279,6 +283,8 @@ mod tests {
         let beginning =
             "canary takes longer than it may for 100 % of copied requests, limit 50 %: rolling back";
         assert!(said.starts_with(beginning), "{said}");
+        let share = slow.checks.get(Check::PairedLatency).unwrap().interval.unwrap();
+        assert!(share.low > 0.5 && share.high == 1.0, "{share:?}");
         // What both fail is not the canary's fault.
         let both = pass(&mut dark(), 200, Counts { none: 5, both: 5, ..GOOD });
         assert_eq!(both.decision, Decision::Advance);

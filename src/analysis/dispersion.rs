@@ -65,7 +65,7 @@ impl Dispersion {
         }
     }
 
-    /// Takes in a tick of stable.
+    /// Takes in a tick of stable by the squared difference at the head of this file (von Neumann et al. 1941).
     pub fn update(&mut self, stable: Sample) {
         let Self::Estimated(Estimate { before, observed, expected }) = self else { return };
         if stable.requests == 0 {

@@ -114,7 +114,8 @@ impl Tally {
     }
 
     /// For how many ticks each arm has had no request, where that means something. With little traffic
-    /// a pause is no news until it is five times as long as usual, which comes once in 150 pauses.
+    /// a pause is no news until it is five times as long as usual, which comes once in 150 pauses: those between
+    /// arrivals that know nothing of each other (a Poisson process) are exponential, and `e^−5` is 1/148.
     pub(super) fn silence(&self) -> Arms<Option<u64>> {
         let Window { seen, quiet, .. } = &self.window;
         let silence = |quiet: u64, requests: u64| {

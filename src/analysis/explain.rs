@@ -62,7 +62,7 @@ pub fn explain(verdict: &Verdict) -> String {
             harm.weight_cap.map(|cap| format!(" (at most {cap} now)")).unwrap_or_default()
         ),
         Reason::NotYetNonInferior { margin } => format!(
-            "{}: not certain yet that it stays within {} ({promotion} to promote{needed})",
+            "{}: not certain yet that it stays within {} ({promotion} to go on{needed})",
             rates(),
             points(*margin)
         ),

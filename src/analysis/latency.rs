@@ -4,10 +4,13 @@
 //! canary request above (1 + margin)·Q. If the canary is at most so much slower, its slow share is
 //! at most stable's, whatever Q is: the null hypothesis of [`error_rate`](super::error_rate) with ρ
 //! = 1 and δ = 0. Q comes from the past alone, so the evidence keeps its guarantee while latency
-//! drifts; a poor Q costs speed, never correctness.
+//! drifts; a poor Q costs speed, never correctness. To count who lies beyond the other arm's quantile is the
+//! control-median test (Gart, *A median test with sequential application*, Biometrika 1963), here with a margin
+//! and for each quantile.
 //!
 //! Q is the upper edge of a bucket, and the margin is a number of buckets rounded up, so a canary
-//! just within the margin is never called slow for lack of resolution.
+//! just within the margin is never called slow for lack of resolution. With [`PER_DOUBLING`] buckets to a
+//! doubling (log-linear, as in `model::histogram`), 1 + margin is ⌈[`PER_DOUBLING`] · log₂(1 + margin)⌉ of them.
 //!
 //! Slow requests come together more than failures do, since whatever holds up one holds up its
 //! neighbours. Each quantile therefore has a [`Dispersion`] of its own.
@@ -183,6 +186,8 @@ impl Latency {
         }
     }
 
+    /// The first bucket up to which a quantile's share of all weight lies, for each quantile: the inverse of the
+    /// weighted empirical distribution.
     fn edges(&self) -> [Option<usize>; 2] {
         let used = self.weights.get(self.used.0..self.used.1).unwrap_or_default();
         // By blocks first, because a sum of many that waits for each of them takes long.
@@ -211,6 +216,8 @@ impl Latency {
         })
     }
 
+    /// Adds a tick to what came before, which is worth `2^(−1/HALF_LIFE)` of what it was: an exponentially weighted
+    /// sum (Roberts, *Control chart tests based on geometric moving averages*, Technometrics 1959).
     fn remember(&mut self, stable: &Histogram) {
         let decay = (-1.0 / HALF_LIFE).exp2();
         let fade = |weight: &mut f64, gained: f64| {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     dispersion::Dispersion,
     error_rate::{Comparison, Margin, Sample},
+    interval::Difference,
     verdict::Arms,
 };
 
@@ -16,6 +17,8 @@ use super::{
 pub(super) struct Route {
     pub(super) name: Arc<str>,
     pub(super) worse: Comparison,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) difference: Option<Difference>,
     dispersion: Dispersion,
     /// Canary requests since the rollout began.
     pub(super) requests: u64,
@@ -26,12 +29,17 @@ pub(super) struct Route {
 impl Route {
     pub(super) fn new(name: Arc<str>, tolerance: Margin, planned: u64, dispersion: Dispersion) -> Self {
         let worse = Comparison::worse(tolerance, planned);
-        Self { name, worse, dispersion, requests: 0, step: Arms::default() }
+        let difference = Some(Difference::default());
+        Self { name, worse, difference, dispersion, requests: 0, step: Arms::default() }
     }
 
     /// Takes in one tick.
     pub(super) fn update(&mut self, tick: Arms<Sample>) {
-        self.worse.update(tick, self.dispersion.factor());
+        let factor = self.dispersion.factor();
+        self.worse.update(tick, factor);
+        if let Some(difference) = &mut self.difference {
+            difference.update(tick, factor);
+        }
         self.dispersion.update(tick.stable);
         self.requests = self.requests.saturating_add(tick.canary.requests);
         self.step.add(tick);

@@ -255,6 +255,21 @@ fn the_last_step_waits_for_proof_and_knows_how_long() {
 }
 
 #[test]
+fn each_step_waits_for_proof_if_told_to() {
+    let mut analysis = Analysis::new(&Settings { prove_each_step: true, ..only_errors() }, 600);
+    analysis.begin_step(Some(Weight::FULL));
+    let verdict = repeat(&mut analysis, 3, (50, 0), (50, 0));
+    assert_eq!(verdict.reason, Reason::NotYetNonInferior { margin: 0.005 });
+    let said = explain(&verdict);
+    assert!(said.contains(" needed to go on, about ") && verdict.requests_needed.is_some(), "{said}");
+    let verdict = repeat(&mut analysis, 30, (50, 0), (50, 0));
+    assert_eq!((verdict.decision, verdict.reason), (Decision::Advance, Reason::Healthy { requests: 1650 }));
+    // What is known stays known: the next one only needs requests of its own.
+    analysis.begin_step(Some(Weight::FULL));
+    assert_eq!(repeat(&mut analysis, 2, (50, 0), (50, 0)).decision, Decision::Advance);
+}
+
+#[test]
 fn a_canary_much_worse_than_the_margin_is_not_promoted() {
     let settings = Settings { ratio_tolerance: 100.0, ..only_errors() };
     let mut analysis = Analysis::new(&settings, 600);

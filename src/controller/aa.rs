@@ -2,6 +2,9 @@
 //! would judge a canary. Both halves are the same version, so whatever these tests find is a false alarm, on
 //! this service's own traffic: its clusters of failures, its bursts, its users. How often that happens is
 //! what α promises to bound.
+//!
+//! Routes are not among them: what is of a half is counted for the service alone (`telemetry::ledger::Part`), and
+//! each route would need two more sets of cells to try out a formula that is tried out already.
 
 use std::time::Duration;
 
