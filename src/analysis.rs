@@ -66,7 +66,7 @@ pub struct ArmTick<'a> {
     pub requests: u64,
     /// Those of them that failed.
     pub failures: u64,
-    /// How long they took.
+    /// How long those took that did not fail.
     pub latency: &'a Histogram,
     /// The same of endpoints that are still warming up. They are in none of the above and compared
     /// with nothing, since a cold endpoint says little about its version.
@@ -85,7 +85,7 @@ pub struct ArmTick<'a> {
 pub struct Sent<'a> {
     /// How many.
     pub sample: Sample,
-    /// How long they took.
+    /// How long those took that did not fail.
     pub latency: &'a Histogram,
 }
 
@@ -297,7 +297,7 @@ impl Analysis {
         self.dispersion.update(stable.sample());
         self.tally.window.learn(stable.sample());
         if let Some(latency) = &mut self.latency {
-            latency.learn(stable.latency);
+            latency.learn(stable.latency, stable.sample().failures);
         }
     }
 
@@ -316,7 +316,7 @@ impl Analysis {
             difference.update(samples, factor);
         }
         if let Some(latency) = &mut self.latency {
-            latency.update(tick.stable.latency, tick.canary.latency);
+            latency.update(tick.stable.latency, tick.canary.latency, samples.map(|arm| arm.failures));
         }
         self.routes.iter_mut().zip(tick.routes).for_each(|(route, tick)| route.update(*tick));
         self.observe_guards(&tick.canary, factor);

@@ -104,7 +104,7 @@ pub struct Arm {
     pub requests: u64,
     /// Those of them that failed.
     pub failures: u64,
-    /// How long they took, as pairs of bucket and count.
+    /// How long those took that did not fail, as pairs of bucket and count.
     #[serde(default, with = "histogram::sparse", skip_serializing_if = "Histogram::is_empty")]
     pub latency: Histogram,
     /// What endpoints did that were still warming up, which is in none of the above.
@@ -130,7 +130,7 @@ pub struct SentThere {
     pub requests: u64,
     /// Those of them that failed.
     pub failures: u64,
-    /// How long they took, as pairs of bucket and count.
+    /// How long those took that did not fail, as pairs of bucket and count.
     #[serde(default, with = "histogram::sparse", skip_serializing_if = "Histogram::is_empty")]
     pub latency: Histogram,
 }
