@@ -9,7 +9,8 @@
 //! weights and the base rate of failures do meanwhile. [`error_rate`] says what "no worse" means
 //! and proves it for a tick, [`mixture`] carries it over ticks, [`latency`] and [`guard`] ask
 //! other questions in the same way, and [`budget`] makes one number of them all. Baking asks a new
-//! question of a version that is now alone, and has an α of its own.
+//! question of a version that is now alone, and has an α of its own; so does whoever has the canary judged
+//! by its limits alone (`guards_only`).
 //!
 //! Outside the promise stand two rules without it: a canary that fails many requests in a row and
 //! answers none is rolled back at once (`evidence`), and so is one that has cost as many requests as
@@ -23,6 +24,7 @@ pub mod error_rate;
 mod evidence;
 pub mod explain;
 pub mod guard;
+mod guards_only;
 mod harm;
 mod incident;
 pub mod interval;
@@ -163,6 +165,9 @@ impl<'a> Tick<'a> {
 pub struct Analysis {
     targets: Targets,
     stage: Stage,
+    /// Whether nothing is compared with stable.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    guards_only: bool,
     /// The weight that the next step has; nothing in the last one.
     next_weight: Option<Weight>,
     /// Requests that the step itself wants, in place of the setting.
@@ -233,6 +238,7 @@ impl Analysis {
                 planned,
             },
             stage: Stage::Stepping,
+            guards_only: false,
             next_weight: Some(Weight::ZERO),
             step_minimum: None,
             tally: Tally::default(),
@@ -305,6 +311,9 @@ impl Analysis {
     pub fn observe(&mut self, tick: &Tick<'_>) -> Decision {
         if self.stage == Stage::Dark {
             return self.observe_dark(&tick.stable, &Counts::default());
+        }
+        if self.guards_only {
+            return self.observe_alone(tick);
         }
         let (samples, usual) = (tick.samples(), self.tally.rollout.stable.rate());
         self.tally.count(tick);
@@ -382,7 +391,7 @@ impl Analysis {
     fn ceiling(&self) -> f64 {
         let guards = self.max_error_rate.iter().map(Guard::ceiling);
         let guards = guards.chain(self.max_p99.iter().map(SlowGuard::ceiling));
-        if self.stage == Stage::Baking {
+        if self.stage == Stage::Baking || self.guards_only {
             return guards.fold(0.0, f64::max);
         }
         let latency = self.latency.iter().map(Latency::ceiling);
@@ -406,7 +415,7 @@ impl Analysis {
         let latency = self.latency.as_ref().filter(|_| stepping);
         let slower = |quantile| latency.map(|latency| latency.log_e(quantile));
         [
-            (Check::ErrorRate, stepping.then(|| self.worse.log_e())),
+            (Check::ErrorRate, (stepping && !self.guards_only).then(|| self.worse.log_e())),
             (Check::LatencyP50, slower(Quantile::P50)),
             (Check::LatencyP99, slower(Quantile::P99)),
             (Check::MaxErrorRate, self.max_error_rate.as_ref().map(Guard::log_e)),
@@ -427,6 +436,7 @@ impl Analysis {
         // Retreat comes first, whatever else is the matter: it is safe when it is wrong.
         self.retreat(evidence).unwrap_or_else(|| match self.stage {
             Stage::Baking => self.bake(),
+            _ if self.guards_only => self.find_alone(evidence),
             Stage::Stepping | Stage::Dark => self.hold().unwrap_or_else(|| self.proceed(evidence)),
         })
     }
@@ -435,7 +445,7 @@ impl Analysis {
     fn retreat(&self, evidence: f64) -> Option<Finding> {
         let reason = if evidence >= self.targets.evidence {
             Reason::Worse(())
-        } else if let Some(failures) = self.tally.streak.damning() {
+        } else if let Some(failures) = self.tally.streak.damning(self.guards_only) {
             Reason::OnlyFailures { failures }
         } else if self.stage == Stage::Stepping && self.budget.is_some_and(|budget| budget.is_spent()) {
             Reason::HarmSpent(self.harm()?)

@@ -31,6 +31,7 @@ impl Analysis {
             decision: finding.decision,
             reason,
             stage: self.stage,
+            guards_only: self.guards_only,
             evidence,
             threshold: self.targets.evidence,
             promotion_evidence: self.better.log_e(),
@@ -150,7 +151,9 @@ impl Analysis {
         let proof = || {
             let awaited = self.targets.promotion_evidence - self.better.log_e();
             match self.next_weight {
-                None if awaited > 0.0 => requests_to_gain(awaited, self.better.log_e(), seen),
+                None if awaited > 0.0 && !self.guards_only => {
+                    requests_to_gain(awaited, self.better.log_e(), seen)
+                }
                 _ => Some(0),
             }
         };

@@ -2,6 +2,7 @@
 
 mod circumstances;
 mod failing_stable;
+mod guards_only;
 mod pauses;
 mod properties;
 mod vectors;

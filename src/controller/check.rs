@@ -49,10 +49,11 @@ impl Checks {
         each.map(|(check, watch)| watch.borrow().status(&check.name, &check.rule, now)).collect()
     }
 
-    /// Has them their say, and returns how they stood. In baking there is nobody left to be compared with.
+    /// Has them their say, and returns how they stood. In baking there is nobody left to be compared with, and
+    /// where limits alone decide nobody is.
     pub(super) fn consider(&self, verdict: &mut Verdict) -> Vec<CheckStatus> {
         let mut status = self.status();
-        if verdict.stage == Stage::Baking {
+        if verdict.stage == Stage::Baking || verdict.guards_only {
             let compares =
                 |name| self.each.iter().any(|(check, _)| check.name == name && check.rule.compares());
             status.retain(|status| !compares(Arc::clone(&status.name)));

@@ -387,6 +387,9 @@ fn fresh_analysis(config: &Service, rollout: Option<&Rollout>, tick: Duration) -
         let step = phase.step().map(|step| Phase::Stepping { step, since: Timestamp::from_millis(0) });
         trial::follow(&mut analysis, &Phase::Idle, step.as_ref().unwrap_or(phase), plan);
     }
+    if running.is_some_and(|rollout| rollout.guards_only) {
+        analysis.judge_by_guards_alone();
+    }
     analysis
 }
 

@@ -65,6 +65,8 @@ pub struct RolloutStatus {
     pub phase: Phase,
     /// How traffic moves.
     pub strategy: Strategy,
+    /// Whether it is judged by limits and checks alone, and nothing is compared with stable.
+    pub guards_only: bool,
     /// The steps of its plan.
     pub steps: Vec<StepStatus>,
     /// The canary's endpoints, and what they have done since the rollout began.
@@ -195,6 +197,7 @@ impl ServiceTask {
             started: record.started,
             phase: record.phase.clone(),
             strategy: record.plan.strategy(),
+            guards_only: record.guards_only,
             steps: record.plan.steps().iter().map(Into::into).collect(),
             rollback_until: match record.phase {
                 Phase::Succeeded { at } => Some(at.plus(record.plan.rollback_window())),

@@ -59,6 +59,9 @@ pub struct Rollout {
     /// The end of the freeze in spite of which somebody wanted it to move, if anybody did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wanted_until: Option<Timestamp>,
+    /// Whether it is judged by limits alone, as somebody wanted it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guards_only: bool,
 }
 
 impl Rollout {

@@ -24,6 +24,7 @@
 //! | `floods` | HTTP/2 as a weapon: the connection ends, the process does not grow |
 //! | `freezes` | windows in which nothing moves forward, and what does nevertheless |
 //! | `forwarding` | whose word is taken on who the client is |
+//! | `guards_only` | a fix that goes out while stable is down |
 //! | `h1` | HTTP/1.1 and 1.0 on both sides: framing, reuse, streaming |
 //! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
 //! | `h2_backends` | connections to HTTP/2 backends: shared, limited, left |
@@ -95,6 +96,7 @@ mod floods;
 mod forwarding;
 mod freezes;
 mod grpc;
+mod guards_only;
 mod h1;
 mod h2;
 mod h2_backends;

@@ -199,7 +199,7 @@ fn trouble_that_is_not_the_canarys_alone_is_said_and_so_is_its_end() {
     let status = last("incident: ");
     let said = events(&status).pop().unwrap();
     assert!(said.contains("; stable alone is in trouble and fails "), "{said}");
-    assert!(said.ends_with("`promote` takes users off it sooner"), "{said}");
+    assert!(said.ends_with("with `guards-only` the rollout goes on without comparing"), "{said}");
     drop(load);
 }
 

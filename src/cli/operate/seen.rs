@@ -32,6 +32,8 @@ pub(super) struct Rollout {
     pub(super) at: Option<u64>,
     /// A word while it is paused; what it went back for is an object.
     pub(super) reason: Option<serde_json::Value>,
+    #[serde(default)]
+    pub(super) guards_only: bool,
     pub(super) steps: Vec<Step>,
     pub(super) explanation: Option<String>,
 }

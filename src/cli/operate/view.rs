@@ -63,7 +63,8 @@ pub(super) fn changed(service: &Service) -> String {
         None => format!("{NAME}{name}{NAME:#}: {stable} gets everything\n"),
     };
     if let Some(rollout) = rollout {
-        let _infallible = writeln!(text, "rollout {}: {}", rollout.id, stands(rollout));
+        let by = if rollout.guards_only { ", judged by guards alone" } else { "" };
+        let _infallible = writeln!(text, "rollout {}: {}{by}", rollout.id, stands(rollout));
         if let Some(explanation) = &rollout.explanation {
             let _infallible = writeln!(text, "  {explanation}");
         }
