@@ -330,8 +330,10 @@ impl ServiceTask {
             return;
         };
         let is_more = weight > self.weight;
-        // What waits for its save comes first; there is another tick after it, and after a freeze.
-        let waits = is_more && (self.journal.is_advancing() || self.freeze().is_some());
+        // What waits for its save comes first; there is another tick after it, and after a freeze or a pause,
+        // in which nobody more is to get there.
+        let is_paused = matches!(record.phase, Phase::Paused { .. });
+        let waits = is_more && (self.journal.is_advancing() || is_paused || self.freeze().is_some());
         if weight != self.weight && !waits {
             let what = format!("weight set to {weight}: more could cost over {:.0} requests", harm.budget);
             let position = Position { weight, ..self.position() };

@@ -276,6 +276,29 @@ fn people_pause_resume_promote_and_roll_back() {
 }
 
 #[test]
+fn while_it_is_paused_the_budget_raises_no_weight() {
+    let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
+    let web = Web::new(stable.address).canary(canary.address);
+    let web = web.table("rollout", "steps = [{ weight = 50, hold = '1h' }]");
+    let tidegate = Tidegate::start(web.table("rollout.analysis", "latency_margin = false\nmax_harm = 1"));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    tidegate.api("POST", "web/pause", "");
+    // At first a bad canary could cost more than there is: it gets less, at once. Then more is known.
+    let load = Load::on(&tidegate);
+    let lowered = eventually(|| tidegate.status(), may_rise)["weight"].as_f64().unwrap();
+    let ticks = || tidegate.scrape().sum("tidegate_tick_seconds_count", &[]);
+    let before = ticks();
+    eventually(ticks, |now| *now >= before + 3.0);
+    let status = tidegate.status();
+    assert_eq!(status["rollout"]["phase"], "paused");
+    assert!(status["weight"].as_f64().unwrap() <= lowered, "{status:#}");
+    tidegate.api("POST", "web/resume", "");
+    eventually(|| tidegate.status(), |status| status["weight"].as_f64() > Some(lowered));
+    drop(load);
+}
+
+#[test]
 fn what_would_get_in_a_rollouts_way_is_refused() {
     let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
     let tidegate = start(&stable, canary.address, BY_HAND);
