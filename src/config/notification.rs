@@ -65,9 +65,9 @@ impl Kind {
 }
 
 /// The names that stand for what has happened.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 13] = [
     "service", "event", "message", "rollout", "stable", "canary", "backend", "phase", "step", "steps",
-    "weight", "time",
+    "weight", "rollback_until", "time",
 ];
 
 /// One of `[[notifications]]` as written.

@@ -135,6 +135,7 @@ impl ServiceTask {
         let Some(record) = &mut self.record else { return };
         let before = std::mem::replace(&mut record.phase, phase.clone());
         self.metrics.entered(&self.config.name, phase);
+        self.metrics.rollback_until(&self.config.name, record.rollback_until());
         trial::follow(&mut self.analysis, &before, phase, &record.plan);
         if let (Phase::RollingBack { since, .. }, Phase::RolledBack { .. }) = (&before, phase) {
             // They have had their time.

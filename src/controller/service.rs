@@ -139,6 +139,8 @@ impl ServiceTask {
             notifier: Arc::clone(notifier),
         };
         task.metrics.running(&task.config.name, task.running().is_some());
+        let until = task.record.as_ref().and_then(Rollout::rollback_until);
+        task.metrics.rollback_until(&task.config.name, until);
         if saved.is_some() {
             task.begin_recording(saved);
         }

@@ -199,10 +199,7 @@ impl ServiceTask {
             strategy: record.plan.strategy(),
             guards_only: record.guards_only,
             steps: record.plan.steps().iter().map(Into::into).collect(),
-            rollback_until: match record.phase {
-                Phase::Succeeded { at } => Some(at.plus(record.plan.rollback_window())),
-                _ => None,
-            },
+            rollback_until: record.rollback_until(),
             endpoints: self.endpoints(),
             checks: self.checks.as_ref().map(Checks::status).unwrap_or_default(),
             verdict: self.verdict.clone(),

@@ -24,7 +24,7 @@ use crate::{
         phase::{PauseReason, Phase},
         topic::Topic,
     },
-    store::record::Kind,
+    store::record::{Kind, Rollout},
 };
 
 /// What a phase waits for, and since when.
@@ -288,6 +288,7 @@ impl ServiceTask {
             step: phase.step(),
             steps: self.record.as_ref().map_or(0, |record| record.plan.steps().len()),
             weight: self.weight,
+            rollback_until: self.record.as_ref().and_then(Rollout::rollback_until),
             time,
             message,
         }
@@ -349,6 +350,7 @@ mod tests {
             step: None,
             steps: 0,
             weight: crate::model::weight::Weight::ZERO,
+            rollback_until: None,
             time: Timestamp::from_millis(7),
             message: String::new(),
         };

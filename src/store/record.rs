@@ -69,6 +69,14 @@ impl Rollout {
     pub fn copies(&self) -> Weight {
         self.phase.exposure(&self.plan).copies
     }
+
+    /// Until when the old version is kept warm for the way back, once it has succeeded.
+    pub fn rollback_until(&self) -> Option<Timestamp> {
+        match self.phase {
+            Phase::Succeeded { at } => Some(at.plus(self.plan.rollback_window())),
+            _ => None,
+        }
+    }
 }
 
 /// Something that happened, as the history keeps it.

@@ -35,6 +35,8 @@ pub(super) struct Rollout {
     #[serde(default)]
     pub(super) guards_only: bool,
     pub(super) steps: Vec<Step>,
+    /// Until when the old version is kept for the way back.
+    pub(super) rollback_until: Option<u64>,
     pub(super) explanation: Option<String>,
 }
 
