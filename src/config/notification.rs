@@ -66,8 +66,19 @@ impl Kind {
 
 /// The names that stand for what has happened.
 pub const NAMES: [&str; 13] = [
-    "service", "event", "message", "rollout", "stable", "canary", "backend", "phase", "step", "steps",
-    "weight", "rollback_until", "time",
+    "service",
+    "event",
+    "message",
+    "rollout",
+    "stable",
+    "canary",
+    "backend",
+    "phase",
+    "step",
+    "steps",
+    "weight",
+    "rollback_until",
+    "time",
 ];
 
 /// One of `[[notifications]]` as written.

@@ -309,7 +309,9 @@ impl ServiceTask {
             return Vec::new();
         }
         let subject = || Subject { service: self.config.name.clone(), roles: record.roles.clone() };
-        let checks = self.checks.get_or_insert_with(|| Checks::begin(checks, subject()));
+        let wanted = record.phase.step().and_then(|step| record.plan.checks_in(step));
+        let checks = self.checks.get_or_insert_with(|| Checks::new(checks, subject()));
+        checks.watch(wanted);
         checks.consider(verdict)
     }
 

@@ -148,7 +148,8 @@ impl ServiceTask {
             let what = "whether the canary is still ready is asked again before it gets anything";
             let entry = self.entry(Kind::Transition, what.to_owned(), self.position());
             let canary = self.canary();
-            let prepared = async { ready(canary).await.map_or_else(Event::PrepareFailed, |()| Event::Prepared) };
+            let prepared =
+                async { ready(canary).await.map_or_else(Event::PrepareFailed, |()| Event::Prepared) };
             self.waiting = Some(Waiting::begin(*of, Box::pin(prepared)));
             return self.show(&entry);
         }

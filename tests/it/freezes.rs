@@ -116,7 +116,8 @@ fn a_canary_that_was_ready_before_a_freeze_has_to_be_so_after_it() {
         });
         let plan = "steps = [{ weight = 20, hold = '1h' }]\nprepare_deadline = '3s'
             [[services.web.rollout.probes]]\npath = '/ready'\ninterval = '10ms'";
-        let freezing = Freezing::start(&Web::new(stable.address).canary(canary.address).table("rollout", plan));
+        let freezing =
+            Freezing::start(&Web::new(stable.address).canary(canary.address).table("rollout", plan));
         let tidegate = &freezing.tidegate;
         is_well.store(false, SeqCst);
         tidegate.api("POST", "web/start", "");

@@ -224,7 +224,8 @@ fn a_success_says_until_when_the_way_back_is_kept() {
     assert_eq!(said.as_millisecond() as u64, until);
     let before = at_event.requests().iter().map(json).find(|call| call["event"] == "started").unwrap();
     assert!(before["rollback_until"].is_null());
-    let shown = crate::simulate::answer(&["status", "web", "--address", &format!("http://{}", tidegate.admin)]);
+    let shown =
+        crate::simulate::answer(&["status", "web", "--address", &format!("http://{}", tidegate.admin)]);
     assert!(shown.contains("  v1 is kept until ") && shown.contains("Z: `flip` is the way back"), "{shown}");
     // A rollout that runs has no such time.
     tidegate.api("POST", "web/start", "");

@@ -66,8 +66,11 @@ pub(super) fn changed(service: &Service) -> String {
         let by = if rollout.guards_only { ", judged by guards alone" } else { "" };
         let _infallible = writeln!(text, "rollout {}: {}{by}", rollout.id, stands(rollout));
         let now = clock::now().as_millis();
-        if let (Some(canary), Some(until)) = (&service.canary, rollout.rollback_until.filter(|until| *until > now)) {
-            let _infallible = writeln!(text, "  {canary} is kept until {}: `flip` is the way back", in_utc(until));
+        if let (Some(canary), Some(until)) =
+            (&service.canary, rollout.rollback_until.filter(|until| *until > now))
+        {
+            let _infallible =
+                writeln!(text, "  {canary} is kept until {}: `flip` is the way back", in_utc(until));
         }
         if let Some(explanation) = &rollout.explanation {
             let _infallible = writeln!(text, "  {explanation}");
