@@ -36,6 +36,7 @@
 //! | `interop` | other people's clients in front of it, and other people's servers behind it |
 //! | `notifications` | people are told what happens to rollouts, and nobody waits for it |
 //! | `nginx` | the same with somebody else's servers behind it |
+//! | `manifests` | the manifests in k8s/ and the configuration that they mount fit together |
 //! | `operate` | the verbs of the command line, and the exit codes that pipelines go by |
 //! | `outlier` | endpoints whose requests fail are passed over for a while |
 //! | `plan` | what a plan can show with the traffic there is |
@@ -106,6 +107,7 @@ mod hooks;
 mod interop;
 mod killing;
 mod limits;
+mod manifests;
 mod manual;
 mod mirror;
 mod nginx;
