@@ -9,7 +9,8 @@
 //! weights and the base rate of failures do meanwhile. [`error_rate`] says what "no worse" means
 //! and proves it for a tick, [`mixture`] carries it over ticks, [`latency`] and [`guard`] ask
 //! other questions in the same way, and [`budget`] makes one number of them all. Baking asks a new
-//! question of a version that is now alone, and has an α of its own.
+//! question of a version that is now alone, and has an α of its own; so does whoever has the canary judged
+//! by its limits alone (`guards_only`).
 //!
 //! Outside the promise stand two rules without it: a canary that fails many requests in a row and
 //! answers none is rolled back at once (`evidence`), and so is one that has cost as many requests as
@@ -23,6 +24,7 @@ pub mod error_rate;
 mod evidence;
 pub mod explain;
 pub mod guard;
+mod guards_only;
 mod harm;
 mod incident;
 pub mod interval;
@@ -66,7 +68,7 @@ pub struct ArmTick<'a> {
     pub requests: u64,
     /// Those of them that failed.
     pub failures: u64,
-    /// How long they took.
+    /// How long those took that did not fail.
     pub latency: &'a Histogram,
     /// The same of endpoints that are still warming up. They are in none of the above and compared
     /// with nothing, since a cold endpoint says little about its version.
@@ -85,7 +87,7 @@ pub struct ArmTick<'a> {
 pub struct Sent<'a> {
     /// How many.
     pub sample: Sample,
-    /// How long they took.
+    /// How long those took that did not fail.
     pub latency: &'a Histogram,
 }
 
@@ -163,6 +165,9 @@ impl<'a> Tick<'a> {
 pub struct Analysis {
     targets: Targets,
     stage: Stage,
+    /// Whether nothing is compared with stable.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    guards_only: bool,
     /// The weight that the next step has; nothing in the last one.
     next_weight: Option<Weight>,
     /// Requests that the step itself wants, in place of the setting.
@@ -237,6 +242,7 @@ impl Analysis {
                 planned,
             },
             stage: Stage::Stepping,
+            guards_only: false,
             next_weight: Some(Weight::ZERO),
             step_minimum: None,
             tally: Tally::default(),
@@ -302,7 +308,7 @@ impl Analysis {
         self.dispersion.update(stable.sample());
         self.tally.window.learn(stable.sample());
         if let Some(latency) = &mut self.latency {
-            latency.learn(stable.latency);
+            latency.learn(stable.latency, stable.sample().failures);
         }
     }
 
@@ -310,6 +316,9 @@ impl Analysis {
     pub fn observe(&mut self, tick: &Tick<'_>) -> Decision {
         if self.stage == Stage::Dark {
             return self.observe_dark(&tick.stable, &Counts::default());
+        }
+        if self.guards_only {
+            return self.observe_alone(tick);
         }
         let (samples, usual) = (tick.samples(), self.tally.rollout.stable.rate());
         self.tally.count(tick);
@@ -321,7 +330,7 @@ impl Analysis {
             difference.update(samples, factor);
         }
         if let Some(latency) = &mut self.latency {
-            latency.update(tick.stable.latency, tick.canary.latency);
+            latency.update(tick.stable.latency, tick.canary.latency, samples.map(|arm| arm.failures));
         }
         self.routes.iter_mut().zip(tick.routes).for_each(|(route, tick)| route.update(*tick));
         self.observe_guards(&tick.canary, factor);
@@ -387,7 +396,7 @@ impl Analysis {
     fn ceiling(&self) -> f64 {
         let guards = self.max_error_rate.iter().map(Guard::ceiling);
         let guards = guards.chain(self.max_p99.iter().map(SlowGuard::ceiling));
-        if self.stage == Stage::Baking {
+        if self.stage == Stage::Baking || self.guards_only {
             return guards.fold(0.0, f64::max);
         }
         let latency = self.latency.iter().map(Latency::ceiling);
@@ -411,7 +420,7 @@ impl Analysis {
         let latency = self.latency.as_ref().filter(|_| stepping);
         let slower = |quantile| latency.map(|latency| latency.log_e(quantile));
         [
-            (Check::ErrorRate, stepping.then(|| self.worse.log_e())),
+            (Check::ErrorRate, (stepping && !self.guards_only).then(|| self.worse.log_e())),
             (Check::LatencyP50, slower(Quantile::P50)),
             (Check::LatencyP99, slower(Quantile::P99)),
             (Check::MaxErrorRate, self.max_error_rate.as_ref().map(Guard::log_e)),
@@ -432,6 +441,7 @@ impl Analysis {
         // Retreat comes first, whatever else is the matter: it is safe when it is wrong.
         self.retreat(evidence).unwrap_or_else(|| match self.stage {
             Stage::Baking => self.bake(),
+            _ if self.guards_only => self.find_alone(evidence),
             Stage::Stepping | Stage::Dark => self.hold().unwrap_or_else(|| self.proceed(evidence)),
         })
     }
@@ -440,7 +450,7 @@ impl Analysis {
     fn retreat(&self, evidence: f64) -> Option<Finding> {
         let reason = if evidence >= self.targets.evidence {
             Reason::Worse(())
-        } else if let Some(failures) = self.tally.streak.damning() {
+        } else if let Some(failures) = self.tally.streak.damning(self.guards_only) {
             Reason::OnlyFailures { failures }
         } else if self.stage == Stage::Stepping && self.budget.is_some_and(|budget| budget.is_spent()) {
             Reason::HarmSpent(self.harm()?)
@@ -493,7 +503,7 @@ impl Analysis {
 
     /// Whether the step is left only when the canary is surely within the margin of promotion.
     fn wants_proof(&self) -> bool {
-        self.targets.prove_each_step || self.next_weight.is_none()
+        !self.guards_only && (self.targets.prove_each_step || self.next_weight.is_none())
     }
 
     /// Whether the next weight is more than the budget allows.

@@ -42,6 +42,9 @@ impl Analysis {
     /// Takes in a tick of a dark step: what stable did, of which only is learned what it is usually like, and
     /// the pairs that ended.
     pub fn observe_dark(&mut self, stable: &ArmTick<'_>, pairs: &Counts) -> Decision {
+        if self.guards_only {
+            return self.observe_copies_alone(stable, pairs);
+        }
         // Known before the tick, as its proof wants it.
         let factor = self.dispersion.factor();
         self.observe_before(stable);
@@ -102,6 +105,7 @@ impl Analysis {
             decision,
             reason,
             stage: Stage::Dark,
+            guards_only: false,
             evidence: paired.combined(),
             threshold: self.dark_threshold(),
             promotion_evidence: paired.better(),

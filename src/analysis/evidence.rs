@@ -216,9 +216,9 @@ impl Streak {
     }
 
     /// The failures in a row, if they are enough to act on and the other arm, which may have been
-    /// idle, was not in trouble meanwhile.
-    pub(super) fn damning(&self) -> Option<u64> {
-        (self.failures >= Self::ENOUGH && !self.other.in_trouble()).then_some(self.failures)
+    /// idle, was not in trouble meanwhile; or, `alone`, however that fared.
+    pub(super) fn damning(&self, alone: bool) -> Option<u64> {
+        (self.failures >= Self::ENOUGH && (alone || !self.other.in_trouble())).then_some(self.failures)
     }
 }
 

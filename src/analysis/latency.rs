@@ -12,6 +12,14 @@
 //! just within the margin is never called slow for lack of resolution. With [`PER_DOUBLING`] buckets to a
 //! doubling (log-linear, as in `model::histogram`), 1 + margin is ⌈[`PER_DOUBLING`] · log₂(1 + margin)⌉ of them.
 //!
+//! A request that failed has no time to compare: one that fails at once was not fast. Leaving failures out
+//! of both arms would compare only what each got through, and those are not the same requests: where stable
+//! fails just what is slow, a canary that answers it would look slower. So a failure of stable counts as
+//! slow, for it took for ever, and one of the canary as not slow, for it is the error rate's to judge. Then
+//! the null hypothesis holds whenever no request that the canary answers takes over 1 + margin times what
+//! it takes stable, whoever fails what, and neither a stable that is down nor a failure within its own
+//! tolerance makes a canary slow.
+//!
 //! Slow requests come together more than failures do, since whatever holds up one holds up its
 //! neighbours. Each quantile therefore has a [`Dispersion`] of its own.
 
@@ -113,15 +121,17 @@ impl Latency {
         self.slower.iter_mut().for_each(|slower| slower.difference = None);
     }
 
-    /// Takes in one tick: each arm's latencies in it.
-    pub fn update(&mut self, stable: &Histogram, canary: &Histogram) {
+    /// Takes in one tick: the latencies of what each arm answered in it, and how many requests it failed.
+    pub fn update(&mut self, stable: &Histogram, canary: &Histogram, failures: Arms<u64>) {
         let edges = self.edges();
         for (slower, edge) in self.slower.iter_mut().zip(edges) {
-            let tick = match edge {
-                Some(edge) => Arms { stable: slow(stable, edge), canary: slow(canary, edge + self.shift) },
-                None => Arms::default(),
-            };
-            slower.update(tick);
+            match edge {
+                Some(edge) => {
+                    let tick = Arms { stable: slow(stable, edge), canary: slow(canary, edge + self.shift) };
+                    slower.update(tick, failures);
+                }
+                None => slower.update(Arms::default(), Arms::default()),
+            }
         }
         self.remember(stable);
     }
@@ -153,10 +163,11 @@ impl Latency {
     }
 
     /// Takes in a tick of stable alone, before the canary gets anything: only what is usual is learned.
-    pub(super) fn learn(&mut self, stable: &Histogram) {
+    pub(super) fn learn(&mut self, stable: &Histogram, failures: u64) {
         let edges = self.edges();
         for (slower, edge) in self.slower.iter_mut().zip(edges) {
-            slower.dispersion.update(edge.map(|edge| slow(stable, edge)).unwrap_or_default());
+            let tick = edge.map(|edge| with_failures(slow(stable, edge), failures, failures));
+            slower.dispersion.update(tick.unwrap_or_default());
         }
         self.remember(stable);
     }
@@ -242,15 +253,26 @@ impl Latency {
 }
 
 impl Slower {
-    fn update(&mut self, tick: Arms<Sample>) {
+    fn update(&mut self, answered: Arms<Sample>, failures: Arms<u64>) {
         let factor = self.dispersion.factor();
+        let tick = Arms {
+            stable: with_failures(answered.stable, failures.stable, failures.stable),
+            canary: with_failures(answered.canary, failures.canary, 0),
+        };
         self.comparison.update(tick, factor);
+        // What people are shown is of what was answered: a failure is shown with the others.
         if let Some(difference) = &mut self.difference {
-            difference.update(tick, factor);
+            difference.update(answered, factor);
         }
         self.dispersion.update(tick.stable);
-        self.compared = self.compared.saturating_add(tick.canary.requests);
+        self.compared = self.compared.saturating_add(answered.canary.requests);
     }
+}
+
+/// What was answered, and besides so many requests that failed, some of which count as slow.
+fn with_failures(answered: Sample, failures: u64, slow: u64) -> Sample {
+    let Sample { requests, failures: slow_answers } = answered;
+    Sample { requests: requests.saturating_add(failures), failures: slow_answers.saturating_add(slow) }
 }
 
 /// A sum of eight sums, which do not wait for each other.

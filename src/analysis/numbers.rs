@@ -31,6 +31,7 @@ impl Analysis {
             decision: finding.decision,
             reason,
             stage: self.stage,
+            guards_only: self.guards_only,
             evidence,
             threshold: self.targets.evidence,
             promotion_evidence: self.better.log_e(),

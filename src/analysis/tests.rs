@@ -1,6 +1,8 @@
 //! What a rollout sees of the analysis: decisions, their order, and their reasons.
 
 mod circumstances;
+mod failing_stable;
+mod guards_only;
 mod pauses;
 mod properties;
 mod vectors;

@@ -34,6 +34,8 @@ pub struct Verdict {
     pub reason: Reason,
     /// Whether the canary is on trial, by copies or by users, or, promoted, being watched.
     pub stage: Stage,
+    /// Whether nothing is compared with stable, as somebody wanted it.
+    pub guards_only: bool,
     /// Evidence of all checks together that the canary is worse than it may be: the natural
     /// logarithm of the mean of their e-values.
     pub evidence: f64,
@@ -144,6 +146,11 @@ pub enum Reason<R = CheckReport> {
         /// The margin, a share of requests.
         margin: f64,
     },
+    /// Advance, where nothing is compared: enough requests, and no limit is broken.
+    WithinLimits {
+        /// Canary requests in the step.
+        requests: u64,
+    },
     /// Continue: the canary may be worse, most of all by this check, but that is not certain.
     Suspicious(R),
     /// Continue: too few canary requests, or pairs, in the step.
@@ -188,6 +195,7 @@ impl Reason<()> {
             Self::NoStableTraffic { ticks } => Reason::NoStableTraffic { ticks },
             Self::Healthy { requests } => Reason::Healthy { requests },
             Self::NonInferior { margin } => Reason::NonInferior { margin },
+            Self::WithinLimits { requests } => Reason::WithinLimits { requests },
             Self::TooFewRequests { requests, minimum } => Reason::TooFewRequests { requests, minimum },
             Self::HarmPossible(harm) => Reason::HarmPossible(harm),
             Self::NotYetNonInferior { margin } => Reason::NotYetNonInferior { margin },

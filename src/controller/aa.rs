@@ -78,8 +78,9 @@ impl AaTest {
 
     /// Takes in what stable did in a tick; says how the test ended, if it did.
     pub(super) fn observe(&mut self, stable: &Totals) -> Option<Outcome> {
-        let none = Histogram::default();
-        let [one, other] = stable.halves.each_ref().map(|half| arm(half.as_deref(), &none));
+        let halves = stable.halves.each_ref().map(Option::as_deref);
+        let answered = halves.map(|half| half.map(Share::answered).unwrap_or_default());
+        let [one, other] = [0, 1].map(|half| arm(halves[half], &answered[half]));
         self.left = self.left.saturating_sub(1);
         self.wanted = self.wanted.saturating_sub(other.requests);
         let tick = Tick { stable: one, canary: other, routes: &[] };
@@ -109,12 +110,9 @@ impl ServiceTask {
     }
 }
 
-fn arm<'l>(half: Option<&'l Share>, none: &'l Histogram) -> ArmTick<'l> {
-    let (requests, failures, latency) = match half {
-        Some(Share { counted, latency }) => (counted.requests, counted.failures, latency),
-        None => (0, 0, none),
-    };
-    ArmTick::new(requests, failures, latency)
+fn arm<'l>(half: Option<&Share>, answered: &'l Histogram) -> ArmTick<'l> {
+    let counted = half.map(|half| half.counted).unwrap_or_default();
+    ArmTick::new(counted.requests, counted.failures, answered)
 }
 
 #[cfg(test)]

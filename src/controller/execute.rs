@@ -49,6 +49,9 @@ impl ServiceTask {
             self.salt = super::publish::salt(&self.config.name, now.as_millis());
             self.begin_preparing();
         }
+        if let Command::GuardsOnly | Command::Start { guards_only: true, .. } = command {
+            self.judge_by_guards_alone();
+        }
         self.carry_out(transition);
         if let Some(before) = before {
             self.started(before);
@@ -79,6 +82,14 @@ impl ServiceTask {
             roles: self.roles.clone(),
             phase: Phase::Idle,
             wanted_until: None,
+            guards_only: false,
+        }
+    }
+
+    fn judge_by_guards_alone(&mut self) {
+        self.analysis.judge_by_guards_alone();
+        if let Some(record) = &mut self.record {
+            record.guards_only = true;
         }
     }
 
@@ -124,6 +135,7 @@ impl ServiceTask {
         let Some(record) = &mut self.record else { return };
         let before = std::mem::replace(&mut record.phase, phase.clone());
         self.metrics.entered(&self.config.name, phase);
+        self.metrics.rollback_until(&self.config.name, record.rollback_until());
         trial::follow(&mut self.analysis, &before, phase, &record.plan);
         if let (Phase::RollingBack { since, .. }, Phase::RolledBack { .. }) = (&before, phase) {
             // They have had their time.
@@ -169,13 +181,14 @@ impl ServiceTask {
             return format!("{note}: {why}");
         }
         match phase {
-            Phase::Preparing { .. } => {
+            Phase::Preparing { .. } if *note != Note::GuardsOnly => {
                 let canary = record.roles.canary().map(ToString::to_string).unwrap_or_default();
                 let plan = match record.plan.strategy() {
                     Strategy::Canary => plan_in_words(&record.plan),
                     Strategy::BlueGreen => "all at once".to_owned(),
                 };
-                format!("{note}: {} to {canary}, {plan}", record.roles.stable())
+                let by = if record.guards_only { ", judged by guards alone" } else { "" };
+                format!("{note}: {} to {canary}, {plan}{by}", record.roles.stable())
             }
             Phase::RolledBack { .. } if let Some(canary) = record.roles.canary() => {
                 match self.attempts(canary).0 {

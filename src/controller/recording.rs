@@ -129,6 +129,7 @@ impl ServiceTask {
         if !recording.begun {
             line.learned = Some(Box::new(self.analysis.learned()));
         }
+        line.guards_only = self.record.as_ref().is_some_and(|record| record.guards_only);
         if phase.step().is_some() {
             let endpoint = |(address, counted): (SocketAddr, Counted)| {
                 let Sample { requests, failures } = sample(counted);

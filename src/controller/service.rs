@@ -142,6 +142,8 @@ impl ServiceTask {
             notifier: Arc::clone(notifier),
         };
         task.metrics.running(&task.config.name, task.running().is_some());
+        let until = task.record.as_ref().and_then(Rollout::rollback_until);
+        task.metrics.rollback_until(&task.config.name, until);
         if saved.is_some() {
             task.begin_recording(saved);
         }
@@ -311,7 +313,9 @@ impl ServiceTask {
             return Vec::new();
         }
         let subject = || Subject { service: self.config.name.clone(), roles: record.roles.clone() };
-        let checks = self.checks.get_or_insert_with(|| Checks::begin(checks, subject()));
+        let wanted = record.phase.step().and_then(|step| record.plan.checks_in(step));
+        let checks = self.checks.get_or_insert_with(|| Checks::new(checks, subject()));
+        checks.watch(wanted);
         checks.consider(verdict)
     }
 
@@ -334,8 +338,10 @@ impl ServiceTask {
             return;
         };
         let is_more = weight > self.weight;
-        // What waits for its save comes first; there is another tick after it, and after a freeze.
-        let waits = is_more && (self.journal.is_advancing() || self.freeze().is_some());
+        // What waits for its save comes first; there is another tick after it, and after a freeze or a pause,
+        // in which nobody more is to get there.
+        let is_paused = matches!(record.phase, Phase::Paused { .. });
+        let waits = is_more && (self.journal.is_advancing() || is_paused || self.freeze().is_some());
         if weight != self.weight && !waits {
             let what = format!("weight set to {weight}: more could cost over {:.0} requests", harm.budget);
             let position = Position { weight, ..self.position() };
@@ -390,6 +396,9 @@ fn fresh_analysis(config: &Service, rollout: Option<&Rollout>, tick: Duration) -
     if let Some(Rollout { phase, plan, .. }) = rollout {
         let step = phase.step().map(|step| Phase::Stepping { step, since: Timestamp::from_millis(0) });
         trial::follow(&mut analysis, &Phase::Idle, step.as_ref().unwrap_or(phase), plan);
+    }
+    if running.is_some_and(|rollout| rollout.guards_only) {
+        analysis.judge_by_guards_alone();
     }
     analysis
 }

@@ -45,6 +45,9 @@ pub struct Line {
     /// The canary's share of requests.
     #[serde(default)]
     pub weight: Weight,
+    /// Whether nothing is compared with stable, as somebody wanted it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guards_only: bool,
     /// What stable did; in baking, the promoted version.
     pub stable: Arm,
     /// What the canary did.
@@ -105,7 +108,7 @@ pub struct Arm {
     pub requests: u64,
     /// Those of them that failed.
     pub failures: u64,
-    /// How long they took, as pairs of bucket and count.
+    /// How long those took that did not fail, as pairs of bucket and count.
     #[serde(default, with = "histogram::sparse", skip_serializing_if = "Histogram::is_empty")]
     pub latency: Histogram,
     /// What endpoints did that were still warming up, which is in none of the above.
@@ -131,7 +134,7 @@ pub struct SentThere {
     pub requests: u64,
     /// Those of them that failed.
     pub failures: u64,
-    /// How long they took, as pairs of bucket and count.
+    /// How long those took that did not fail, as pairs of bucket and count.
     #[serde(default, with = "histogram::sparse", skip_serializing_if = "Histogram::is_empty")]
     pub latency: Histogram,
 }
@@ -188,8 +191,8 @@ impl Arm {
 
 impl Line {
     /// What came in with a tick that ended at a moment, in a phase and at a weight; nothing where there is
-    /// no evidence. `routes` are those that the analysis was told of. Whoever knows of endpoints, checks or
-    /// pairs, or begins a rollout, adds that.
+    /// no evidence. `routes` are those that the analysis was told of. Whoever knows of endpoints, checks,
+    /// pairs or what somebody wanted, or begins a rollout, adds that.
     pub fn of(
         at: Timestamp,
         (phase, weight): (&Phase, Weight),
@@ -209,6 +212,7 @@ impl Line {
             stable: Arm::of(&tick.stable),
             canary: Arm::of(&tick.canary),
             routes: routes.iter().zip(tick.routes).map(route).collect(),
+            guards_only: false,
             pairs: None,
             endpoints: Vec::new(),
             checks: Vec::new(),
@@ -261,6 +265,9 @@ impl Replay {
                 None => analysis,
             }
         });
+        if line.guards_only {
+            analysis.judge_by_guards_alone();
+        }
         let phase = line.phase();
         trial::follow(analysis, before, &phase, plan);
         let routes: Vec<_> =
@@ -377,6 +384,19 @@ mod tests {
         let held = decided(&format!(",{endpoints}"));
         assert_eq!(held.decision, Decision::Hold);
         assert!(matches!(&held.reason, Reason::OneEndpoint { endpoint, .. } if &**endpoint == "10.0.0.2:80"));
+    }
+
+    #[test]
+    fn nothing_is_compared_from_the_line_on_that_says_so() {
+        let arms = r#""stable":{"requests":900,"failures":900},"canary":{"requests":200,"failures":200}}"#;
+        let mut replay = replay();
+        let mut decided = |more: &str| {
+            let text = format!(r#"{{"at":1,"phase":"stepping","step":0,"weight":1.0,{more}{arms}"#);
+            assert_eq!(serde_json::to_string(&line(&text)).unwrap(), text);
+            replay.take_in(&line(&text)).unwrap()
+        };
+        assert!(matches!(decided("").reason, Reason::BothFailing { .. }));
+        assert_eq!(decided(r#""guards_only":true,"#).decision, Decision::RollBack);
     }
 
     #[test]

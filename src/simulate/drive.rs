@@ -213,7 +213,8 @@ impl Seen<'_> {
 /// Starts a rollout whose canary is ready at once, and has passed its dark steps: no copies are simulated.
 fn begin(plan: &Plan, analysis: &mut Analysis) -> Phase {
     let zero = Timestamp::from_millis(0);
-    let preparing = happen(Phase::Idle, plan, Event::Command(Command::Start { force: false }), zero);
+    let preparing =
+        happen(Phase::Idle, plan, Event::Command(Command::Start { force: false, guards_only: false }), zero);
     let mut first = happen(preparing, plan, Event::Prepared, zero);
     while first.step().is_some_and(|step| plan.steps()[step].is_dark()) {
         first = happen(first, plan, Event::Command(Command::Promote { full: false }), zero);

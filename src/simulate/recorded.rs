@@ -240,6 +240,7 @@ mod tests {
             stable: arm(90, 0),
             canary: arm(10, canary_fails),
             routes: vec![],
+            guards_only: false,
             pairs: None,
             endpoints: vec![],
             checks: vec![],

@@ -24,6 +24,7 @@
 //! | `floods` | HTTP/2 as a weapon: the connection ends, the process does not grow |
 //! | `freezes` | windows in which nothing moves forward, and what does nevertheless |
 //! | `forwarding` | whose word is taken on who the client is |
+//! | `guards_only` | a fix that goes out while stable is down |
 //! | `h1` | HTTP/1.1 and 1.0 on both sides: framing, reuse, streaming |
 //! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
 //! | `h2_backends` | connections to HTTP/2 backends: shared, limited, left |
@@ -35,6 +36,7 @@
 //! | `interop` | other people's clients in front of it, and other people's servers behind it |
 //! | `notifications` | people are told what happens to rollouts, and nobody waits for it |
 //! | `nginx` | the same with somebody else's servers behind it |
+//! | `manifests` | the manifests in k8s/ and the configuration that they mount fit together |
 //! | `operate` | the verbs of the command line, and the exit codes that pipelines go by |
 //! | `outlier` | endpoints whose requests fail are passed over for a while |
 //! | `plan` | what a plan can show with the traffic there is |
@@ -95,6 +97,7 @@ mod floods;
 mod forwarding;
 mod freezes;
 mod grpc;
+mod guards_only;
 mod h1;
 mod h2;
 mod h2_backends;
@@ -104,6 +107,7 @@ mod hooks;
 mod interop;
 mod killing;
 mod limits;
+mod manifests;
 mod manual;
 mod mirror;
 mod nginx;
