@@ -32,6 +32,7 @@
 //! | `manual` | what the command line says of itself: help in docs/cli.md, completions, manual pages |
 //! | `hooks` | who is asked before a rollout goes on, and who is told |
 //! | `mirror` | copies of requests to stable, for the canary, and that nobody waits for them |
+//! | `injection` | the process is killed at each place in turn where a kill might matter, and goes on |
 //! | `interop` | other people's clients in front of it, and other people's servers behind it |
 //! | `notifications` | people are told what happens to rollouts, and nobody waits for it |
 //! | `nginx` | the same with somebody else's servers behind it |
@@ -101,6 +102,7 @@ mod h2_backends;
 mod headers;
 mod health;
 mod hooks;
+mod injection;
 mod interop;
 mod killing;
 mod limits;
