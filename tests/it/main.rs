@@ -55,6 +55,7 @@
 //! | `restart` | what outlives the process |
 //! | `rollout` | whole rollouts with real requests |
 //! | `routing` | which service a request gets to |
+//! | `schemas` | what every version has saved is gone on with |
 //! | `shielding` | users who are shielded from the canary's failures |
 //! | `spans` | spans of sampled exchanges: what they tell, what backends are told, and that nobody waits |
 //! | `splice` | large bodies, which take a short way through the kernel |
@@ -127,6 +128,7 @@ mod restart;
 mod retry;
 mod rollout;
 mod routing;
+mod schemas;
 mod send_proxy_protocol;
 mod shielding;
 mod simulate;
