@@ -179,7 +179,7 @@ impl World {
     }
 
     /// It has been killed in a place, and started anew: nothing that anybody was told is lost, and it goes on.
-    fn recover(&mut self, (does, then): Step, reason: &str, answered: bool, place: &str) {
+    fn recover(&self, (does, then): Step, reason: &str, answered: bool, place: &str) {
         let at = self.process.at.expect("it serves");
         let times = history(at.1).iter().filter(|entry| entry["reason"] == reason).count();
         assert!(times <= 1, "{place}: {does:?} is there {times} times");
@@ -280,8 +280,7 @@ fn tell(rollout: &str, story: &[Step]) {
             world.play(step, Stop::In(place));
         }
     }
-    println!("killed: {:#?}", world.killed);
-    assert!(world.killed.len() > 5, "{:?}", world.killed);
+    assert!(!world.killed.is_empty(), "it never came to a place where it was to be killed");
 }
 
 /// The places that there are in the source.
