@@ -5,7 +5,7 @@ use super::{
     service::{ServiceTask, plan_in_words},
 };
 use crate::{
-    clock,
+    clock, failpoint,
     model::{role::Roles, time::Timestamp, weight::Weight},
     rollout::{
         effect::Effect,
@@ -123,6 +123,7 @@ impl ServiceTask {
             }
         }
         self.tell_of_phase(&before, &phase);
+        failpoint::pass("a phase is told of");
         if let Some(note) = note {
             let entry = self.transition_entry(&phase, &note, self.position());
             self.tell_of_note(&note, &entry.what);
@@ -162,7 +163,9 @@ impl ServiceTask {
     fn publish_with(&mut self, roles: Roles, weight: Weight, copies: Weight) {
         // Both who had something until now, and who has from now on.
         self.use_backends();
+        failpoint::pass("an exposure is to be published");
         self.publisher.publish(&self.config.name, (&roles, weight, copies), self.salt);
+        failpoint::pass("an exposure is published");
         self.metrics.published(&self.config.name, &self.roles, &roles, weight);
         if self.roles != roles && self.running().is_none() {
             self.forget_evidence();

@@ -27,6 +27,7 @@ use crate::{
     analysis::{Analysis, attribution::Suspect, explain::explain, verdict::Verdict},
     clock,
     config::{Backend, Service},
+    failpoint,
     model::{
         name::BackendName,
         role::{Role, Roles},
@@ -167,6 +168,7 @@ impl ServiceTask {
             status.send_replace(self.status());
             // After that: whoever asked may look at once.
             for (answer, result) in self.journal.ready() {
+                failpoint::pass("an answer is to be given");
                 let _gone = answer.send(result.map(|()| self.status()));
             }
             tokio::select! {

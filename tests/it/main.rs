@@ -33,6 +33,7 @@
 //! | `manual` | what the command line says of itself: help in docs/cli.md, completions, manual pages |
 //! | `hooks` | who is asked before a rollout goes on, and who is told |
 //! | `mirror` | copies of requests to stable, for the canary, and that nobody waits for them |
+//! | `injection` | the process is killed at each place in turn where a kill might matter, and goes on |
 //! | `interop` | other people's clients in front of it, and other people's servers behind it |
 //! | `notifications` | people are told what happens to rollouts, and nobody waits for it |
 //! | `nginx` | the same with somebody else's servers behind it |
@@ -56,6 +57,7 @@
 //! | `restart` | what outlives the process |
 //! | `rollout` | whole rollouts with real requests |
 //! | `routing` | which service a request gets to |
+//! | `schemas` | what every version has saved is gone on with |
 //! | `shielding` | users who are shielded from the canary's failures |
 //! | `spans` | spans of sampled exchanges: what they tell, what backends are told, and that nobody waits |
 //! | `splice` | large bodies, which take a short way through the kernel |
@@ -104,6 +106,7 @@ mod h2_backends;
 mod headers;
 mod health;
 mod hooks;
+mod injection;
 mod interop;
 mod killing;
 mod limits;
@@ -129,6 +132,7 @@ mod restart;
 mod retry;
 mod rollout;
 mod routing;
+mod schemas;
 mod send_proxy_protocol;
 mod shielding;
 mod simulate;
