@@ -305,7 +305,9 @@ impl Analysis {
     /// Takes in a tick of stable alone, before the canary gets anything: only what stable is usually
     /// like is learned, so that it is known when it matters.
     pub fn observe_before(&mut self, stable: &ArmTick<'_>) {
-        self.dispersion.update(stable.sample());
+        if !stable.sample().is_outage() {
+            self.dispersion.update(stable.sample());
+        }
         self.tally.window.learn(stable.sample());
         if let Some(latency) = &mut self.latency {
             latency.learn(stable.latency, stable.sample().failures);
@@ -334,7 +336,9 @@ impl Analysis {
         }
         self.routes.iter_mut().zip(tick.routes).for_each(|(route, tick)| route.update(*tick));
         self.observe_guards(&tick.canary, factor);
-        self.dispersion.update(samples.stable);
+        if !samples.stable.is_outage() {
+            self.dispersion.update(samples.stable);
+        }
         if let Some(budget) = &mut self.budget {
             let all = Arms { canary: tick.canary.all(), ..samples };
             budget.update(all, tick.canary.shielded, usual.unwrap_or(0.0));
@@ -344,10 +348,10 @@ impl Analysis {
 
     /// The canary was promoted and will be watched alone: its limits are, from nothing, and
     /// nothing is compared. Without a limit on its failure rate it may fail five times as often as
-    /// the old stable did during the steps, and one request in twenty in any case.
+    /// the old stable did during the steps, outages left out, and one request in twenty in any case.
     pub fn begin_baking(&mut self) {
         let Targets { max_error_rate, max_p99, planned, .. } = self.targets;
-        let usual = self.tally.rollout.stable.rate().unwrap_or(0.0);
+        let usual = self.tally.usual().rate().unwrap_or(0.0);
         // Below 1, for there must be something worse than the limit.
         let limit = max_error_rate.unwrap_or_else(|| (5.0 * usual).clamp(0.05, 0.95));
         self.max_error_rate = Some(Guard::new(limit, planned));

@@ -167,7 +167,7 @@ impl Latency {
         let edges = self.edges();
         for (slower, edge) in self.slower.iter_mut().zip(edges) {
             let tick = edge.map(|edge| with_failures(slow(stable, edge), failures, failures));
-            slower.dispersion.update(tick.unwrap_or_default());
+            slower.learn(tick.unwrap_or_default(), failures);
         }
         self.remember(stable);
     }
@@ -264,8 +264,15 @@ impl Slower {
         if let Some(difference) = &mut self.difference {
             difference.update(answered, factor);
         }
-        self.dispersion.update(tick.stable);
+        self.learn(tick.stable, failures.stable);
         self.compared = self.compared.saturating_add(answered.canary.requests);
+    }
+
+    /// Learns how slow requests of stable come together, but in an outage.
+    fn learn(&mut self, stable: Sample, failures: u64) {
+        if !(Sample { failures, ..stable }).is_outage() {
+            self.dispersion.update(stable);
+        }
     }
 }
 

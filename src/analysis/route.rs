@@ -40,7 +40,9 @@ impl Route {
         if let Some(difference) = &mut self.difference {
             difference.update(tick, factor);
         }
-        self.dispersion.update(tick.stable);
+        if !tick.stable.is_outage() {
+            self.dispersion.update(tick.stable);
+        }
         self.requests = self.requests.saturating_add(tick.canary.requests);
         self.step.add(tick);
     }

@@ -95,3 +95,35 @@ fn canaries_that_are_as_fast_are_called_slow_no_more_often_than_alpha() {
     let called = called.count();
     assert!(called < 12, "{called} of {rollouts}");
 }
+
+/// After minutes in which all was well, one in which both versions failed everything, and another well one.
+fn after_an_outage() -> Analysis {
+    let mut analysis = Analysis::new(&only_errors(), 600);
+    analysis.begin_step(None);
+    for minute in 0..5 {
+        let is_down = minute == 3;
+        let failures = |requests| if is_down { requests } else { requests / 1_000 };
+        let verdict = repeat(&mut analysis, 60, (900, failures(900)), (1_000, failures(1_000)));
+        assert_eq!(matches!(verdict.reason, Reason::BothFailing { .. }), is_down, "{}", explain(&verdict));
+    }
+    analysis
+}
+
+/// An outage is no cluster of thousands of failures, by which nothing would count any more.
+#[test]
+fn a_canary_that_turns_bad_after_an_outage_is_found() {
+    let mut analysis = after_an_outage();
+    assert!(analysis.verdict().dispersion < 1.5, "{}", analysis.verdict().dispersion);
+    let ticks = (1..60).find(|_| decide(&mut analysis, (900, 1), (1_000, 50)) == Decision::RollBack);
+    assert!(ticks.is_some_and(|ticks| ticks <= 3), "{ticks:?}");
+}
+
+#[test]
+fn an_outage_before_the_promotion_excuses_nothing_after_it() {
+    let mut analysis = after_an_outage();
+    analysis.begin_baking();
+    let verdict = bake(&mut analysis, (1_000, 1));
+    assert_eq!(verdict.checks.get(Check::MaxErrorRate).unwrap().limit, Some(0.05));
+    let ticks = (1..60).find(|_| bake(&mut analysis, (1_000, 150)).decision == Decision::RollBack);
+    assert!(ticks.is_some_and(|ticks| ticks <= 3), "{ticks:?}");
+}
