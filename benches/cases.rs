@@ -8,7 +8,7 @@ use std::{hint::black_box, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tidegate::{
-    analysis::{Analysis, ArmTick, Tick, settings::Settings},
+    analysis::{Analysis, ArmTick, Tick, error_rate::Sample, settings::Settings, verdict::Arms},
     model::{
         histogram::{self, Histogram},
         outcome::Outcome,
@@ -69,6 +69,7 @@ pub(crate) const ALL: &[Case] = &[
     each("histogram/index", index),
     each("histogram/quantile", quantile),
     Case { name: "tick/observe", repetitions: 100, set_up: observe },
+    Case { name: "tick/observe/routes", repetitions: 100, set_up: observe_routes },
     Case { name: "tick/read/100x2", repetitions: 10, set_up: read },
     Case { name: "tick/whole/100x2", repetitions: 10, set_up: || whole_tick(latency) },
     Case { name: "tick/whole/100x2/wide", repetitions: 10, set_up: || whole_tick(wide_latency) },
@@ -312,6 +313,25 @@ fn observe() -> Run {
             stable: tick((900, 9), &stable),
             canary: tick((100, 1), &canary),
             routes: &[],
+            users: None,
+        }));
+        analysis.verdict()
+    })
+}
+
+/// The same with ten routes, each of which has had a tenth, and one failure of each arm.
+fn observe_routes() -> Run {
+    let (stable, canary) = (latencies(900), latencies(100));
+    let settings = Settings::default();
+    let names = (0..10).map(|n| format!("/{n}").into());
+    let mut analysis = analysis().with_routes(&settings, names);
+    let sample = |requests| Sample { requests, failures: 1 };
+    let routes = [Arms { stable: sample(90), canary: sample(10) }; 10];
+    repeat(move |_| {
+        analysis.observe(black_box(&Tick {
+            stable: tick((900, 10), &stable),
+            canary: tick((100, 10), &canary),
+            routes: &routes,
             users: None,
         }));
         analysis.verdict()

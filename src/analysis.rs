@@ -9,7 +9,8 @@
 //! weights and the base rate of failures do meanwhile. [`error_rate`] says what "no worse" means
 //! and proves it for a tick, [`mixture`] carries it over ticks, [`latency`] and [`guard`] ask
 //! other questions in the same way, and [`budget`] makes one number of them all. Baking asks a new
-//! question of a version that is now alone, and has an α of its own.
+//! question of a version that is now alone, and has an α of its own; so does whoever has the canary judged
+//! by its limits alone (`guards_only`).
 //!
 //! Outside the promise stand two rules without it: a canary that fails many requests in a row and
 //! answers none is rolled back at once (`evidence`), and so is one that has cost as many requests as
@@ -24,6 +25,7 @@ mod evidence;
 pub mod explain;
 pub mod firsts;
 pub mod guard;
+mod guards_only;
 mod harm;
 mod incident;
 pub mod interval;
@@ -74,6 +76,9 @@ use crate::model::weight::Weight;
 pub struct Analysis {
     targets: Targets,
     stage: Stage,
+    /// Whether nothing is compared with stable.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    guards_only: bool,
     /// The weight that the next step has; nothing in the last one.
     next_weight: Option<Weight>,
     /// Requests that the step itself wants, in place of the setting.
@@ -104,6 +109,8 @@ struct Targets {
     /// ln(1/α) for promotion.
     promotion_evidence: f64,
     promotion_margin: f64,
+    #[serde(default)]
+    prove_each_step: bool,
     minimum_requests: u64,
     max_error_rate: Option<f64>,
     max_p99: Option<Duration>,
@@ -129,6 +136,7 @@ impl Analysis {
             absolute_tolerance: _,
             promotion_margin,
             promotion_alpha,
+            prove_each_step,
             minimum_requests,
             latency_margin: _,
             max_error_rate,
@@ -142,12 +150,14 @@ impl Analysis {
                 evidence: -alpha.ln(),
                 promotion_evidence: -promotion_alpha.ln(),
                 promotion_margin,
+                prove_each_step,
                 minimum_requests,
                 max_error_rate,
                 max_p99,
                 planned,
             },
             stage: Stage::Stepping,
+            guards_only: false,
             next_weight: Some(Weight::ZERO),
             step_minimum: None,
             tally: Tally::default(),
@@ -189,6 +199,7 @@ impl Analysis {
         if let Some(latency) = &mut self.latency {
             latency.drop_intervals();
         }
+        self.routes.iter_mut().for_each(|route| route.difference = None);
         self
     }
 
@@ -210,10 +221,12 @@ impl Analysis {
     /// Takes in a tick of stable alone, before the canary gets anything: only what stable is usually
     /// like is learned, so that it is known when it matters.
     pub fn observe_before(&mut self, stable: &ArmTick<'_>, users: Option<&Users>) {
-        self.dispersion.update(stable.sample());
+        if !stable.sample().is_outage() {
+            self.dispersion.update(stable.sample());
+        }
         self.tally.window.learn(stable.sample());
         if let Some(latency) = &mut self.latency {
-            latency.learn(stable.latency, users);
+            latency.learn(stable.latency, stable.sample().failures, users);
         }
         self.learn_of_users(stable, users);
     }
@@ -222,6 +235,9 @@ impl Analysis {
     pub fn observe(&mut self, tick: &Tick<'_>) -> Decision {
         if self.stage == Stage::Dark {
             return self.observe_dark(tick, &Counts::default());
+        }
+        if self.guards_only {
+            return self.observe_alone(tick);
         }
         let (samples, usual) = (tick.samples(), self.tally.rollout.stable.rate());
         self.tally.count(tick);
@@ -233,13 +249,16 @@ impl Analysis {
             difference.update(samples, factor);
         }
         if let Some(latency) = &mut self.latency {
-            latency.update((tick.stable.latency, tick.canary.latency), tick.users);
+            let latencies = Arms { stable: tick.stable.latency, canary: tick.canary.latency };
+            latency.update(latencies, samples.map(|arm| arm.failures), tick.users);
         }
         for (place, (route, samples)) in self.routes.iter_mut().zip(tick.routes).enumerate() {
             route.update(*samples, tick.users.and_then(|users| users.routes.get(place)));
         }
         self.observe_guards(&tick.canary, factor);
-        self.dispersion.update(samples.stable);
+        if !samples.stable.is_outage() {
+            self.dispersion.update(samples.stable);
+        }
         if let Some(budget) = &mut self.budget {
             let all = Arms { canary: tick.canary.all(), ..samples };
             budget.update(all, tick.canary.shielded, usual.unwrap_or(0.0));
@@ -249,10 +268,10 @@ impl Analysis {
 
     /// The canary was promoted and will be watched alone: its limits are, from nothing, and
     /// nothing is compared. Without a limit on its failure rate it may fail five times as often as
-    /// the old stable did during the steps, and one request in twenty in any case.
+    /// the old stable did during the steps, outages left out, and one request in twenty in any case.
     pub fn begin_baking(&mut self) {
         let Targets { max_error_rate, max_p99, planned, .. } = self.targets;
-        let usual = self.tally.rollout.stable.rate().unwrap_or(0.0);
+        let usual = self.tally.usual().rate().unwrap_or(0.0);
         // Below 1, for there must be something worse than the limit.
         let limit = max_error_rate.unwrap_or_else(|| (5.0 * usual).clamp(0.05, 0.95));
         self.max_error_rate = Some(Guard::new(limit, planned));
@@ -301,7 +320,7 @@ impl Analysis {
     fn ceiling(&self) -> f64 {
         let guards = self.max_error_rate.iter().map(Guard::ceiling);
         let guards = guards.chain(self.max_p99.iter().map(SlowGuard::ceiling));
-        if self.stage == Stage::Baking {
+        if self.stage == Stage::Baking || self.guards_only {
             return guards.fold(0.0, f64::max);
         }
         let latency = self.latency.iter().map(Latency::ceiling);
@@ -325,7 +344,7 @@ impl Analysis {
         let latency = self.latency.as_ref().filter(|_| stepping);
         let slower = |quantile| latency.map(|latency| latency.log_e(quantile));
         [
-            (Check::ErrorRate, stepping.then(|| self.worse.log_e())),
+            (Check::ErrorRate, (stepping && !self.guards_only).then(|| self.worse.log_e())),
             (Check::LatencyP50, slower(Quantile::P50)),
             (Check::LatencyP99, slower(Quantile::P99)),
             (Check::MaxErrorRate, self.max_error_rate.as_ref().map(Guard::log_e)),
@@ -346,6 +365,7 @@ impl Analysis {
         // Retreat comes first, whatever else is the matter: it is safe when it is wrong.
         self.retreat(evidence).unwrap_or_else(|| match self.stage {
             Stage::Baking => self.bake(),
+            _ if self.guards_only => self.find_alone(evidence),
             Stage::Stepping | Stage::Dark => self.hold().unwrap_or_else(|| self.proceed(evidence)),
         })
     }
@@ -354,7 +374,7 @@ impl Analysis {
     fn retreat(&self, evidence: f64) -> Option<Finding> {
         let reason = if evidence >= self.targets.evidence {
             Reason::Worse(())
-        } else if let Some(failures) = self.tally.streak.damning() {
+        } else if let Some(failures) = self.tally.streak.damning(self.guards_only) {
             Reason::OnlyFailures { failures }
         } else if self.stage == Stage::Stepping && self.budget.is_some_and(|budget| budget.is_spent()) {
             Reason::HarmSpent(self.harm()?)
@@ -399,11 +419,18 @@ impl Analysis {
         if let Some(harm) = self.harm().filter(|harm| self.costs_too_much(harm)) {
             return go_on(Reason::HarmPossible(harm));
         }
-        match (self.next_weight, self.is_proven()) {
-            (Some(_), _) => leave(Reason::Healthy { requests }),
-            (None, true) => leave(Reason::NonInferior { margin }),
-            (None, false) => go_on(Reason::NotYetNonInferior { margin }),
+        if self.wants_proof() && !self.is_proven() {
+            return go_on(Reason::NotYetNonInferior { margin });
         }
+        leave(match self.next_weight {
+            Some(_) => Reason::Healthy { requests },
+            None => Reason::NonInferior { margin },
+        })
+    }
+
+    /// Whether the step is left only when the canary is surely within the margin of promotion.
+    fn wants_proof(&self) -> bool {
+        !self.guards_only && (self.targets.prove_each_step || self.next_weight.is_none())
     }
 
     /// Whether the next weight is more than the budget allows.

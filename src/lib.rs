@@ -11,6 +11,7 @@
 
 // ── words ───────────────────────────────────────────────────────────────────────────────────
 pub mod clock;
+pub mod failpoint;
 pub mod model;
 pub mod tls;
 

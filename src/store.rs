@@ -38,7 +38,7 @@ use self::{
     memory::Memory,
     record::{Brief, Entry, Record},
 };
-use crate::model::name::ServiceName;
+use crate::{failpoint, model::name::ServiceName};
 
 /// What may wait for the disk in each lane: a few saves for each of a few hundred services.
 const QUEUE: usize = 1024;
@@ -250,6 +250,7 @@ impl Job {
                     tracing::warn!(%service, "the history lacks what the record has: {problem}");
                 }
                 let saved = saved.map(|_| store.know(&service, &Arc::new(*record)));
+                failpoint::pass("a save is to be told of");
                 // Before it is told: whoever waited for the last save may open the directory anew.
                 drop(store);
                 let _gone = done.send(saved);

@@ -1,5 +1,5 @@
-//! How much memory there is, counted in bytes that are allocated: what a connection takes that is idle, and that
-//! configurations and weights leave nothing behind.
+//! How much memory there is, counted in bytes that are allocated: what a connection takes that is idle, that
+//! configurations and weights leave nothing behind, and that a tick of the analysis takes none.
 //!
 //! In a binary of its own, because the allocator counts for the whole process. Resident memory, which people see, says
 //! less: it is also what the allocator keeps for later, and what the kernel thinks of that.
@@ -9,6 +9,7 @@
 use std::{
     alloc::System,
     fs,
+    hint::black_box,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
@@ -19,8 +20,17 @@ use std::{
 
 use cap::Cap;
 use tidegate::{
+    analysis::{
+        Analysis, ArmTick, Sent, Tick,
+        error_rate::Sample,
+        paired,
+        settings::Settings,
+        users::{Firsts, Users},
+        verdict::Arms,
+    },
     app::{self, Options},
     config::load::load,
+    model::{histogram::Histogram, weight::Weight},
 };
 use tokio::sync::oneshot;
 
@@ -201,6 +211,67 @@ fn settled() -> usize {
         |unchanged| *unchanged > 300,
     );
     least
+}
+
+/// Bytes that are allocated while something is done, whether or not they are given back: the least of ten rounds,
+/// since other threads may allocate meanwhile.
+fn allocated_by(mut something: impl FnMut()) -> usize {
+    let rounds = (0..10).map(|_| {
+        let before = ALLOCATOR.total_allocated();
+        something();
+        ALLOCATOR.total_allocated() - before
+    });
+    rounds.min().unwrap()
+}
+
+/// More ticks at a time than lie between two starts of a mixture, after one in which buckets are set aside.
+fn allocates_nothing(what: &str, mut tick: impl FnMut()) {
+    tick();
+    let bytes = allocated_by(|| (0..50).for_each(|_| tick()));
+    assert_eq!(bytes, 0, "bytes for 50 ticks {what}");
+}
+
+#[test]
+fn a_tick_of_the_analysis_allocates_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    // Every check that there is, and none that ends the rollout.
+    let settings = Settings {
+        max_error_rate: Some(0.5),
+        max_p99: Some(Duration::from_secs(60)),
+        max_harm: Some(1e9),
+        ..Settings::default()
+    };
+    let names = (0..8).map(|n| format!("/{n}").into());
+    let mut analysis = Analysis::new(&settings, 600).with_routes(&settings, names).with_dark_steps(&settings);
+    let mut latency = Histogram::default();
+    (0..1_000).for_each(|n| latency.record(Duration::from_micros(50 * n)));
+    let sample = Sample { requests: 100, failures: 1 };
+    let arm = ArmTick {
+        warming: sample,
+        sent: Some(Sent { sample, latency: &latency }),
+        shielded: 1,
+        ..ArmTick::new(1_000, 10, &latency)
+    };
+    let routes = [Arms { stable: sample, canary: sample }; 8];
+    let tick = Tick { stable: arm, canary: arm, routes: &routes, users: None };
+    let pairs = paired::Counts { none: 96, stable: 1, canary: 1, both: 2, timed: 100, slower: 50 };
+    allocates_nothing("before the rollout", || analysis.observe_before(&arm, None));
+    analysis.begin_dark_step();
+    allocates_nothing("of a dark step", || _ = black_box(analysis.observe_dark(&tick, &pairs)));
+    for next in [Some(Weight::FULL), None] {
+        analysis.begin_step(next);
+        allocates_nothing("of a step", || _ = black_box(analysis.observe(&tick)));
+    }
+    let users = Users { routes: vec![Firsts::default(); 8], ..Users::default() };
+    let of_users = Tick { users: Some(&users), ..tick };
+    // The first time, there is nothing yet that users are known by.
+    analysis.observe(&of_users);
+    allocates_nothing("of users", || _ = black_box(analysis.observe(&of_users)));
+    analysis.begin_baking();
+    allocates_nothing("of baking", || _ = black_box(analysis.observe_baking(&arm)));
+    // Whoever wants numbers of routes gets a list, so there is something that can be counted.
+    analysis.begin_step(Some(Weight::FULL));
+    assert!(allocated_by(|| drop(analysis.verdict())) > 0);
 }
 
 #[test]

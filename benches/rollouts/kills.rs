@@ -12,7 +12,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -30,18 +30,25 @@ use tokio::{
 use crate::{
     ledger::{Arrival, Command, Ledger},
     proxy::{Proxy, TICK, free_ports, head},
-    wire::{Handler, Wire, api, field, serve},
+    wire::{Handler, Reply, Wire, api, field, serve},
 };
 
-/// The rollouts of the services: by evidence, by hand, all at once, by budget, with gates.
-const ROLLOUTS: [&str; 6] = [
+/// The rollouts of the services: by evidence, by hand, all at once, by budget, with gates, with copies first, with
+/// hooks, with a check. Those from [`FROZEN`] on are now and then frozen.
+const ROLLOUTS: [&str; 9] = [
     "steps = [{ weight = 10, hold = '50ms' }, { weight = 40, hold = '100ms' }, { weight = 60, hold = '50ms' }]\nwhen_inconclusive = 'roll_back'",
     "steps = [{ weight = 5, hold = '1h' }, { weight = 20, hold = '1h' }, { weight = 50, hold = '1h' }, { weight = 80, hold = '1h' }]",
     "strategy = 'blue-green'\npromotion_gate = true",
     "schedule = { kind = 'evidence', from = 10, by = 2 }\nwhen_inconclusive = 'hold'",
     "steps = [{ weight = 20, hold = '50ms', gate = true }, { weight = 50, hold = '50ms', gate = true }]",
     "schedule = { kind = 'linear', from = 20, by = 20, to = 80, hold = '20ms' }",
+    "steps = [{ mirror = 50, hold = '50ms' }, { mirror = 100, hold = '50ms' }, { weight = 20, hold = '50ms' }, { weight = 60, hold = '50ms' }]\nwhen_inconclusive = 'hold'",
+    "steps = [{ weight = 20, hold = '50ms' }, { weight = 50, hold = '50ms' }]\nwhen_inconclusive = 'hold'\nhooks = [HOOKS]",
+    "steps = [{ weight = 20, hold = '50ms' }, { weight = 50, hold = '50ms' }]\nwhen_inconclusive = 'hold'\nchecks = [CHECK]",
 ];
+
+/// The first of the services that are now and then frozen.
+const FROZEN: usize = 5;
 
 /// What is watched: little, so that a second suffices. Only the fourth service has a budget.
 const ANALYSIS: &str =
@@ -73,6 +80,10 @@ impl Service {
     fn backend(&self, version: usize) -> (String, Handler) {
         let (arrivals, failing) = (Arc::clone(&self.arrivals), Arc::clone(&self.failing[version - 1]));
         let handler = move |head: &str| {
+            // A copy is nobody's request, and its canary may have any number of them.
+            if field(head, "x-tidegate-mirrored").is_some() {
+                return !failing.load(Relaxed);
+            }
             // Whoever says nothing of it is no client but a probe, and finds nothing wrong.
             let Some(sent) = field(head, "x-sent").and_then(|sent| sent.parse().ok()) else { return true };
             let arrival = Arrival { sent, arrived: clock::now().as_millis(), version };
@@ -108,6 +119,8 @@ struct World {
     /// Requests that failed with the process.
     excused: Cell<usize>,
     failures: RefCell<Vec<Failure>>,
+    /// How often it was frozen.
+    freezes: Cell<u64>,
     /// What an operator was answered that nobody should be.
     odd: RefCell<Option<String>>,
 }
@@ -127,10 +140,12 @@ async fn begin(kills: u64, seed: u64, folder: &Path) -> anyhow::Result<()> {
     let mut random = StdRng::seed_from_u64(seed);
     let services: Vec<_> = (0..ROLLOUTS.len()).map(Service::new).collect();
     let versions = services.iter().flat_map(|service| [1, 2].map(|version| service.backend(version)));
-    let backends = serve(versions.collect())?;
+    let others = [("hook".to_owned(), now_and_then(6)), ("check".to_owned(), now_and_then(4))];
+    let backends = serve(versions.chain(others).collect())?;
     let [address, admin] = free_ports(&mut random)?;
     let config = folder.join("tidegate.toml");
-    std::fs::write(&config, configuration(address, admin, &backends, folder)?)?;
+    let written = configuration(address, admin, &backends, folder)?;
+    std::fs::write(&config, &written)?;
     let world = Rc::new(World {
         services,
         address,
@@ -142,6 +157,7 @@ async fn begin(kills: u64, seed: u64, folder: &Path) -> anyhow::Result<()> {
         acknowledged: Cell::new(0),
         shown: Cell::new(0),
         excused: Cell::new(0),
+        freezes: Cell::new(0),
         failures: RefCell::default(),
         odd: RefCell::default(),
     });
@@ -154,6 +170,9 @@ async fn begin(kills: u64, seed: u64, folder: &Path) -> anyhow::Result<()> {
         let random = StdRng::seed_from_u64(random.random());
         tasks.push(tokio::task::spawn_local(operate(Rc::clone(&world), random, number)));
     }
+    let calendar =
+        freeze(Rc::clone(&world), StdRng::seed_from_u64(random.random()), (config.clone(), written));
+    tasks.push(tokio::task::spawn_local(calendar));
     let began = clock::monotonic();
     let mut lives =
         Lives { config, down: clock::monotonic(), downs: Vec::new(), kills: Vec::new(), starts: Vec::new() };
@@ -331,6 +350,40 @@ async fn operate(world: Rc<World>, mut random: StdRng, number: usize) {
     }
 }
 
+/// Whoever keeps the calendar: now and then writes that some services are frozen, and soon that they are not.
+async fn freeze(world: Rc<World>, mut random: StdRng, (config, written): (PathBuf, String)) {
+    let services: Vec<_> = world.services[FROZEN..].iter().map(|service| &service.name).collect();
+    let frozen =
+        format!("{written}[[freeze]]\nfrom = '2000-01-01'\nto = '2100-01-01'\nservices = {services:?}\n");
+    let mut is_frozen = false;
+    // Not frozen at the end.
+    while !world.is_over.get() || is_frozen {
+        is_frozen = !is_frozen && !world.is_over.get();
+        let text = if is_frozen { &frozen } else { &written };
+        // In one piece: a start may be reading it.
+        let beside = config.with_extension("next");
+        if let Err(error) = std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, &config)) {
+            world.odd.replace(Some(format!("the configuration cannot be written: {error}")));
+        }
+        // It fails when the process is dead, and then the next one reads it.
+        let _dead = reload(world.admin).await;
+        world.freezes.set(world.freezes.get() + u64::from(is_frozen));
+        let pause = if is_frozen { 200..1000 } else { 1000..4000 };
+        sleep(Duration::from_millis(random.random_range(pause))).await;
+    }
+}
+
+async fn reload(admin: SocketAddr) -> io::Result<Reply> {
+    let mut wire = Wire::connect(admin).await?;
+    wire.ask(&format!("POST /api/v1/reload HTTP/1.1\r\nHost: {admin}\r\nContent-Length: 0\r\n\r\n")).await
+}
+
+/// Somebody else's server, which is in trouble every so many times.
+fn now_and_then(times: u64) -> Handler {
+    let asked = AtomicU64::new(0);
+    Arc::new(move |_| asked.fetch_add(1, Relaxed) % times != times - 1)
+}
+
 async fn act(world: &World, service: &Service, random: &mut StdRng) -> io::Result<()> {
     let path = |verb: &str| format!("/{}{verb}", service.name);
     let (_, status) = api(world.admin, "GET", &path(""), "").await?;
@@ -357,7 +410,8 @@ async fn act(world: &World, service: &Service, random: &mut StdRng) -> io::Resul
             let fails = random.random_range(0..3) == 0;
             service.failing[1 - canary].store(false, Relaxed);
             service.failing[canary].store(fails, Relaxed);
-            ("POST", "/start", "")
+            // In a freeze with force, or not at all.
+            ("POST", "/start", if random.random_range(0..3) == 0 { "\"force\": true, " } else { "" })
         }
         ("succeeded" | "rolled_back", 70..75) => ("POST", "/flip", ""),
         ("succeeded" | "rolled_back", 75..85) => ("PUT", "/weight", weight.as_str()),
@@ -377,7 +431,8 @@ async fn act(world: &World, service: &Service, random: &mut StdRng) -> io::Resul
     Ok(())
 }
 
-/// Services `s0` and so on, each below a path of its own, with a store.
+/// Services `s0` and so on, each below a path of its own, with a store. After their backends come who is asked by
+/// hooks and who is measured by checks.
 fn configuration(
     address: SocketAddr,
     admin: SocketAddr,
@@ -385,7 +440,16 @@ fn configuration(
     folder: &Path,
 ) -> anyhow::Result<String> {
     let mut toml = head(address, admin, Some(folder)) + "max_history = '1MiB'\n";
-    for ((number, rollout), backends) in ROLLOUTS.iter().enumerate().zip(backends.chunks(2)) {
+    let (versions, others) = backends.split_at(2 * ROLLOUTS.len());
+    let hook = |at: &str| format!("{{ at = '{at}', url = 'http://{}/' }}", others[0]);
+    let hooks =
+        ["pre-rollout", "step", "pre-promotion", "post-promotion", "rollback", "drained", "event"].map(hook);
+    let check = format!(
+        "{{ name = 'orders', kind = 'http', url = 'http://{}/', json_pointer = '', min = 1, interval = '50ms' }}",
+        others[1]
+    );
+    for ((number, rollout), backends) in ROLLOUTS.iter().enumerate().zip(versions.chunks(2)) {
+        let rollout = rollout.replace("HOOKS", &hooks.join(", ")).replace("CHECK", &check);
         let name = format!("s{number}");
         // Users keep to their version in every other one.
         let sticky = if number % 2 == 1 { "header = 'x-user'" } else { "cookie = 'version'" };
@@ -408,6 +472,7 @@ fn configuration(
 fn report(world: &World, lives: &Lives, took: Duration) -> anyhow::Result<()> {
     let mut phases: BTreeMap<String, usize> = BTreeMap::new();
     let (mut entries, mut succeeded, mut rolled_back, mut on_trial) = (0, 0, 0, 0);
+    let mut each = Vec::new();
     for service in &world.services {
         let ledger = service.ledger.borrow();
         let arrivals = service.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
@@ -417,17 +482,20 @@ fn report(world: &World, lives: &Lives, took: Duration) -> anyhow::Result<()> {
         }
         entries += ledger.entries.len();
         on_trial += exposed;
-        succeeded += ledger.ended("succeeded");
-        rolled_back += ledger.ended("rolled_back");
+        let ended = ["succeeded", "rolled_back"].map(|phase| ledger.ended(phase));
+        succeeded += ended[0];
+        rolled_back += ended[1];
+        each.push(format!("{} {} + {}", service.name, ended[0], ended[1]));
     }
     let mut starts = lives.starts.clone();
     starts.sort();
     let phases: Vec<_> = phases.into_iter().map(|(phase, times)| format!("{phase} {times}")).collect();
     println!(
-        "{} kills in {} s, {} of them before it served; a start took {:?} at the median, {:?} at the most",
+        "{} kills in {} s, {} of them before it served, with {} freezes; a start took {:?} at the median, {:?} at the most",
         lives.kills.len(),
         took.as_secs(),
         lives.kills.len() + 1 - starts.len(),
+        world.freezes.get(),
         starts[starts.len() / 2],
         starts[starts.len() - 1],
     );
@@ -438,6 +506,7 @@ fn report(world: &World, lives: &Lives, took: Duration) -> anyhow::Result<()> {
         world.shown.get(),
         world.acknowledged.get(),
     );
+    println!("of each service: {}", each.join(", "));
     println!(
         "{} requests answered, {on_trial} of them on trial, none beyond what was recorded; {} failed, each with the process",
         world.requests.get(),

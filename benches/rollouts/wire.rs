@@ -37,13 +37,19 @@ impl Wire {
         let head = self.head().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
         let status = status.ok_or(io::ErrorKind::InvalidData)?;
-        let length = field(&head, "content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+        let body = self.body(&head).await?;
+        Ok(Reply { status, head, body })
+    }
+
+    /// The body that belongs to a head.
+    async fn body(&mut self, head: &str) -> io::Result<Vec<u8>> {
+        let length = field(head, "content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
         while self.unused.len() < length {
             if self.stream.read_buf(&mut self.unused).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        Ok(Reply { status, head, body: self.unused.drain(..length).collect() })
+        Ok(self.unused.drain(..length).collect())
     }
 
     /// A head with its empty line; nothing at the end of the connection.
@@ -84,7 +90,8 @@ pub(crate) async fn api(admin: SocketAddr, method: &str, path: &str, body: &str)
 pub(crate) type Handler = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// Serves backends by their names, on a thread of their own, for as long as the process lives. A response is
-/// 200, or 500 where not all is well, and says in `x-backend` whose it is.
+/// 200, or 500 where not all is well, and says in `x-backend` whose it is. Its body is a number, for whoever
+/// measures.
 pub(crate) fn serve(backends: Vec<(String, Handler)>) -> io::Result<Vec<SocketAddr>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut addresses = Vec::new();
@@ -111,8 +118,9 @@ pub(crate) fn serve(backends: Vec<(String, Handler)>) -> io::Result<Vec<SocketAd
 async fn answer(stream: TcpStream, name: String, handler: Handler) -> io::Result<()> {
     let mut wire = Wire::new(stream)?;
     while let Some(head) = wire.head().await? {
+        wire.body(&head).await?;
         let status = if handler(&head) { "200 OK" } else { "500 Internal Server Error" };
-        let reply = format!("HTTP/1.1 {status}\r\ncontent-length: 2\r\nx-backend: {name}\r\n\r\nok");
+        let reply = format!("HTTP/1.1 {status}\r\ncontent-length: 2\r\nx-backend: {name}\r\n\r\n10");
         wire.stream.write_all(reply.as_bytes()).await?;
     }
     Ok(())

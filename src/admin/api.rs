@@ -45,6 +45,7 @@ pub(super) fn router() -> Router<Controller> {
         .route("/services/{name}/promote", post(promote))
         .route("/services/{name}/start", post(start))
         .route("/services/{name}/retry", post(start))
+        .route("/services/{name}/guards-only", post(guards_only))
         .route("/services/{name}/rollback", verb(Request::Rollout(Command::RollBack)))
         .route("/services/{name}/abort", verb(Request::Rollout(Command::RollBack)))
         .route("/services/{name}/pause", verb(Request::Rollout(Command::Pause)))
@@ -99,9 +100,20 @@ pub(super) struct Plain {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default, expecting = "an object such as {\"force\": true}")]
 struct Force {
-    /// Whatever speaks against it: a freeze, a rollback not long ago, endpoints that do not answer.
+    /// Even if no endpoint takes a connection.
     force: bool,
     /// Why.
+    reason: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "an object such as {\"force\": true}")]
+struct StartBody {
+    /// Whatever speaks against it: a freeze, a rollback not long ago.
+    force: bool,
+    /// Judge the canary by its limits alone.
+    guards_only: bool,
+    /// Why; has to be said where nothing is compared.
     reason: Option<String>,
 }
 
@@ -109,10 +121,36 @@ async fn start(
     controller: State<Controller>,
     name: Named,
     caller: Caller,
-    body: Option<Body<Force>>,
+    body: Option<Body<StartBody>>,
 ) -> Result<Response, Problem> {
-    let Body(Force { force, reason }) = body.unwrap_or_default();
-    ask(controller, name, Request::Rollout(Command::Start { force }), caller.because(reason)?).await
+    let Body(StartBody { force, guards_only, reason }) = body.unwrap_or_default();
+    if guards_only {
+        let because = "nothing is compared with stable then";
+        needs_a_reason(reason.as_deref(), "`guards_only`", because, "\"guards_only\": true, ")?;
+    }
+    let command = Command::Start { force, guards_only };
+    ask(controller, name, Request::Rollout(command), caller.because(reason)?).await
+}
+
+async fn guards_only(
+    controller: State<Controller>,
+    name: Named,
+    caller: Caller,
+    body: Option<Body<Plain>>,
+) -> Result<Response, Problem> {
+    let Body(Plain { reason }) = body.unwrap_or_default();
+    let because = "nothing is compared with stable from then on";
+    needs_a_reason(reason.as_deref(), "`guards-only`", because, "")?;
+    ask(controller, name, Request::Rollout(Command::GuardsOnly), caller.because(reason)?).await
+}
+
+/// What takes something away that protects users is not done without saying why.
+fn needs_a_reason(reason: Option<&str>, what: &str, because: &str, beside: &str) -> Result<(), Problem> {
+    if reason.is_some_and(|reason| !reason.trim().is_empty()) {
+        return Ok(());
+    }
+    let detail = format!("{what} needs a `reason`, because {because}: write {{{beside}\"reason\": \"…\"}}");
+    Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail))
 }
 
 async fn flip(
@@ -141,10 +179,9 @@ async fn promote(
     body: Option<Body<PromoteBody>>,
 ) -> Result<Response, Problem> {
     let Body(PromoteBody { full, reason }) = body.unwrap_or_default();
-    if full && reason.as_deref().is_none_or(|reason| reason.trim().is_empty()) {
-        let detail = "`full` needs a `reason`, because it goes past all steps, gates and hooks that are left: \
-                      write {\"full\": true, \"reason\": \"…\"}";
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+    if full {
+        let because = "it goes past all steps, gates and hooks that are left";
+        needs_a_reason(reason.as_deref(), "`full`", because, "\"full\": true, ")?;
     }
     ask(controller, name, Request::Rollout(Command::Promote { full }), caller.because(reason)?).await
 }

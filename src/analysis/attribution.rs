@@ -18,8 +18,12 @@
 //! ([`Verdict::attribute`]). That costs no more than the time until the others show as much, and a canary
 //! that is bad everywhere is not spared: the others are then surely worse than stable. The evidence stays
 //! what it is, and wanes as the others do well.
+//!
+//! Whoever is to blame is passed over for [`EJECTION`], and then gets requests again. Before it has had them for
+//! [`PROBATION`] without being to blame once more, the canary gets no more traffic ([`Suspect`]): with the sick
+//! endpoint out of sight the others are all that is seen, and they are well.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 
@@ -28,6 +32,14 @@ use super::{
     incident::divergence,
     verdict::{Decision, Reason, Stage, Verdict},
 };
+use crate::model::time::Timestamp;
+
+/// How long an endpoint that is to blame is passed over before it is tried again: outlier detection's shortest
+/// ejection.
+pub const EJECTION: Duration = Duration::from_secs(30);
+
+/// How long it has to do well after that.
+pub const PROBATION: Duration = Duration::from_secs(30);
 
 /// Who is to blame for a backend's failures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -62,7 +74,7 @@ pub fn attribute(endpoints: &[Sample], other: Sample) -> Attribution {
     }
 }
 
-/// How surely `one` fails more often than `other`: G, and 0 where it does not, or one of them is empty.
+/// How surely `one` fails more often than `other`: G (Wilks 1938), and 0 where it does not, or one of them is empty.
 fn higher_by(one: Sample, other: Sample) -> f64 {
     let both = sum(&[one, other]);
     match (one.rate(), other.rate(), both.rate()) {
@@ -86,15 +98,57 @@ impl Verdict {
         let other = Sample { requests: stable.requests, failures: stable.failures };
         let attribution = attribute(endpoints, other);
         if let Attribution::Endpoint { index } = attribution {
-            let others = without(sum(endpoints), endpoints[index]);
-            self.decision = Decision::Hold;
-            self.reason = Reason::OneEndpoint {
-                endpoint: name(index),
-                error_rate: endpoints[index].rate().unwrap_or_default(),
-                others: others.rate().unwrap_or_default(),
-            };
-            self.requests_needed = None;
-            self.ticks_needed = None;
+            self.hold_for(endpoints, index, name(index));
+        }
+        attribution
+    }
+
+    fn hold_for(&mut self, endpoints: &[Sample], index: usize, name: Arc<str>) {
+        let others = without(sum(endpoints), endpoints[index]);
+        self.decision = Decision::Hold;
+        self.reason = Reason::OneEndpoint {
+            endpoint: name,
+            error_rate: endpoints[index].rate().unwrap_or_default(),
+            others: others.rate().unwrap_or_default(),
+        };
+        self.requests_needed = None;
+        self.ticks_needed = None;
+    }
+}
+
+/// The endpoint of a rollout's canary that was to blame last, if one was.
+#[derive(Debug, Clone, Default)]
+pub struct Suspect(Option<Blamed>);
+
+#[derive(Debug, Clone)]
+struct Blamed {
+    endpoint: Arc<str>,
+    /// Until when it is not trusted.
+    until: Timestamp,
+}
+
+impl Suspect {
+    /// Attributes what counts against the canary at a moment, as [`Verdict::attribute`] does, which says what
+    /// else is given; and holds the canary that may advance while its last suspect is not trusted again. One
+    /// that is no longer among the endpoints is no concern.
+    pub fn attribute(
+        &mut self,
+        verdict: &mut Verdict,
+        now: Timestamp,
+        endpoints: &[Sample],
+        name: impl Fn(usize) -> Arc<str>,
+    ) -> Attribution {
+        let attribution = verdict.attribute(endpoints, &name);
+        if let Attribution::Endpoint { index } = attribution {
+            self.0 = Some(Blamed { endpoint: name(index), until: now.plus(EJECTION + PROBATION) });
+        } else if let Some(Blamed { endpoint, until }) = &self.0
+            && verdict.stage == Stage::Stepping
+            && verdict.decision == Decision::Advance
+        {
+            match (0..endpoints.len()).find(|index| name(*index) == *endpoint) {
+                Some(index) if now < *until => verdict.hold_for(endpoints, index, Arc::clone(endpoint)),
+                _ => self.0 = None,
+            }
         }
         attribution
     }
@@ -177,6 +231,51 @@ mod tests {
         assert_eq!(decided([200, 200]).0, Decision::RollBack);
         let (decision, why) = decided([1, 2]);
         assert!(decision != Decision::Hold && !why.contains("10.0.0"), "{decision:?}: {why}");
+    }
+
+    /// What is decided at so many seconds of a canary that has failed so many of 2000 requests at endpoint 0, and none
+    /// of as many at endpoint 1.
+    fn decided_at(suspect: &mut Suspect, seconds: u64, failures: u64, fresh: bool) -> Decision {
+        let mut analysis = Analysis::new(&Settings { latency_margin: None, ..Settings::default() }, 300);
+        analysis.begin_step(Some(crate::model::weight::Weight::FULL));
+        let none = Histogram::default();
+        // What counts against it wanes; here it is gone.
+        let seen = if fresh { 0 } else { failures };
+        let tick = Tick {
+            stable: ArmTick::new(9_000, 9, &none),
+            canary: ArmTick::new(2_000, seen, &none),
+            routes: &[],
+            users: None,
+        };
+        analysis.observe(&tick);
+        let mut verdict = analysis.verdict();
+        let endpoints = [Sample { requests: 2_000, failures }, Sample { requests: 2_000, failures: 0 }];
+        let at = Timestamp::from_millis(seconds * 1_000);
+        suspect.attribute(&mut verdict, at, &endpoints, |index| index.to_string().into());
+        verdict.decision
+    }
+
+    #[test]
+    fn an_endpoint_that_was_to_blame_has_to_do_well_before_the_canary_gets_more() {
+        let mut suspect = Suspect::default();
+        assert_eq!(decided_at(&mut suspect, 0, 0, true), Decision::Advance);
+        assert_eq!(decided_at(&mut suspect, 1, 400, false), Decision::Hold);
+        // Passed over, then on probation.
+        for seconds in [2, 31, 60] {
+            assert_eq!(decided_at(&mut suspect, seconds, 400, true), Decision::Hold, "{seconds}");
+        }
+        assert_eq!(decided_at(&mut suspect, 61, 400, true), Decision::Advance);
+        // To blame again.
+        assert_eq!(decided_at(&mut suspect, 70, 400, false), Decision::Hold);
+        assert_eq!(decided_at(&mut suspect, 129, 400, true), Decision::Hold);
+        assert_eq!(decided_at(&mut suspect, 131, 400, true), Decision::Advance);
+    }
+
+    #[test]
+    fn an_endpoint_that_is_gone_is_no_concern() {
+        let mut suspect =
+            Suspect(Some(Blamed { endpoint: "7".into(), until: Timestamp::from_millis(u64::MAX) }));
+        assert_eq!(decided_at(&mut suspect, 1, 0, true), Decision::Advance);
     }
 
     #[test]

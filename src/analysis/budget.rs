@@ -16,7 +16,7 @@ pub fn weights(service: usize, routes: usize) -> (f64, f64) {
     (part / service.max(1) as f64, part / routes.max(1) as f64)
 }
 
-/// Natural logarithm of the mean of e-values, given as pairs of natural logarithm and weight; 0,
+/// Natural logarithm of the mean of e-values (Ramdas et al. 2023), given as pairs of natural logarithm and weight; 0,
 /// which is no evidence, where no weight is over 0. Only the ratios of the weights matter.
 pub fn combine(log_es: impl Iterator<Item = (f64, f64)>) -> f64 {
     let (sum, weights) = log_es

@@ -8,6 +8,8 @@
 //! A dark step is left for users, so it wants what otherwise only a promotion wants: that a canary that is worse
 //! by the margin is excluded.
 
+use std::sync::Arc;
+
 use super::{
     Analysis, Finding, Tick,
     numbers::requests_to_gain,
@@ -40,6 +42,9 @@ impl Analysis {
     /// Takes in a tick of a dark step: what stable did, of which only is learned what it is usually like, and
     /// the pairs that ended.
     pub fn observe_dark(&mut self, tick: &Tick<'_>, pairs: &Counts) -> Decision {
+        if self.guards_only {
+            return self.observe_copies_alone(&tick.stable, pairs);
+        }
         // Known before the tick, as its proof wants it.
         let factor = self.dispersion.factor();
         self.observe_before(&tick.stable, tick.users);
@@ -100,6 +105,7 @@ impl Analysis {
             decision,
             reason,
             stage: Stage::Dark,
+            guards_only: false,
             evidence: paired.combined(),
             threshold: self.dark_threshold(),
             promotion_evidence: paired.better(),
@@ -130,6 +136,7 @@ impl Analysis {
                 // The cast saturates.
                 .map(|pairs| (pairs as f64 / rate).ceil() as u64),
             checks,
+            routes: Arc::default(),
         }
     }
 
@@ -159,7 +166,8 @@ impl Analysis {
         if let Some(evidence) = paired.slower() {
             let share = (counts.timed > 0).then(|| counts.slower as f64 / counts.timed as f64);
             let report = report(Check::PairedLatency, evidence, counts.timed);
-            checks.put(CheckReport { canary: share, limit: Some(0.5), ..report });
+            let interval = paired.slower_share();
+            checks.put(CheckReport { canary: share, limit: Some(0.5), interval, ..report });
         }
         checks
     }
@@ -286,6 +294,8 @@ mod tests {
         let beginning =
             "canary takes longer than it may for 100 % of copied requests, limit 50 %: rolling back";
         assert!(said.starts_with(beginning), "{said}");
+        let share = slow.checks.get(Check::PairedLatency).unwrap().interval.unwrap();
+        assert!(share.low > 0.5 && share.high == 1.0, "{share:?}");
         // What both fail is not the canary's fault.
         let both = pass(&mut dark(), 200, Counts { none: 5, both: 5, ..GOOD });
         assert_eq!(both.decision, Decision::Advance);

@@ -15,6 +15,9 @@
 //! so φ is the sum of the left sides over that of `(x + x')·(1 − p̂)`, with `p̂` from both ticks. Ten
 //! failures' worth of independence go in beforehand, lest a first pair of failures means φ = 2.
 //!
+//! Ticks in which stable fails half of its requests are left out by whoever tells of them: something is down
+//! then, all that fails fails for one reason, and the two jumps of an outage would make φ thousands for good.
+//!
 //! Deliberately absent: clusters that last for several ticks, which successive ticks share and whose
 //! difference therefore does not show. Whoever has such sets φ (`dispersion`).
 
@@ -73,7 +76,7 @@ impl Dispersion {
         }
     }
 
-    /// Takes in a tick of stable.
+    /// Takes in a tick of stable by the squared difference at the head of this file (von Neumann et al. 1941).
     pub fn update(&mut self, stable: Sample) {
         let Self::Estimated(Estimate { before, observed, expected }) = self else { return };
         if stable.requests == 0 {

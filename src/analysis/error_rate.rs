@@ -63,6 +63,12 @@ impl Sample {
         self.rate().is_some_and(|rate| rate >= 0.5)
     }
 
+    /// Whether there were enough requests to say so, and at least half of them failed: then something is down,
+    /// which says nothing about how failures usually come.
+    pub(super) fn is_outage(self) -> bool {
+        self.requests >= OUTAGE && self.in_trouble()
+    }
+
     /// Requests and failures in units of `dispersion` of them, 1 or more.
     pub(super) fn units(self, dispersion: f64) -> (f64, f64) {
         let units = |count: u64| count as f64 / dispersion.max(1.0);
@@ -75,6 +81,9 @@ impl Sample {
         self.failures = self.failures.saturating_add(other.failures);
     }
 }
+
+/// Requests of which half fail in an outage; of fewer it may be one user with retries.
+const OUTAGE: u64 = 20;
 
 /// Which way a [`Comparison`] looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

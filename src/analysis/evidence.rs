@@ -17,6 +17,9 @@ use crate::model::histogram::{Histogram, sparse};
 pub(super) struct Tally {
     /// Since the rollout began; stands still in baking.
     pub(super) rollout: Arms<Sample>,
+    /// What of that stable did in outages.
+    #[serde(default)]
+    outages: Sample,
     /// Since the step, or baking, began.
     pub(super) step: Arms<Sample>,
     /// What endpoints served that were still warming up, since the rollout began.
@@ -36,9 +39,12 @@ impl Tally {
     /// Counts a tick of a step.
     pub(super) fn count(&mut self, tick: &Tick<'_>) {
         let samples = tick.samples();
-        let Self { rollout, step, warming, sent, sent_in_step, latencies, window, streak } = self;
+        let Self { rollout, outages, step, warming, sent, sent_in_step, latencies, window, streak } = self;
         for sum in [rollout, step] {
             sum.add(samples);
+        }
+        if samples.stable.is_outage() {
+            outages.add(samples.stable);
         }
         warming.add(tick.arms(|arm| arm.warming));
         sent.add(tick.arms(ArmTick::sent));
@@ -65,11 +71,18 @@ impl Tally {
 
     /// Counts the step anew. What the last ticks were like outlives the change of weight.
     pub(super) fn begin_step(&mut self) {
-        let Self { rollout: _, step, warming: _, sent: _, sent_in_step, latencies, window: _, streak: _ } =
-            self;
-        *step = Arms::default();
-        *sent_in_step = None;
-        *latencies = Arms::default();
+        self.step = Arms::default();
+        self.sent_in_step = None;
+        self.latencies = Arms::default();
+    }
+
+    /// What stable did in the rollout, its outages left out.
+    pub(super) fn usual(&self) -> Sample {
+        let Sample { requests, failures } = self.rollout.stable;
+        Sample {
+            requests: requests.saturating_sub(self.outages.requests),
+            failures: failures.saturating_sub(self.outages.failures),
+        }
     }
 
     /// Forgets all but the rollout's totals: the promoted version is now stable.
@@ -114,7 +127,8 @@ impl Tally {
     }
 
     /// For how many ticks each arm has had no request, where that means something. With little traffic
-    /// a pause is no news until it is five times as long as usual, which comes once in 150 pauses.
+    /// a pause is no news until it is five times as long as usual, which comes once in 150 pauses: those between
+    /// arrivals that know nothing of each other (a Poisson process) are exponential, and `e^−5` is 1/148.
     pub(super) fn silence(&self) -> Arms<Option<u64>> {
         let Window { seen, quiet, .. } = &self.window;
         let silence = |quiet: u64, requests: u64| {
@@ -215,9 +229,9 @@ impl Streak {
     }
 
     /// The failures in a row, if they are enough to act on and the other arm, which may have been
-    /// idle, was not in trouble meanwhile.
-    pub(super) fn damning(&self) -> Option<u64> {
-        (self.failures >= Self::ENOUGH && !self.other.in_trouble()).then_some(self.failures)
+    /// idle, was not in trouble meanwhile; or, `alone`, however that fared.
+    pub(super) fn damning(&self, alone: bool) -> Option<u64> {
+        (self.failures >= Self::ENOUGH && (alone || !self.other.in_trouble())).then_some(self.failures)
     }
 }
 

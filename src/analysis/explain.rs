@@ -41,7 +41,10 @@ pub fn explain(verdict: &Verdict) -> String {
             format!("no canary request ended in the last {ticks} ticks: holding, nothing to judge by")
         }
         Reason::NoStableTraffic { ticks } => {
-            format!("no stable request ended in the last {ticks} ticks: holding, nothing to compare with")
+            format!(
+                "no stable request ended in the last {ticks} ticks: holding, nothing to compare with; \
+                 `guards-only` goes on without"
+            )
         }
         Reason::Healthy { requests } => {
             format!("{} in {requests} canary requests{users}: ready for the next step", rates(), users = users(verdict))
@@ -49,6 +52,10 @@ pub fn explain(verdict: &Verdict) -> String {
         Reason::NonInferior { margin } => {
             format!("{}, within {} of it: ready to promote ({promotion})", rates(), points(*margin))
         }
+        Reason::WithinLimits { requests } => format!(
+            "canary fails {} of {requests} requests, within its limits and compared with nothing: ready for more",
+            percent(verdict.step.canary.error_rate.unwrap_or(0.0))
+        ),
         Reason::Suspicious(check) => {
             let users = users(verdict);
             format!("{who} {}{users}: not certain yet ({evidence} to roll back{needed})", finding(check))
@@ -68,7 +75,7 @@ pub fn explain(verdict: &Verdict) -> String {
             harm.weight_cap.map(|cap| format!(" (at most {cap} now)")).unwrap_or_default()
         ),
         Reason::NotYetNonInferior { margin } => format!(
-            "{}: not certain yet that it stays within {} ({promotion} to promote{needed})",
+            "{}: not certain yet that it stays within {} ({promotion} to go on{needed})",
             rates(),
             points(*margin)
         ),
@@ -136,9 +143,9 @@ fn users(verdict: &Verdict) -> String {
 /// What a person may want to do, as an addition to a sentence.
 fn offer(verdict: &Verdict) -> String {
     match verdict.incident {
-        Some(Incident { scope: Scope::StableOnly, stable, canary }) => format!(
+        Some(Incident { scope: Scope::StableOnly, stable, canary }) if !verdict.guards_only => format!(
             "; stable alone is in trouble and fails {} of requests lately, the canary {}: \
-             `promote` takes users off it sooner",
+             `promote` takes users off it sooner, and with `guards-only` the rollout goes on without comparing",
             percent(stable),
             percent(canary)
         ),

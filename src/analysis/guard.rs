@@ -40,8 +40,8 @@ impl Guard {
         self.limit
     }
 
-    /// Takes in one tick; the sample's failures are the requests that were over, which come
-    /// `dispersion` at a time (1 or more).
+    /// Takes in one tick by the ln LR(θ) at the head of this file; the sample's failures are the requests that were
+    /// over, which come `dispersion` at a time (1 or more).
     pub fn update(&mut self, sample: Sample, dispersion: f64) {
         let (requests, over) = sample.units(dispersion);
         let under = requests - over;

@@ -15,6 +15,9 @@
 //! the upper end of the interval of the difference. That is everything at first, and less with each tick
 //! that goes well, so the weight that the budget allows rises by itself.
 //!
+//! It is in force in the steps alone: in baking there is no stable any more whose failures could be taken off, and
+//! limits are what is watched.
+//!
 //! The price: an estimate also wanders for a harmless canary, by about √(failures of the canary). A
 //! budget that is not well above that ends rollouts by chance, which α does not bound; so there is none
 //! unless somebody sets one.
@@ -39,7 +42,7 @@ impl Budget {
         Self { budget, spent: 0.0 }
     }
 
-    /// Takes in one tick, those requests included that are compared with nothing; `shielded` of the
+    /// Takes in one tick by `xc − nc·ps`, those requests included that are compared with nothing; `shielded` of the
     /// canary's failures, in this tick or just before it, were seen by nobody. `usual` is stable's failure
     /// rate so far, for a tick in which it had no request.
     pub(super) fn update(&mut self, tick: Arms<Sample>, shielded: u64, usual: f64) {

@@ -28,7 +28,8 @@ pub(super) struct Usual {
 }
 
 impl Usual {
-    /// Takes in a tick of stable that is no longer recent.
+    /// Takes in a tick of stable that is no longer recent: an exponentially weighted sum, as in
+    /// [`latency`](super::latency).
     pub(super) fn update(&mut self, stable: Sample) {
         let decay = (-1.0 / HALF_LIFE).exp2();
         let (requests, failures) = stable.units(1.0);
@@ -67,6 +68,7 @@ impl Usual {
     }
 }
 
+/// By Chernoff's bound: see the head of this file. So is [`surely_below`].
 fn surely_above(sample: Sample, rate: f64, limit: f64) -> bool {
     rate > limit && sample.requests as f64 * divergence(rate, limit) >= SURE
 }
@@ -75,7 +77,7 @@ fn surely_below(sample: Sample, rate: f64, limit: f64) -> bool {
     rate < limit && sample.requests as f64 * divergence(rate, limit) >= SURE
 }
 
-/// KL(p ‖ q) of two Bernoulli distributions; infinite where q excludes what p does not.
+/// KL(p ‖ q) of two Bernoulli distributions (Kullback & Leibler 1951); infinite where q excludes what p does not.
 pub(super) fn divergence(p: f64, q: f64) -> f64 {
     let part = |p: f64, q: f64| if p > 0.0 { p * (p / q).ln() } else { 0.0 };
     part(p, q) + part(1.0 - p, 1.0 - q)

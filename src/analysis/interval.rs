@@ -11,7 +11,8 @@
 //! and B are sums over ticks that do not know δ. Two numbers for each alternative therefore stand for
 //! the processes of *all* δ at once, and the end of the interval is where their mean crosses 2/α. That
 //! mean's logarithm is convex in δ, so Newton's method comes to it from one side and may stop anywhere:
-//! what it then says is only wider. To look below 0, the arms change places.
+//! what it then says is only wider. It begins where the first process would be enough by itself, since the
+//! mean is at least a part of each. To look below 0, the arms change places.
 //!
 //! For one rate θ alone the same is simpler still: `x·ln a − n·θ·(a − 1)` needs no sums but `x` and `n`.
 //!
@@ -83,7 +84,8 @@ impl Difference {
 }
 
 impl Sides {
-    /// `one` stands where the canary does in the formulas, `other` where stable does.
+    /// Adds a tick to A and B of the head of this file; `one` stands where the canary does in
+    /// [`error_rate`](super::error_rate)'s formulas, `other` where stable does.
     fn update(&mut self, one: (f64, f64), other: (f64, f64)) {
         let (n, x) = one;
         let (n_other, x_other) = other;
@@ -105,7 +107,8 @@ impl Sides {
 }
 
 /// Where one failure rate lies, given `x` failures of `n` requests, in clusters counted once; nothing
-/// before there was a request.
+/// before there was a request. By `x·ln a − n·θ·(a − 1)`, whose exponential has a mean of at most 1 as the proof in
+/// [`error_rate`](super::error_rate) has it for one arm.
 pub(super) fn of_one((n, x): (f64, f64)) -> Option<Interval> {
     let lines = |grid: &[Factor; LINES]| {
         let line = |factor: &Factor| Line { at_zero: x * factor.log, slope: -n * factor.excess };
@@ -119,8 +122,10 @@ pub(super) fn of_one((n, x): (f64, f64)) -> Option<Interval> {
 
 /// The largest value from 0 to 1 up to which all are rejected, for lines that fall; nothing if 0 is not.
 fn rejected_up_to(lines: &[Line; LINES]) -> Option<f64> {
-    let (mut at, (mut height, mut slope)) = (0.0, mean(lines, 0.0));
-    if height < REJECTED {
+    let falling = lines.iter().filter(|line| line.slope < 0.0);
+    let mut at = falling.map(|line| (line.at_zero - ALONE) / -line.slope).fold(0.0, f64::max).min(1.0);
+    let (mut height, mut slope) = mean(lines, at);
+    if at == 0.0 && height < REJECTED {
         return None;
     }
     for _ in 0..STEPS {
@@ -137,8 +142,10 @@ fn rejected_up_to(lines: &[Line; LINES]) -> Option<f64> {
 
 /// The smallest value from 0 to 1 from which on all are rejected, for lines that rise; 1 if none is.
 fn rejected_down_to(lines: &[Line; LINES]) -> f64 {
-    let (mut at, (mut height, mut slope)) = (1.0, mean(lines, 1.0));
-    if height < REJECTED {
+    let rising = lines.iter().filter(|line| line.slope > 0.0);
+    let mut at = rising.map(|line| (ALONE - line.at_zero) / line.slope).fold(1.0, f64::min).max(0.0);
+    let (mut height, mut slope) = mean(lines, at);
+    if at == 1.0 && height < REJECTED {
         return 1.0;
     }
     for _ in 0..STEPS {
@@ -198,6 +205,9 @@ pub const MISSES: f64 = 0.05;
 
 /// ln(2 / [`MISSES`]): each end may miss half as often.
 const REJECTED: f64 = 3.688_879_454_113_936;
+
+/// ln([`LINES`] · 2 / [`MISSES`]): what one process has to come to if all others are worth nothing.
+const ALONE: f64 = REJECTED + 3.178_053_830_347_945_6;
 
 /// Ends are this exact, a share of requests.
 const PRECISION: f64 = 1e-7;

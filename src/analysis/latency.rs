@@ -4,10 +4,21 @@
 //! canary request above (1 + margin)·Q. If the canary is at most so much slower, its slow share is
 //! at most stable's, whatever Q is: the null hypothesis of [`error_rate`](super::error_rate) with ρ
 //! = 1 and δ = 0. Q comes from the past alone, so the evidence keeps its guarantee while latency
-//! drifts; a poor Q costs speed, never correctness.
+//! drifts; a poor Q costs speed, never correctness. To count who lies beyond the other arm's quantile is the
+//! control-median test (Gart, *A median test with sequential application*, Biometrika 1963), here with a margin
+//! and for each quantile.
 //!
 //! Q is the upper edge of a bucket, and the margin is a number of buckets rounded up, so a canary
-//! just within the margin is never called slow for lack of resolution.
+//! just within the margin is never called slow for lack of resolution. With [`PER_DOUBLING`] buckets to a
+//! doubling (log-linear, as in `model::histogram`), 1 + margin is ⌈[`PER_DOUBLING`] · log₂(1 + margin)⌉ of them.
+//!
+//! A request that failed has no time to compare: one that fails at once was not fast. Leaving failures out
+//! of both arms would compare only what each got through, and those are not the same requests: where stable
+//! fails just what is slow, a canary that answers it would look slower. So a failure of stable counts as
+//! slow, for it took for ever, and one of the canary as not slow, for it is the error rate's to judge. Then
+//! the null hypothesis holds whenever no request that the canary answers takes over 1 + margin times what
+//! it takes stable, whoever fails what, and neither a stable that is down nor a failure within its own
+//! tolerance makes a canary slow.
 //!
 //! Slow requests come together more than failures do, since whatever holds up one holds up its
 //! neighbours. Each quantile therefore has a [`Dispersion`] of its own.
@@ -117,16 +128,20 @@ impl Latency {
         self.slower.iter_mut().for_each(|slower| slower.difference = None);
     }
 
-    /// Takes in one tick: each arm's latencies in it, and the users for whom it was slow, where they are what
-    /// is counted.
-    pub fn update(&mut self, (stable, canary): (&Histogram, &Histogram), users: Option<&Users>) {
+    /// Takes in one tick: the latencies of what each arm answered in it, how many requests it failed, and the users
+    /// for whom it was slow, where they are what is counted.
+    pub fn update(&mut self, latencies: Arms<&Histogram>, failures: Arms<u64>, users: Option<&Users>) {
+        let Arms { stable, canary } = latencies;
         let edges = self.edges();
         for (place, (slower, edge)) in self.slower.iter_mut().zip(edges).enumerate() {
-            let tick = match edge {
-                Some(edge) => Arms { stable: slow(stable, edge), canary: slow(canary, edge + self.shift) },
-                None => Arms::default(),
-            };
-            slower.update(tick, users.map(|users| &users.slow[place]));
+            let users = users.map(|users| &users.slow[place]);
+            match edge {
+                Some(edge) => {
+                    let tick = Arms { stable: slow(stable, edge), canary: slow(canary, edge + self.shift) };
+                    slower.update(tick, failures, users);
+                }
+                None => slower.update(Arms::default(), Arms::default(), users),
+            }
         }
         self.remember(stable);
     }
@@ -164,13 +179,15 @@ impl Latency {
     }
 
     /// Takes in a tick of stable alone, before the canary gets anything: only what is usual is learned.
-    pub(super) fn learn(&mut self, stable: &Histogram, users: Option<&Users>) {
+    pub(super) fn learn(&mut self, stable: &Histogram, failures: u64, users: Option<&Users>) {
         let edges = self.edges();
         for (place, (slower, edge)) in self.slower.iter_mut().zip(edges).enumerate() {
-            let tick = edge.map(|edge| slow(stable, edge)).unwrap_or_default();
-            slower.dispersion.update(tick);
+            let tick =
+                edge.map(|edge| with_failures(slow(stable, edge), failures, failures)).unwrap_or_default();
+            slower.learn(tick, failures);
             if let Some(users) = users {
-                slower.judge().learn(&users.slow[place], tick.requests);
+                let is_outage = is_outage(tick, failures);
+                slower.judge().learn(&users.slow[place], tick.requests, is_outage);
             }
         }
         self.remember(stable);
@@ -208,6 +225,8 @@ impl Latency {
         }
     }
 
+    /// The first bucket up to which a quantile's share of all weight lies, for each quantile: the inverse of the
+    /// weighted empirical distribution.
     fn edges(&self) -> [Option<usize>; 2] {
         let used = self.weights.get(self.used.0..self.used.1).unwrap_or_default();
         // By blocks first, because a sum of many that waits for each of them takes long.
@@ -236,6 +255,8 @@ impl Latency {
         })
     }
 
+    /// Adds a tick to what came before, which is worth `2^(−1/HALF_LIFE)` of what it was: an exponentially weighted
+    /// sum (Roberts, *Control chart tests based on geometric moving averages*, Technometrics 1959).
     fn remember(&mut self, stable: &Histogram) {
         let decay = (-1.0 / HALF_LIFE).exp2();
         let fade = |weight: &mut f64, gained: f64| {
@@ -264,22 +285,46 @@ impl Slower {
         self.users.get_or_insert_with(|| Judge::beside(&self.dispersion))
     }
 
-    fn update(&mut self, tick: Arms<Sample>, users: Option<&Firsts>) {
+    fn update(&mut self, answered: Arms<Sample>, failures: Arms<u64>, users: Option<&Firsts>) {
         let factor = self.dispersion.factor();
+        let tick = Arms {
+            stable: with_failures(answered.stable, failures.stable, failures.stable),
+            canary: with_failures(answered.canary, failures.canary, 0),
+        };
         match users {
             None => self.comparison.update(tick, factor),
             Some(firsts) => {
                 let mut judge = *self.judge();
-                judge.update(&mut self.comparison, firsts, tick.map(|sample| sample.requests));
+                let is_outage = is_outage(tick.stable, failures.stable);
+                judge.update(&mut self.comparison, firsts, tick.map(|sample| sample.requests), is_outage);
                 self.users = Some(judge);
             }
         }
+        // What people are shown is of what was answered: a failure is shown with the others.
         if let Some(difference) = &mut self.difference {
-            difference.update(tick, factor);
+            difference.update(answered, factor);
         }
-        self.dispersion.update(tick.stable);
-        self.compared = self.compared.saturating_add(tick.canary.requests);
+        self.learn(tick.stable, failures.stable);
+        self.compared = self.compared.saturating_add(answered.canary.requests);
     }
+
+    /// Learns how slow requests of stable come together, but in an outage.
+    fn learn(&mut self, stable: Sample, failures: u64) {
+        if !is_outage(stable, failures) {
+            self.dispersion.update(stable);
+        }
+    }
+}
+
+/// Whether something is down where so many of stable's requests failed, whichever of them were slow.
+fn is_outage(stable: Sample, failures: u64) -> bool {
+    Sample { failures, ..stable }.is_outage()
+}
+
+/// What was answered, and besides so many requests that failed, some of which count as slow.
+fn with_failures(answered: Sample, failures: u64, slow: u64) -> Sample {
+    let Sample { requests, failures: slow_answers } = answered;
+    Sample { requests: requests.saturating_add(failures), failures: slow_answers.saturating_add(slow) }
 }
 
 /// A sum of eight sums, which do not wait for each other.

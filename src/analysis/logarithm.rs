@@ -8,9 +8,10 @@
 //!
 //! `ln(1 + x) = k·ln 2 + 2·(s + s³/3 + s⁵/5 + …)`
 //!
-//! where |s| < 0.172, so that what comes after ten terms is below 3·10⁻¹⁷ of their sum. What is lost in rounding
-//! `1 + x` is added divided by `1 + x`, as the first term of the logarithm's own series: that is what makes it
-//! right for a tiny `x`. It is known exactly below 1, and above that hardly matters.
+//! (Abramowitz & Stegun, *Handbook of Mathematical Functions*, 4.1.27), where |s| < 0.172, so that what comes after
+//! ten terms is below 3·10⁻¹⁷ of their sum. What is lost in rounding `1 + x` is added divided by `1 + x`, as the
+//! first term of the logarithm's own series: that is what makes it right for a tiny `x`. It is known exactly below
+//! 1, and above that hardly matters.
 
 use std::f64::consts::{LN_2, SQRT_2};
 

@@ -20,7 +20,7 @@ impl Analysis {
         }
         let finding = self.find();
         let latency = self.tally.latency();
-        let checks = self.checks(latency);
+        let (checks, routes) = self.checks(latency);
         let evidence = self.combined();
         let strongest = || checks.iter().max_by(|a, b| a.evidence.total_cmp(&b.evidence)).cloned();
         // The error rate is compared, or limited, in every stage.
@@ -31,6 +31,7 @@ impl Analysis {
             decision: finding.decision,
             reason,
             stage: self.stage,
+            guards_only: self.guards_only,
             evidence,
             threshold: self.targets.evidence,
             promotion_evidence: self.better.log_e(),
@@ -52,11 +53,12 @@ impl Analysis {
                 // The cast saturates.
                 .map(|requests| (requests as f64 / rate).ceil() as u64),
             checks,
+            routes,
         }
     }
 
-    /// The numbers of every check that the stage has.
-    fn checks(&self, latency: Arms<ArmLatency>) -> Checks {
+    /// The numbers of every check that the stage has, with the route that has the most evidence, and of each route.
+    fn checks(&self, latency: Arms<ArmLatency>) -> (Checks, Arc<[CheckReport]>) {
         let service = self.service_checks();
         let (of_service, of_route) = self.weights(&service);
         let mut checks = Checks::default();
@@ -64,11 +66,12 @@ impl Analysis {
             let threshold = self.targets.evidence - of_service.ln();
             checks.put(self.report(check, latency, (evidence, threshold)));
         }
-        let by_evidence = self.routes().iter().map(|route| (route, route.worse.log_e()));
-        if let Some((route, evidence)) = by_evidence.max_by(|a, b| a.1.total_cmp(&b.1)) {
-            checks.put(report_route(route, evidence, self.targets.evidence - of_route.ln()));
+        let threshold = self.targets.evidence - of_route.ln();
+        let routes: Arc<[_]> = self.routes().iter().map(|route| report_route(route, threshold)).collect();
+        if let Some(strongest) = routes.iter().max_by(|a, b| a.evidence.total_cmp(&b.evidence)) {
+            checks.put(strongest.clone());
         }
-        checks
+        (checks, routes)
     }
 
     fn report(
@@ -150,9 +153,10 @@ impl Analysis {
         let seen = self.tally.rollout.canary.requests;
         let proof = || {
             let awaited = self.targets.promotion_evidence - self.better.log_e();
-            match self.next_weight {
-                None if awaited > 0.0 => requests_to_gain(awaited, self.better.log_e(), seen),
-                _ => Some(0),
+            if self.wants_proof() && awaited > 0.0 {
+                requests_to_gain(awaited, self.better.log_e(), seen)
+            } else {
+                Some(0)
             }
         };
         match *reason {
@@ -166,15 +170,16 @@ impl Analysis {
     }
 }
 
-fn report_route(route: &Route, evidence: f64, threshold: f64) -> CheckReport {
+fn report_route(route: &Route, threshold: f64) -> CheckReport {
     let Arms { stable, canary } = route.step.map(Sample::rate);
+    let evidence = route.worse.log_e();
     CheckReport {
         check: Check::RouteErrorRate,
         route: Some(Arc::clone(&route.name)),
         stable,
         canary,
         limit: None,
-        interval: None,
+        interval: route.difference.as_ref().and_then(Difference::interval),
         evidence,
         threshold,
         requests: route.requests,
@@ -183,7 +188,7 @@ fn report_route(route: &Route, evidence: f64, threshold: f64) -> CheckReport {
 }
 
 /// Requests until `awaited` more evidence has come, if it comes as `gained` has by `requests`; nothing
-/// where none has.
+/// where none has. A straight line: evidence is a sum over ticks, so while nothing changes it grows evenly.
 pub(super) fn requests_to_gain(awaited: f64, gained: f64, requests: u64) -> Option<u64> {
     // The cast saturates.
     (gained > 0.0).then(|| (awaited.max(0.0) / gained * requests as f64).ceil() as u64)

@@ -1,9 +1,9 @@
 //! How much evidence is to be expected, before there is any: what a rollout can find, and how soon.
 //!
 //! While traffic stays as it is, so does what a tick adds to ln LR of each alternative (see
-//! [`error_rate`](super::error_rate)): a constant, and a multiple of each arm's failures. Those are
-//! binomial, so the sum's mean and variance are known, and it stays above its mean less 1.28 standard
-//! deviations in nine cases of ten. That is what is foretold. It is a little less than what really comes:
+//! [`error_rate`](super::error_rate)): a constant, and a multiple of each arm's failures. Those are binomial, so
+//! the sum's mean and variance are known; it is nearly normal (central limit), and stays above its mean less 1.28
+//! standard deviations in nine cases of ten. That is what is foretold. It is a little less than what really comes:
 //! evidence may be looked at in every tick, so it need not be enough in the last one.
 
 use super::{
@@ -28,7 +28,8 @@ impl Outlook {
         Self { direction, margin, mean: [0.0; ALTERNATIVES], variance: [0.0; ALTERNATIVES] }
     }
 
-    /// Adds so many requests of both arms, of which these shares fail, `dispersion` at a time.
+    /// Adds so many requests of both arms, of which these shares fail, `dispersion` at a time: the mean and the
+    /// variance of [`error_rate`](super::error_rate)'s ln LR(g), which is linear in binomial counts.
     pub fn add(&mut self, requests: Arms<f64>, failing: Arms<f64>, dispersion: f64) {
         let Arms { stable, canary } = requests.map(|requests| requests / dispersion.max(1.0));
         if stable <= 0.0 || canary <= 0.0 {

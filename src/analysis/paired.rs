@@ -26,10 +26,11 @@
 //! a sign test. A pause holds up many pairs at once, so a tick counts as one observation, the
 //! *share* of its pairs that are slow: its mean is at most one half however they depend on each other, and
 //! `1 + κ·(2·share − 1)` is the factor. The price is that it takes ten ticks to be sure; copies harm nobody
-//! meanwhile. It starts once: a burst in the middle is none of its business. Deliberately absent is
-//! a comparison of tails, for which live steps have histograms of all requests.
+//! meanwhile. It starts once: a burst in the middle is none of its business. Where the mean lies, its
+//! interval says: the set of θ that neither bet has refuted, of factors `1 + κ·(share/θ − 1)` (`Shares`).
+//! Deliberately absent is a comparison of tails, for which live steps have histograms of all requests.
 
-use std::sync::LazyLock;
+use std::{ops::Range, sync::LazyLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -120,6 +121,8 @@ pub struct Paired {
     worse: Mixture<STAKES>,
     better: Mixture<STAKES>,
     slower: Option<Mixture<STAKES>>,
+    #[serde(default)]
+    shares: Shares,
     /// Since the beginning.
     counts: Counts,
     /// Pairs when the step began.
@@ -139,6 +142,7 @@ impl Paired {
             worse: Mixture::restarting(planned),
             better: Mixture::from_now_on(),
             slower: settings.latency_margin.map(|_| Mixture::from_now_on()),
+            shares: Shares::default(),
             counts: Counts::default(),
             before_step: 0,
             ticks: 0,
@@ -162,6 +166,7 @@ impl Paired {
         if let Some(slower) = self.slower.as_mut().filter(|_| tick.timed > 0) {
             let share = tick.slower.min(tick.timed) as f64 / tick.timed as f64;
             slower.update(&STAKE.each_ref().map(|stake| (stake * (2.0 * share - 1.0)).ln_1p()));
+            self.shares.add(share);
         }
     }
 
@@ -205,8 +210,8 @@ impl Paired {
         self.counts.pairs() as f64 / self.ticks.max(1) as f64
     }
 
-    /// For how many ticks there has been no pair, where that means something, as for requests: five times as
-    /// long as usual.
+    /// For how many ticks there has been no pair, where that means something, as for requests (`Tally::silence`):
+    /// five times as long as usual.
     pub fn silence(&self) -> Option<u64> {
         let pairs = self.counts.pairs();
         let usual = (self.ticks - self.quiet + QUIET) as f64 / pairs as f64;
@@ -220,6 +225,72 @@ impl Paired {
         let high = -rejected_up_to(&self.counts.swapped(), dispersion);
         (low > -1.0 || high < 1.0).then(|| Interval { low: low.min(high), high: low.max(high) })
     }
+
+    /// The share of a tick's pairs in which the canary takes longer than it may, on average over ticks: right
+    /// with [95 %](MISSES) at every look; nothing as long as nothing is excluded.
+    pub fn slower_share(&self) -> Option<Interval> {
+        let low = self.shares.rejected_up_to();
+        let high = 1.0 - self.shares.inverted().rejected_up_to();
+        (low > 0.0 || high < 1.0).then(|| Interval { low: low.min(high), high: low.max(high) })
+    }
+}
+
+/// Ticks' shares, of each of which is known what a bound on their mean needs.
+///
+/// A stake κ on "more than θ" is multiplied by `1 + κ·(share/θ − 1)`, whose logarithm is at least what either of
+/// two bounds says of sums that do not know θ: `s·ln(1 + κ·(1/θ − 1)) + (1 − s)·ln(1 − κ)`, as it is concave in
+/// the share `s`, exact for shares of 0 and 1; and `κ·ξ + (κ + ln(1 − κ))·ξ²` with `ξ = s/θ − 1`, which is near
+/// where shares differ little (Fan, Grama & Liu, *Exponential inequalities for martingales with applications*,
+/// EJP 2015). Less than the capital that never wins more than it should is no more than that.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+struct Shares {
+    ticks: u64,
+    sum: f64,
+    /// Of their squares.
+    squares: f64,
+}
+
+impl Shares {
+    fn add(&mut self, share: f64) {
+        self.ticks += 1;
+        self.sum += share;
+        self.squares += share * share;
+    }
+
+    /// Those of the other pairs.
+    fn inverted(&self) -> Self {
+        let ticks = self.ticks as f64;
+        Self { sum: ticks - self.sum, squares: ticks - 2.0 * self.sum + self.squares, ..*self }
+    }
+
+    /// The largest mean up to which all are rejected; 0 if none is.
+    fn rejected_up_to(&self) -> f64 {
+        last(0.0..1.0, |mean| is_rejected(STAKE.each_ref().map(|stake| self.least_log(*stake, mean))))
+    }
+
+    /// What a stake on "more than `mean`" has come to at least, in logarithms.
+    fn least_log(&self, stake: f64, mean: f64) -> f64 {
+        let (ticks, lost) = (self.ticks as f64, (-stake).ln_1p());
+        let by_ends = self.sum * (stake * (1.0 / mean - 1.0)).ln_1p() + (ticks - self.sum) * lost;
+        let spread = (self.squares / mean - 2.0 * self.sum) / mean + ticks;
+        by_ends.max(stake * (self.sum / mean - ticks) + (stake + lost) * spread.max(0.0))
+    }
+}
+
+/// Whether the capital of all stakes together, given as logarithms, says that what was bet against is wrong.
+fn is_rejected(stakes: [f64; STAKES]) -> bool {
+    log_sum_exp(stakes) - (STAKES as f64).ln() >= (2.0 / MISSES).ln()
+}
+
+/// The last value within `range` for which something holds that does so from its beginning; that itself if it
+/// never does.
+fn last(range: Range<f64>, holds: impl Fn(f64) -> bool) -> f64 {
+    let Range { start: mut low, end: mut high } = range;
+    for _ in 0..BISECTIONS {
+        let middle = 0.5 * (low + high);
+        if holds(middle) { low = middle } else { high = middle }
+    }
+    low
 }
 
 /// What one unit staked wins in a pair, by who failed it (nobody, stable, the canary, both), on "the canary
@@ -229,7 +300,8 @@ fn payoffs(Margin { ratio, absolute }: Margin) -> [f64; 4] {
     [0.0, -1.0, 1.0 / ratio, 1.0 / ratio - 1.0].map(|won| (won - absolute) / (1.0 + absolute))
 }
 
-/// What a tick multiplies the capital of each stake by, in logarithms.
+/// What a tick multiplies the capital of each stake by, in logarithms: `ln(1 + κ·D)` of each pair, as the head of
+/// this file has it (Waudby-Smith & Ramdas 2024).
 fn log_ratios(payoffs: &[f64; 4], counts: [f64; 4]) -> [f64; STAKES] {
     STAKE.each_ref().map(|stake| {
         let bets = counts.iter().zip(payoffs).filter(|(count, _)| **count > 0.0);
@@ -241,16 +313,9 @@ fn log_ratios(payoffs: &[f64; 4], counts: [f64; 4]) -> [f64; STAKES] {
 /// difference rises that is bet against, so there is one place where the bet stops winning.
 fn rejected_up_to(counts: &Counts, dispersion: f64) -> f64 {
     let units = counts.units(dispersion);
-    let rejects = |difference: f64| {
-        let payoffs = payoffs(Margin { ratio: 1.0, absolute: difference });
-        log_sum_exp(log_ratios(&payoffs, units)) - (STAKES as f64).ln() >= (2.0 / MISSES).ln()
-    };
-    let (mut low, mut high) = (-1.0, 1.0);
-    for _ in 0..BISECTIONS {
-        let middle = 0.5 * (low + high);
-        if rejects(middle) { low = middle } else { high = middle }
-    }
-    low
+    last(-1.0..1.0, |difference| {
+        is_rejected(log_ratios(&payoffs(Margin { ratio: 1.0, absolute: difference }), units))
+    })
 }
 
 /// What so many pairs show in nine cases of ten at least, of backends whose failures have nothing to do with
@@ -259,7 +324,7 @@ fn rejected_up_to(counts: &Counts, dispersion: f64) -> f64 {
 pub fn outlook(settings: &Settings, pairs: f64, failing: Arms<f64>) -> (f64, f64) {
     let both = failing.stable * failing.canary;
     let (stable, canary) = (pairs * (failing.stable - both), pairs * (failing.canary - both));
-    // The difference of the two is nearly normal, and may be that much to one side.
+    // The difference of the two is nearly normal (central limit), and may be that much to one side.
     let off = 0.5 * NINE_IN_TEN * (stable + canary).sqrt();
     let log_e = |margin: Margin, [alone, other]: [f64; 2]| {
         let (alone, other, both) = ((alone - off).max(0.0), other + off, pairs * both);

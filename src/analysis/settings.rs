@@ -32,6 +32,8 @@ pub struct Settings {
     pub promotion_margin: f64,
     /// Largest probability of promoting a canary that is worse by the margin; over 0, at most 0.5.
     pub promotion_alpha: f64,
+    /// Whether each step is left only when what promotion must exclude is excluded, not the last one alone.
+    pub prove_each_step: bool,
     /// Canary requests that a step must see before it may be left.
     pub minimum_requests: u64,
     /// How much slower than stable the canary may be at the median and the 99th percentile, as a
@@ -44,7 +46,7 @@ pub struct Settings {
     /// How many failures, or slow requests, come together; 1 or more. Nothing estimates it from
     /// stable's own ticks.
     pub dispersion: Option<f64>,
-    /// How many requests more than stable would have the canary may be expected to fail, in the whole
+    /// How many requests more than stable would have the canary may be expected to fail, in all steps of the
     /// rollout; over 0. Nothing sets no limit.
     pub max_harm: Option<f64>,
     /// What is counted; users only where clients are pinned.
@@ -59,6 +61,7 @@ impl Default for Settings {
             absolute_tolerance: 0.0002,
             promotion_margin: 0.005,
             promotion_alpha: 0.05,
+            prove_each_step: false,
             minimum_requests: 100,
             latency_margin: Some(0.2),
             max_error_rate: None,

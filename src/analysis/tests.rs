@@ -1,6 +1,8 @@
 //! What a rollout sees of the analysis: decisions, their order, and their reasons.
 
 mod circumstances;
+mod failing_stable;
+mod guards_only;
 mod pauses;
 mod properties;
 mod vectors;
@@ -261,6 +263,21 @@ fn the_last_step_waits_for_proof_and_knows_how_long() {
     let more =
         (1..).find(|_| observe(&mut analysis, (50, 0), (50, 0)).decision == Decision::Advance).unwrap();
     assert!((0.5..1.5).contains(&(needed as f64 / (more * 50) as f64)), "{needed} for {more} ticks of 50");
+}
+
+#[test]
+fn each_step_waits_for_proof_if_told_to() {
+    let mut analysis = Analysis::new(&Settings { prove_each_step: true, ..only_errors() }, 600);
+    analysis.begin_step(Some(Weight::FULL));
+    let verdict = repeat(&mut analysis, 3, (50, 0), (50, 0));
+    assert_eq!(verdict.reason, Reason::NotYetNonInferior { margin: 0.005 });
+    let said = explain(&verdict);
+    assert!(said.contains(" needed to go on, about ") && verdict.requests_needed.is_some(), "{said}");
+    let verdict = repeat(&mut analysis, 30, (50, 0), (50, 0));
+    assert_eq!((verdict.decision, verdict.reason), (Decision::Advance, Reason::Healthy { requests: 1650 }));
+    // What is known stays known: the next one only needs requests of its own.
+    analysis.begin_step(Some(Weight::FULL));
+    assert_eq!(repeat(&mut analysis, 2, (50, 0), (50, 0)).decision, Decision::Advance);
 }
 
 #[test]

@@ -10,7 +10,7 @@ pub struct ArmTick<'a> {
     pub requests: u64,
     /// Those of them that failed.
     pub failures: u64,
-    /// How long they took.
+    /// How long those took that did not fail.
     pub latency: &'a Histogram,
     /// The same of endpoints that are still warming up. They are in none of the above and compared
     /// with nothing, since a cold endpoint says little about its version.
@@ -29,7 +29,7 @@ pub struct ArmTick<'a> {
 pub struct Sent<'a> {
     /// How many.
     pub sample: Sample,
-    /// How long they took.
+    /// How long those took that did not fail.
     pub latency: &'a Histogram,
 }
 

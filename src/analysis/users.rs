@@ -33,7 +33,8 @@
 //! on the side that is known by now. So in the k-th pass slots count for 1/k, as clusters of k do. The first
 //! pass has a proof; for later ones this is a precaution, as a dispersion is.
 //!
-//! *Slow requests* are the same, with "slow" for "failed", by edges that were known before the tick.
+//! *Slow requests* are the same, with "slow" for "failed", by edges that were known before the tick; what
+//! stable fails is slow, what the canary fails is not (see [`latency`](super::latency)).
 //!
 //! Deliberately by requests: non-inferiority, its intervals, limits and harm. A canary that fails the same clients
 //! again and again has few first failures, and must not be promoted for it. That also takes more than one
@@ -175,14 +176,22 @@ impl Judge {
     }
 
     /// Has a comparison take in a tick, of so many requests.
-    pub(super) fn update(&mut self, comparison: &mut Comparison, firsts: &Firsts, requests: Arms<u64>) {
+    pub(super) fn update(
+        &mut self,
+        comparison: &mut Comparison,
+        firsts: &Firsts,
+        requests: Arms<u64>,
+        is_outage: bool,
+    ) {
         comparison.update_parts(firsts.units(requests, self.0.factor()));
-        self.learn(firsts, requests.stable);
+        self.learn(firsts, requests.stable, is_outage);
     }
 
-    /// Takes in a tick of stable alone.
-    pub(super) fn learn(&mut self, firsts: &Firsts, requests: u64) {
-        self.0.update(firsts.of_stable(requests));
+    /// Takes in a tick of stable alone, unless something was down in it.
+    pub(super) fn learn(&mut self, firsts: &Firsts, requests: u64, is_outage: bool) {
+        if !is_outage {
+            self.0.update(firsts.of_stable(requests));
+        }
     }
 
     /// Goes on from what another one has seen.
@@ -248,7 +257,8 @@ impl Analysis {
         };
         let judge = || Box::new(Known::new(Judge::beside(&self.dispersion)));
         let known = self.users.get_or_insert_with(judge);
-        known.judge.update(&mut self.worse, &users.failed, samples.map(|sample| sample.requests));
+        let (requests, is_outage) = (samples.map(|sample| sample.requests), samples.stable.is_outage());
+        known.judge.update(&mut self.worse, &users.failed, requests, is_outage);
         known.count(users);
     }
 
@@ -257,7 +267,8 @@ impl Analysis {
         if let Some(users) = users {
             let judge = || Box::new(Known::new(Judge::beside(&self.dispersion)));
             let known = self.users.get_or_insert_with(judge);
-            known.judge.learn(&users.failed, stable.sample().requests);
+            let stable = stable.sample();
+            known.judge.learn(&users.failed, stable.requests, stable.is_outage());
         }
     }
 

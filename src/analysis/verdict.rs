@@ -34,6 +34,8 @@ pub struct Verdict {
     pub reason: Reason,
     /// Whether the canary is on trial, by copies or by users, or, promoted, being watched.
     pub stage: Stage,
+    /// Whether nothing is compared with stable, as somebody wanted it.
+    pub guards_only: bool,
     /// Evidence of all checks together that the canary is worse than it may be: the natural
     /// logarithm of the mean of their e-values.
     pub evidence: f64,
@@ -42,10 +44,14 @@ pub struct Verdict {
     /// Evidence that the canary's failure rate is within the promotion margin of stable's; stands
     /// still in baking.
     pub promotion_evidence: f64,
-    /// The evidence that promotion needs: ln(1/α) with promotion's α.
+    /// The evidence that promotion needs, and each step if the settings say so: ln(1/α) with promotion's α.
     pub promotion_threshold: f64,
     /// Every check, in a fixed order.
     pub checks: Checks,
+    /// What [`Check::RouteErrorRate`] says of each route, in the order in which the analysis was told of them;
+    /// empty where none is compared.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub routes: Arc<[CheckReport]>,
     /// Counts since the rollout began; those of the steps alone, in baking.
     pub rollout: Arms<ArmTotals>,
     /// Counts since the step began; in baking, since it began, with the promoted version as stable.
@@ -143,6 +149,11 @@ pub enum Reason<R = CheckReport> {
         /// The margin, a share of requests.
         margin: f64,
     },
+    /// Advance, where nothing is compared: enough requests, and no limit is broken.
+    WithinLimits {
+        /// Canary requests in the step.
+        requests: u64,
+    },
     /// Continue: the canary may be worse, most of all by this check, but that is not certain.
     Suspicious(R),
     /// Continue: too few canary requests, or pairs, in the step.
@@ -161,7 +172,8 @@ pub enum Reason<R = CheckReport> {
     },
     /// Continue: the next weight could cost more requests than may be lost, as little as is known.
     HarmPossible(Harm),
-    /// Continue in the last step, or in a dark one: that the canary is within the margin is not certain yet.
+    /// Continue in the last step or a dark one, or in any if the settings say so: that the canary is within the
+    /// margin is not certain yet.
     NotYetNonInferior {
         /// The margin, a share of requests.
         margin: f64,
@@ -193,6 +205,7 @@ impl Reason<()> {
             Self::NoStableTraffic { ticks } => Reason::NoStableTraffic { ticks },
             Self::Healthy { requests } => Reason::Healthy { requests },
             Self::NonInferior { margin } => Reason::NonInferior { margin },
+            Self::WithinLimits { requests } => Reason::WithinLimits { requests },
             Self::TooFewRequests { requests, minimum } => Reason::TooFewRequests { requests, minimum },
             Self::TooFewUsers { users, minimum } => Reason::TooFewUsers { users, minimum },
             Self::HarmPossible(harm) => Reason::HarmPossible(harm),
@@ -285,7 +298,8 @@ pub struct CheckReport {
     /// The most that is allowed, where the check has a limit of its own; likewise.
     pub limit: Option<f64>,
     /// Where the truth lies. For a comparison, the share of the canary's requests that fail, or are
-    /// slow, less that of stable's; for a limit, the share that is over it.
+    /// slow, less that of stable's; for a limit, the share that is over it; for [`Check::PairedLatency`], the
+    /// share of pairs in which the canary took longer than it may, in a tick on average.
     pub interval: Option<Interval>,
     /// Natural logarithm of the check's own e-value.
     pub evidence: f64,

@@ -77,9 +77,12 @@ async fn obey(verb: &Verb, api: &Api, connection: &Connection) -> Result<Ending,
             let write = Write { method: Method::PUT, service: &name, verb: "weight", body: &body };
             (api.write(write).await?, None)
         }
-        Verb::Start { target, force, look } => {
-            (post(target, "start", flag("force", *force)).await?, Some(look))
+        Verb::Start { target, force, guards_only, look } => {
+            let mut flags = flag("force", *force);
+            flags.extend(flag("guards_only", *guards_only));
+            (post(target, "start", flags).await?, Some(look))
         }
+        Verb::GuardsOnly { target, look } => (post(target, "guards-only", Map::new()).await?, Some(look)),
         Verb::Promote { target, full, look } => {
             (post(target, "promote", flag("full", *full)).await?, Some(look))
         }

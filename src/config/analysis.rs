@@ -27,6 +27,7 @@ pub(super) struct RawAnalysis {
     absolute_tolerance: Option<Spanned<f64>>,
     promotion_margin: Option<Spanned<f64>>,
     promotion_alpha: Option<Spanned<f64>>,
+    prove_each_step: Option<bool>,
     minimum_requests: Option<Spanned<i64>>,
     latency_margin: Option<Spanned<RawMargin>>,
     max_error_rate: Option<Spanned<f64>>,
@@ -81,6 +82,7 @@ pub(super) fn lower(raw: RawAnalysis, is_sticky: bool, report: &mut Report<'_>) 
         absolute_tolerance,
         promotion_margin,
         promotion_alpha,
+        prove_each_step,
         minimum_requests,
         latency_margin,
         max_error_rate,
@@ -96,6 +98,7 @@ pub(super) fn lower(raw: RawAnalysis, is_sticky: bool, report: &mut Report<'_>) 
         absolute_tolerance: number(&absolute_tolerance).unwrap_or(default.absolute_tolerance),
         promotion_margin: number(&promotion_margin).unwrap_or(default.promotion_margin),
         promotion_alpha: number(&promotion_alpha).unwrap_or(default.promotion_alpha),
+        prove_each_step: prove_each_step.unwrap_or(default.prove_each_step),
         minimum_requests: minimum_requests
             .and_then(|written| lower_count(&written, report))
             .unwrap_or(default.minimum_requests),
@@ -189,6 +192,12 @@ mod tests {
     fn every_setting_has_a_default() {
         assert_eq!(parsed("").services[0].rollout.analysis, Settings::default());
         assert_eq!(settings(""), Settings::default());
+    }
+
+    #[test]
+    fn each_step_can_be_told_to_wait_for_proof() {
+        assert!(settings("prove_each_step = true").prove_each_step);
+        assert!(!settings("prove_each_step = false").prove_each_step);
     }
 
     #[test]

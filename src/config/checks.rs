@@ -51,6 +51,11 @@ impl Section for RawCheck {
     const HEADER: &'static str = "[[services.NAME.rollout.checks]]";
 }
 
+/// The names that are written, those included of checks that are wrong in something else.
+pub(super) fn names(raw: &[Spanned<Table<RawCheck>>]) -> Vec<String> {
+    raw.iter().filter_map(|raw| raw.get_ref().0.name.as_ref()).map(|name| name.get_ref().clone()).collect()
+}
+
 /// The checks of one service's rollouts.
 pub(super) fn lower(raw: Vec<Spanned<Table<RawCheck>>>, report: &mut Report<'_>) -> Vec<Check> {
     let mut names = BTreeSet::new();

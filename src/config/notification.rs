@@ -65,9 +65,20 @@ impl Kind {
 }
 
 /// The names that stand for what has happened.
-pub const NAMES: [&str; 12] = [
-    "service", "event", "message", "rollout", "stable", "canary", "backend", "phase", "step", "steps",
-    "weight", "time",
+pub const NAMES: [&str; 13] = [
+    "service",
+    "event",
+    "message",
+    "rollout",
+    "stable",
+    "canary",
+    "backend",
+    "phase",
+    "step",
+    "steps",
+    "weight",
+    "rollback_until",
+    "time",
 ];
 
 /// One of `[[notifications]]` as written.

@@ -95,7 +95,9 @@ pub(super) fn lower(
     };
     let (steps, schedule) = (steps.take(), schedule.take());
     let warmup = warmup.take().and_then(|written| time(&written, "warmup", WAIT, report));
-    let checks = checks::lower(checks.take().unwrap_or_default(), report);
+    let checks = checks.take().unwrap_or_default();
+    let named = checks::names(&checks);
+    let checks = checks::lower(checks, report);
     let analysis = analysis::lower(analysis.take().unwrap_or_default().0, is_sticky, report);
     let strategy = lower_word(strategy.take(), "strategy", &STRATEGIES, report);
     let inconclusive = lower_word(when_inconclusive.take(), "when_inconclusive", &WHEN_INCONCLUSIVE, report);
@@ -107,7 +109,7 @@ pub(super) fn lower(
             .help("remove one of the two");
     }
     let written = steps.as_ref().map(|steps| steps.get_ref().len());
-    let placed = steps::lower(steps, report);
+    let placed = steps::lower(steps, &named, report);
     let scheduled = schedule.map(|raw| schedule::lower(raw, analysis.max_harm.is_some(), report));
     // Whoever wrote a strategy that does not exist meant one that fits the steps.
     let strategy = strategy.unwrap_or(match (written, &scheduled) {
@@ -120,7 +122,7 @@ pub(super) fn lower(
         (None, None | Some(None), Strategy::Canary) => Draft::default_steps(),
         (Some(1..), _, Strategy::Canary) if placed.is_empty() => Draft::default_steps(),
         (_, _, Strategy::BlueGreen) if written.is_none_or(|steps| steps == 0) => Vec::new(),
-        _ => placed.iter().map(|placed| placed.step).collect(),
+        _ => placed.iter().map(|placed| placed.step.clone()).collect(),
     };
     let recordings = lower_recordings(raw.record.as_ref(), raw.keep_recordings.as_ref(), report);
     let written = raw.prepare_deadline.as_ref();
@@ -358,6 +360,10 @@ mod tests {
 
     #[test]
     fn steps_may_have_gates_and_numbers_of_requests() {
+        let none = plan("steps = [{ weight = 5, checks = [] }, { weight = 50 }]");
+        assert_eq!((none.checks_in(0), none.checks_in(1)), (Some(&[][..]), None));
+        let unknown = errors(&rollout("steps = [{ weight = 5, checks = ['memory'] }]"));
+        assert_eq!(unknown, ["there is no check `memory` of this service's rollouts"]);
         let steps = plan("steps = [{ weight = 5, gate = true }, { weight = 50, minimum_requests = 5000 }]");
         assert!(steps.has_gate_after(0) && !steps.has_gate_after(1));
         assert_eq!(steps.steps()[1].minimum_requests, Some(5000));

@@ -1,6 +1,6 @@
 //! `steps` of `[services.NAME.rollout]`, and where the faults of a plan belong.
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -8,7 +8,8 @@ use toml::Spanned;
 use super::{
     mirror::percent,
     report::Report,
-    written::{Section, Table, Time, WAIT, in_words, positive, time, weight},
+    suggest::suggest,
+    written::{Section, Table, Text, Time, WAIT, in_words, positive, time, weight},
 };
 use crate::{
     analysis::settings::Settings,
@@ -34,6 +35,7 @@ pub(super) struct RawStep {
     hold: Option<Time>,
     minimum_requests: Option<Spanned<i64>>,
     gate: Option<bool>,
+    checks: Option<Vec<Text>>,
 }
 
 impl Section for RawStep {
@@ -49,19 +51,26 @@ pub(super) struct PlacedStep {
     hold: Range<usize>,
 }
 
-/// The steps whose parts are right.
+/// The steps whose parts are right. `checks` are the names of those that the rollout has.
 pub(super) fn lower(
     written: Option<Spanned<Vec<Spanned<Table<RawStep>>>>>,
+    checks: &[String],
     report: &mut Report<'_>,
 ) -> Vec<PlacedStep> {
     let written = written.map(Spanned::into_inner).unwrap_or_default();
     let steps = written.into_iter().enumerate();
-    steps.filter_map(|(number, raw)| lower_step(number, raw, report)).collect()
+    steps.filter_map(|(number, raw)| lower_step(number, raw, checks, report)).collect()
 }
 
-fn lower_step(number: usize, raw: Spanned<Table<RawStep>>, report: &mut Report<'_>) -> Option<PlacedStep> {
+fn lower_step(
+    number: usize,
+    raw: Spanned<Table<RawStep>>,
+    checks: &[String],
+    report: &mut Report<'_>,
+) -> Option<PlacedStep> {
     let place = raw.span();
-    let RawStep { weight: share, mirror, hold, minimum_requests, gate } = raw.into_inner().0;
+    let RawStep { weight: share, mirror, hold, minimum_requests, gate, checks: watched } = raw.into_inner().0;
+    let watched = watched.map(|written| lower_checks(written, checks, report));
     let hold_place = hold.as_ref().map_or_else(|| place.clone(), Spanned::span);
     let hold = match hold {
         None => Some(DEFAULT_HOLD),
@@ -88,9 +97,31 @@ fn lower_step(number: usize, raw: Spanned<Table<RawStep>>, report: &mut Report<'
         mirror,
         minimum_requests: least.map(|least| least.get().into()),
         gate: gate.unwrap_or(false),
+        checks: watched,
         ..Step::new(weight, hold.unwrap_or(DEFAULT_HOLD))
     };
     Some(PlacedStep { step, number, weight: mirror_place.unwrap_or(share), hold: hold_place })
+}
+
+/// Names of checks, each of which there is, and said once.
+fn lower_checks(written: Vec<Text>, known: &[String], report: &mut Report<'_>) -> Vec<Arc<str>> {
+    let mut checks: Vec<Arc<str>> = Vec::new();
+    for name in written {
+        let text = name.get_ref().as_str();
+        if !known.iter().any(|known| known == text) {
+            let names: Vec<_> = known.iter().map(String::as_str).collect();
+            let none = || "there are none: write one as `[[services.NAME.rollout.checks]]`".to_owned();
+            let remedy = if known.is_empty() { Some(none()) } else { suggest(text, &names, "checks") };
+            report
+                .error(name.span(), format!("there is no check `{text}` of this service's rollouts"))
+                .help_if(remedy);
+        } else if checks.iter().any(|named| **named == *text) {
+            report.error(name.span(), format!("`{text}` is named twice")).help("name each check once");
+        } else {
+            checks.push(text.into());
+        }
+    }
+    checks
 }
 
 /// Puts a fault where it belongs. `steps` are those whose parts are right; `place` is that of all.

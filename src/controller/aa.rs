@@ -2,6 +2,9 @@
 //! would judge a canary. Both halves are the same version, so whatever these tests find is a false alarm, on
 //! this service's own traffic: its clusters of failures, its bursts, its users. How often that happens is
 //! what α promises to bound.
+//!
+//! Routes are not among them: what is of a half is counted for the service alone (`telemetry::ledger::Part`), and
+//! each route would need two more sets of cells to try out a formula that is tried out already.
 
 use std::time::Duration;
 
@@ -82,8 +85,9 @@ impl AaTest {
     /// Takes in what stable did in a tick, and its users, where they are the unit; says how the test ended, if
     /// it did.
     pub(super) fn observe(&mut self, stable: &Totals, users: Option<&Users>) -> Option<Outcome> {
-        let none = Histogram::default();
-        let [one, other] = stable.halves.each_ref().map(|half| arm(half.as_deref(), &none));
+        let halves = stable.halves.each_ref().map(Option::as_deref);
+        let answered = halves.map(|half| half.map(Share::answered).unwrap_or_default());
+        let [one, other] = [0, 1].map(|half| arm(halves[half], &answered[half]));
         self.left = self.left.saturating_sub(1);
         self.wanted = self.wanted.saturating_sub(other.requests);
         let tick = Tick { stable: one, canary: other, routes: &[], users };
@@ -119,12 +123,9 @@ impl ServiceTask {
     }
 }
 
-fn arm<'l>(half: Option<&'l Share>, none: &'l Histogram) -> ArmTick<'l> {
-    let (requests, failures, latency) = match half {
-        Some(Share { counted, latency }) => (counted.requests, counted.failures, latency),
-        None => (0, 0, none),
-    };
-    ArmTick::new(requests, failures, latency)
+fn arm<'l>(half: Option<&Share>, answered: &'l Histogram) -> ArmTick<'l> {
+    let counted = half.map(|half| half.counted).unwrap_or_default();
+    ArmTick::new(counted.requests, counted.failures, answered)
 }
 
 #[cfg(test)]

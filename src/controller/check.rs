@@ -26,39 +26,63 @@ use crate::{
 /// The checks of one rollout. They end with this.
 #[derive(Debug)]
 pub(super) struct Checks {
-    each: Vec<(Check, watch::Receiver<Watch>)>,
-    _tasks: JoinSet<()>,
+    subject: Arc<Subject>,
+    each: Vec<(Check, Option<Measuring>)>,
+}
+
+/// A check that is measured, until this is dropped.
+#[derive(Debug)]
+struct Measuring {
+    watch: watch::Receiver<Watch>,
+    _task: JoinSet<()>,
 }
 
 impl Checks {
-    /// Begins to measure.
-    pub(super) fn begin(checks: &[Check], subject: Subject) -> Self {
-        let (subject, mut tasks) = (Arc::new(subject), JoinSet::new());
-        let begin = |check: &Check| {
-            let (sender, watch) = watch::channel(Watch::default());
-            tasks.spawn(run(check.clone(), Arc::clone(&subject), sender));
-            (check.clone(), watch)
-        };
-        Self { each: checks.iter().map(begin).collect(), _tasks: tasks }
+    /// The checks of a rollout of which nothing is measured yet.
+    pub(super) fn new(checks: &[Check], subject: Subject) -> Self {
+        Self { subject: Arc::new(subject), each: checks.iter().map(|check| (check.clone(), None)).collect() }
     }
 
-    /// How each stands.
+    /// Measures those that are wanted, or all, and no others. One that was not wanted for a while begins at
+    /// nothing: what it would have shown meanwhile is just what nobody wanted to know.
+    pub(super) fn watch(&mut self, wanted: Option<&[Arc<str>]>) {
+        for (check, measuring) in &mut self.each {
+            if wanted.is_none_or(|wanted| wanted.contains(&check.name)) {
+                measuring.get_or_insert_with(|| Measuring::begin(check, &self.subject));
+            } else {
+                *measuring = None;
+            }
+        }
+    }
+
+    /// How each stands that is measured.
     pub(super) fn status(&self) -> Vec<CheckStatus> {
         let now = clock::now();
-        let each = self.each.iter();
-        each.map(|(check, watch)| watch.borrow().status(&check.name, &check.rule, now)).collect()
+        let each = self.each.iter().filter_map(|(check, measuring)| Some((check, measuring.as_ref()?)));
+        each.map(|(check, measuring)| measuring.watch.borrow().status(&check.name, &check.rule, now))
+            .collect()
     }
 
-    /// Has them their say, and returns how they stood. In baking there is nobody left to be compared with.
+    /// Has them their say, and returns how they stood. In baking there is nobody left to be compared with, and
+    /// where limits alone decide nobody is.
     pub(super) fn consider(&self, verdict: &mut Verdict) -> Vec<CheckStatus> {
         let mut status = self.status();
-        if verdict.stage == Stage::Baking {
+        if verdict.stage == Stage::Baking || verdict.guards_only {
             let compares =
                 |name| self.each.iter().any(|(check, _)| check.name == name && check.rule.compares());
             status.retain(|status| !compares(Arc::clone(&status.name)));
         }
         check::consider(verdict, &status);
         status
+    }
+}
+
+impl Measuring {
+    fn begin(check: &Check, subject: &Arc<Subject>) -> Self {
+        let (sender, watch) = watch::channel(Watch::default());
+        let mut task = JoinSet::new();
+        task.spawn(run(check.clone(), Arc::clone(subject), sender));
+        Self { watch, _task: task }
     }
 }
 

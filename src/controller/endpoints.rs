@@ -6,7 +6,11 @@ use std::{net::SocketAddr, time::Duration};
 
 use super::{gained::sample, service::ServiceTask, status::EndpointStatus};
 use crate::{
-    analysis::{attribution::Attribution, explain::explain, verdict::Verdict},
+    analysis::{
+        attribution::{Attribution, EJECTION, Suspect},
+        explain::explain,
+        verdict::Verdict,
+    },
     clock,
     model::time::Timestamp,
     store::record::Kind,
@@ -16,8 +20,6 @@ use crate::{
     },
 };
 
-/// How long an endpoint is passed over before it is looked at again: outlier detection's shortest ejection.
-const EJECTION: Duration = Duration::from_secs(30);
 /// How long after the decision a worker may still send somebody to the canary.
 const SWAP: Duration = Duration::from_millis(10);
 
@@ -25,6 +27,7 @@ impl ServiceTask {
     /// A rollout begins: whatever the endpoints did before is another version's.
     pub(super) fn begin_endpoints(&mut self) {
         self.began = self.now.clone();
+        self.suspect = Suspect::default();
         if let Some(key) = self.canary_key() {
             self.hub.health().backend(&key).cool();
         }
@@ -49,11 +52,12 @@ impl ServiceTask {
     }
 
     /// Takes back what was concluded from the failures of one endpoint alone, and has it passed over.
-    pub(super) fn tell_endpoint_from_version(&mut self, verdict: &mut Verdict) {
+    pub(super) fn tell_endpoint_from_version(&mut self, verdict: &mut Verdict, at: Timestamp) {
         let counted = self.counted();
         let samples: Vec<_> = counted.iter().map(|(_, counted)| sample(*counted)).collect();
         let name = |index: usize| counted[index].0.to_string().into();
-        let Attribution::Endpoint { index } = verdict.attribute(&samples, name) else { return };
+        let attribution = self.suspect.attribute(verdict, at, &samples, name);
+        let Attribution::Endpoint { index } = attribution else { return };
         let (Some(key), (address, _)) = (self.canary_key(), counted[index]) else { return };
         let health = self.hub.health();
         let (backend, now) = (health.backend(&key), health.millis(clock::monotonic()));

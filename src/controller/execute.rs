@@ -5,7 +5,7 @@ use super::{
     service::{ServiceTask, plan_in_words},
 };
 use crate::{
-    clock,
+    clock, failpoint,
     model::{role::Roles, time::Timestamp, weight::Weight},
     rollout::{
         effect::Effect,
@@ -49,6 +49,9 @@ impl ServiceTask {
             self.salt = super::publish::salt(&self.config.name, now.as_millis());
             self.begin_preparing();
         }
+        if let Command::GuardsOnly | Command::Start { guards_only: true, .. } = command {
+            self.judge_by_guards_alone();
+        }
         self.carry_out(transition);
         if let Some(before) = before {
             self.started(before);
@@ -79,6 +82,14 @@ impl ServiceTask {
             roles: self.roles.clone(),
             phase: Phase::Idle,
             wanted_until: None,
+            guards_only: false,
+        }
+    }
+
+    fn judge_by_guards_alone(&mut self) {
+        self.analysis.judge_by_guards_alone();
+        if let Some(record) = &mut self.record {
+            record.guards_only = true;
         }
     }
 
@@ -112,6 +123,7 @@ impl ServiceTask {
             }
         }
         self.tell_of_phase(&before, &phase);
+        failpoint::pass("a phase is told of");
         if let Some(note) = note {
             let entry = self.transition_entry(&phase, &note, self.position());
             self.tell_of_note(&note, &entry.what);
@@ -124,6 +136,7 @@ impl ServiceTask {
         let Some(record) = &mut self.record else { return };
         let before = std::mem::replace(&mut record.phase, phase.clone());
         self.metrics.entered(&self.config.name, phase);
+        self.metrics.rollback_until(&self.config.name, record.rollback_until());
         trial::follow(&mut self.analysis, &before, phase, &record.plan);
         if let (Phase::RollingBack { since, .. }, Phase::RolledBack { .. }) = (&before, phase) {
             // They have had their time.
@@ -154,7 +167,9 @@ impl ServiceTask {
     fn publish_with(&mut self, roles: Roles, weight: Weight, copies: Weight) {
         // Both who had something until now, and who has from now on.
         self.use_backends();
+        failpoint::pass("an exposure is to be published");
         self.publisher.publish(&self.config.name, (&roles, weight, copies), self.salt);
+        failpoint::pass("an exposure is published");
         self.metrics.published(&self.config.name, &self.roles, &roles, weight);
         if self.roles != roles && self.running().is_none() {
             self.forget_evidence();
@@ -173,13 +188,14 @@ impl ServiceTask {
             return format!("{note}: {why}");
         }
         match phase {
-            Phase::Preparing { .. } => {
+            Phase::Preparing { .. } if *note != Note::GuardsOnly => {
                 let canary = record.roles.canary().map(ToString::to_string).unwrap_or_default();
                 let plan = match record.plan.strategy() {
                     Strategy::Canary => plan_in_words(&record.plan),
                     Strategy::BlueGreen => "all at once".to_owned(),
                 };
-                format!("{note}: {} to {canary}, {plan}", record.roles.stable())
+                let by = if record.guards_only { ", judged by guards alone" } else { "" };
+                format!("{note}: {} to {canary}, {plan}{by}", record.roles.stable())
             }
             Phase::RolledBack { .. } if let Some(canary) = record.roles.canary() => {
                 match self.attempts(canary).0 {

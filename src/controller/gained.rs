@@ -98,7 +98,7 @@ struct Arm<'t> {
     compared: Sample,
     latency: Cow<'t, Histogram>,
     warming: Sample,
-    sent: Option<&'t Share>,
+    sent: Option<(Sample, Cow<'t, Histogram>)>,
 }
 
 impl<'t> Arm<'t> {
@@ -107,18 +107,19 @@ impl<'t> Arm<'t> {
         let warming = any(&gained.warming);
         let sent = any(&gained.sent).filter(|_| evidence == Evidence::Drawn);
         let mut compared = Counted { requests: gained.requests(), failures: gained.failures };
-        let mut latency = Cow::Borrowed(&gained.latency);
+        let mut latency = gained.answered();
         for apart in [warming, sent].into_iter().flatten() {
             compared = compared.since(apart.counted);
-            latency = Cow::Owned(latency.since(&apart.latency));
+            latency = Cow::Owned(latency.since(&apart.answered()));
         }
         let warming = warming.map(|warming| sample(warming.counted)).unwrap_or_default();
+        let sent = sent.map(|sent| (sample(sent.counted), sent.answered()));
         Self { compared: sample(compared), latency, warming, sent }
     }
 
     fn tick(&self) -> ArmTick<'_> {
         let Sample { requests, failures } = self.compared;
-        let sent = self.sent.map(|sent| Sent { sample: sample(sent.counted), latency: &sent.latency });
+        let sent = self.sent.as_ref().map(|(sample, latency)| Sent { sample: *sample, latency });
         ArmTick { warming: self.warming, sent, ..ArmTick::new(requests, failures, &self.latency) }
     }
 }
@@ -140,6 +141,8 @@ mod tests {
         gained.outcomes[Outcome::Success.index()] = 8;
         gained.outcomes[Outcome::ServerError.index()] = 2;
         gained.failures = 2;
+        gained.failed_latency.record(Duration::from_millis(6));
+        gained.failed_latency.record(Duration::from_millis(8));
         let share =
             |requests, failures| Share { counted: Counted { requests, failures }, ..Share::default() };
         let (mut warming, mut sent) = (share(3, 1), share(2, 1));
@@ -152,17 +155,19 @@ mod tests {
                 _ => warming.latency.record(latency),
             }
         }
+        sent.failed_latency.record(Duration::from_millis(6));
+        warming.failed_latency.record(Duration::from_millis(8));
         (gained.warming, gained.sent) = (Some(Box::new(warming)), Some(Box::new(sent)));
         let arm = Arm::of(&gained, Evidence::Drawn);
         let tick = arm.tick();
         assert_eq!((tick.requests, tick.failures, tick.latency.total()), (5, 0, 5));
         assert_eq!(tick.warming, Sample { requests: 3, failures: 1 });
         let sent = tick.sent.unwrap();
-        assert_eq!((sent.sample, sent.latency.total()), (Sample { requests: 2, failures: 1 }, 2));
+        assert_eq!((sent.sample, sent.latency.total()), (Sample { requests: 2, failures: 1 }, 1));
         // Where nobody else comes.
         let arm = Arm::of(&gained, Evidence::All);
         let tick = arm.tick();
-        assert_eq!((tick.requests, tick.failures, tick.latency.total()), (7, 1, 7));
+        assert_eq!((tick.requests, tick.failures, tick.latency.total()), (7, 1, 6));
         assert!(tick.sent.is_none());
     }
 }

@@ -36,6 +36,9 @@ pub(super) struct Happening {
     pub(super) steps: usize,
     /// The canary's share, in percent.
     pub(super) weight: Weight,
+    /// Until when the old version is kept warm for the way back, once the rollout has succeeded.
+    #[serde(serialize_with = "rfc3339_if_any", skip_serializing_if = "Option::is_none")]
+    pub(super) rollback_until: Option<Timestamp>,
     /// When, of a kind that every language can read.
     #[serde(serialize_with = "rfc3339")]
     pub(super) time: Timestamp,
@@ -54,6 +57,10 @@ impl Happening {
 pub(super) fn in_words(time: Timestamp) -> String {
     let millis = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
     jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::MAX).to_string()
+}
+
+fn rfc3339_if_any<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    time.map(in_words).serialize(serializer)
 }
 
 fn rfc3339<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {

@@ -14,7 +14,11 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::{client, exec, happening::Happening, metrics::Metrics};
+use super::{
+    client, exec,
+    happening::{Happening, in_words},
+    metrics::Metrics,
+};
 use crate::{
     clock,
     config::{
@@ -62,8 +66,21 @@ impl Payload {
     /// The same for a program, as variables.
     pub(super) fn environment(&self) -> Vec<(&'static str, String)> {
         let Self { id, at, happening } = self;
-        let Happening { service, rollout, stable, canary, backend, phase, step, weight, message, .. } =
-            happening;
+        let Happening {
+            event: _,
+            service,
+            rollout,
+            stable,
+            canary,
+            backend,
+            phase,
+            step,
+            steps: _,
+            weight,
+            rollback_until,
+            time: _,
+            message,
+        } = happening;
         vec![
             ("TIDEGATE_DELIVERY", id.clone()),
             ("TIDEGATE_AT", at.to_string()),
@@ -75,6 +92,7 @@ impl Payload {
             ("TIDEGATE_PHASE", (*phase).to_owned()),
             ("TIDEGATE_STEP", step.map(|step| step.to_string()).unwrap_or_default()),
             ("TIDEGATE_WEIGHT", weight.percent().to_string()),
+            ("TIDEGATE_ROLLBACK_UNTIL", rollback_until.map(in_words).unwrap_or_default()),
             ("TIDEGATE_MESSAGE", message.clone()),
         ]
     }

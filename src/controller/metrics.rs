@@ -10,6 +10,7 @@ use crate::{
     model::{
         name::{BackendName, ServiceName},
         role::Roles,
+        time::Timestamp,
         weight::Weight,
     },
     rollout::phase::Phase,
@@ -36,6 +37,7 @@ pub(super) struct Metrics {
     aa: IntCounterVec,
     hooks: IntCounterVec,
     drained: IntGaugeVec,
+    rollback_until: GaugeVec,
 }
 
 impl Metrics {
@@ -107,6 +109,13 @@ impl Metrics {
                 ),
                 &["service", "backend"],
             )?,
+            rollback_until: GaugeVec::new(
+                Opts::new(
+                    "tidegate_rollback_until_timestamp_seconds",
+                    "Until when the old version is kept for the way back after a success, since 1970; else 0.",
+                ),
+                &["service"],
+            )?,
         };
         registry.register(Box::new(metrics.unsaved.clone()))?;
         registry.register(Box::new(metrics.saves.clone()))?;
@@ -120,6 +129,7 @@ impl Metrics {
         registry.register(Box::new(metrics.evidence.clone()))?;
         registry.register(Box::new(metrics.hooks.clone()))?;
         registry.register(Box::new(metrics.drained.clone()))?;
+        registry.register(Box::new(metrics.rollback_until.clone()))?;
         Ok(metrics)
     }
 
@@ -148,6 +158,7 @@ impl Metrics {
             let _absent = self.saves.remove_label_values(&[service, result]);
         }
         let _absent = self.unsaved.remove_label_values(&[service]);
+        let _absent = self.rollback_until.remove_label_values(&[service]);
         for (at, _) in At::ALL {
             for result in ["success", "failure", "dropped"] {
                 let _absent = self.hooks.remove_label_values(&[service, at, result]);
@@ -200,6 +211,12 @@ impl Metrics {
     /// Whether a rollout of the service runs.
     pub(super) fn running(&self, service: &ServiceName, runs: bool) {
         self.running.with_label_values(&[service.as_str()]).set(i64::from(runs));
+    }
+
+    /// Until when the way back is to be kept open, if it is.
+    pub(super) fn rollback_until(&self, service: &ServiceName, until: Option<Timestamp>) {
+        let seconds = until.map_or(0.0, |until| until.as_millis() as f64 / 1e3);
+        self.rollback_until.with_label_values(&[service.as_str()]).set(seconds);
     }
 
     /// What was to be saved is, or could not be.

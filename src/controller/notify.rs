@@ -230,6 +230,7 @@ fn value(happening: &Happening, name: &str) -> String {
         step,
         steps,
         weight,
+        rollback_until,
         time,
         message,
     } = happening;
@@ -246,6 +247,7 @@ fn value(happening: &Happening, name: &str) -> String {
         "step" => step.map(|step| (step + 1).to_string()).unwrap_or_default(),
         "steps" => steps.to_string(),
         "weight" => weight.percent().to_string(),
+        "rollback_until" => rollback_until.map(happening::in_words).unwrap_or_default(),
         _ => happening::in_words(*time),
     }
 }

@@ -28,7 +28,6 @@ use super::{
 };
 use crate::{
     analysis::error_rate::Sample,
-    clock,
     config::Recordings,
     model::{name::ServiceName, time::Timestamp},
     rollout::{
@@ -123,14 +122,14 @@ impl ServiceTask {
     }
 
     /// What came in with a tick, to be written down once all is known; nothing where nothing is recorded.
-    pub(super) fn line(&self, phase: &Phase, gained: &Gained) -> Option<Box<Line>> {
+    pub(super) fn line(&self, at: Timestamp, phase: &Phase, gained: &Gained) -> Option<Box<Line>> {
         let recording = self.recording.as_ref()?;
         let routes: Vec<Arc<str>> = self.analysis.routes_told().cloned().collect();
-        let mut line =
-            gained.tell(|tick| Line::of(clock::now(), (phase, self.weight), tick, &routes)).map(Box::new)?;
+        let mut line = gained.tell(|tick| Line::of(at, (phase, self.weight), tick, &routes)).map(Box::new)?;
         if !recording.begun {
             line.learned = Some(Box::new(self.analysis.learned()));
         }
+        line.guards_only = self.record.as_ref().is_some_and(|record| record.guards_only);
         if phase.step().is_some() {
             let endpoint = |(address, counted): (SocketAddr, Counted)| {
                 let Sample { requests, failures } = sample(counted);

@@ -45,7 +45,7 @@ impl ServiceTask {
             return Err(CommandError::NoCanary(name));
         }
         match request {
-            Request::Rollout(Command::Start { force: false }) if let Some(freeze) = self.freeze() => {
+            Request::Rollout(Command::Start { force: false, .. }) if let Some(freeze) = self.freeze() => {
                 Err(CommandError::Frozen { service: name, freeze })
             }
             Request::Rollout(command) => {

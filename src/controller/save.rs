@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{Answer, CommandError, Request, context::Context, service::ServiceTask, standing::configured};
 use crate::{
     analysis::{Analysis, verdict::Verdict},
-    clock,
+    clock, failpoint,
     rollout::{note::Note, phase::Phase, trial},
     store::{
         Saving, Store, StoreError,
@@ -291,7 +291,9 @@ impl ServiceTask {
         if let Purpose::Advance(advance) = &purpose {
             entries.push(advance.entry.clone());
         }
+        failpoint::pass("a save is to be asked for");
         let saving = self.journal.store.save(&self.config.name, record, entries);
+        failpoint::pass("a save is asked for");
         let answers = std::mem::take(&mut self.journal.answers);
         let (since, entries) = (Instant::now(), self.journal.entries.len());
         self.journal.saving = Some(UnderWay { saving, since, purpose, entries, answers });
@@ -311,6 +313,7 @@ impl ServiceTask {
         let Some(under_way) = self.journal.saving.take() else { return };
         let UnderWay { saving: _, since, purpose, entries, answers } = under_way;
         self.metrics.saved(&self.config.name, saved.is_ok(), since.elapsed());
+        failpoint::pass("a save is told of");
         match saved {
             Ok(()) => {
                 self.journal.entries.drain(..entries);
@@ -336,6 +339,7 @@ impl ServiceTask {
         self.publish(entry.position.roles.clone(), entry.position.weight);
         if let Some(phase) = &phase {
             self.tell_of_phase(&before, phase);
+            failpoint::pass("a phase is told of");
         }
         if let Some(note) = &entry.note {
             self.tell_of_note(note, &entry.what);

@@ -25,9 +25,10 @@ use super::{
     waiting::{self, Waiting},
 };
 use crate::{
-    analysis::{Analysis, explain::explain, verdict::Verdict},
+    analysis::{Analysis, attribution::Suspect, explain::explain, verdict::Verdict},
     clock,
     config::{Backend, Service},
+    failpoint,
     model::{
         name::BackendName,
         role::{Role, Roles},
@@ -89,6 +90,8 @@ pub(super) struct ServiceTask {
     pub(super) before: Reading,
     /// When the rollout began.
     pub(super) began: Reading,
+    /// The canary's endpoint that was to blame last.
+    pub(super) suspect: Suspect,
     pub(super) window: Window,
 }
 
@@ -135,6 +138,7 @@ impl ServiceTask {
             now: Reading::default(),
             before: Reading::default(),
             began: Reading::default(),
+            suspect: Suspect::default(),
             window: Window { start: beginning(), next: beginning() },
             config,
             publisher: Arc::clone(publisher),
@@ -143,6 +147,8 @@ impl ServiceTask {
             notifier: Arc::clone(notifier),
         };
         task.metrics.running(&task.config.name, task.running().is_some());
+        let until = task.record.as_ref().and_then(Rollout::rollback_until);
+        task.metrics.rollback_until(&task.config.name, until);
         if saved.is_some() {
             task.begin_recording(saved);
         }
@@ -166,6 +172,7 @@ impl ServiceTask {
             status.send_replace(self.status());
             // After that: whoever asked may look at once.
             for (answer, result) in self.journal.ready() {
+                failpoint::pass("an answer is to be given");
                 let _gone = answer.send(result.map(|()| self.status()));
             }
             tokio::select! {
@@ -276,7 +283,8 @@ impl ServiceTask {
         self.test_itself(gained.stable(), halves.flatten().as_ref());
         let between = (&*self.now, &*self.before);
         let pairs = self.is_dark().then(|| gained::pairs(between, &self.config.name));
-        let mut line = self.line(&phase, &gained);
+        let at = clock::now();
+        let mut line = self.line(at, &phase, &gained);
         if let Some(line) = &mut line {
             line.pairs = pairs;
         }
@@ -286,7 +294,7 @@ impl ServiceTask {
         let (mut decision, mut checks) = (observed, Vec::new());
         if is_observed && observed.is_some() {
             let mut verdict = self.analysis.verdict();
-            self.tell_endpoint_from_version(&mut verdict);
+            self.tell_endpoint_from_version(&mut verdict, at);
             self.tell_of_incident(&verdict);
             checks = self.ask_elsewhere(&mut verdict);
             decision = Some(verdict.decision);
@@ -316,7 +324,9 @@ impl ServiceTask {
             return Vec::new();
         }
         let subject = || Subject { service: self.config.name.clone(), roles: record.roles.clone() };
-        let checks = self.checks.get_or_insert_with(|| Checks::begin(checks, subject()));
+        let wanted = record.phase.step().and_then(|step| record.plan.checks_in(step));
+        let checks = self.checks.get_or_insert_with(|| Checks::new(checks, subject()));
+        checks.watch(wanted);
         checks.consider(verdict)
     }
 
@@ -339,8 +349,10 @@ impl ServiceTask {
             return;
         };
         let is_more = weight > self.weight;
-        // What waits for its save comes first; there is another tick after it, and after a freeze.
-        let waits = is_more && (self.journal.is_advancing() || self.freeze().is_some());
+        // What waits for its save comes first; there is another tick after it, and after a freeze or a pause,
+        // in which nobody more is to get there.
+        let is_paused = matches!(record.phase, Phase::Paused { .. });
+        let waits = is_more && (self.journal.is_advancing() || is_paused || self.freeze().is_some());
         if weight != self.weight && !waits {
             let what = format!("weight set to {weight}: more could cost over {:.0} requests", harm.budget);
             let position = Position { weight, ..self.position() };
@@ -395,6 +407,9 @@ fn fresh_analysis(config: &Service, rollout: Option<&Rollout>, tick: Duration) -
     if let Some(Rollout { phase, plan, .. }) = rollout {
         let step = phase.step().map(|step| Phase::Stepping { step, since: Timestamp::from_millis(0) });
         trial::follow(&mut analysis, &Phase::Idle, step.as_ref().unwrap_or(phase), plan);
+    }
+    if running.is_some_and(|rollout| rollout.guards_only) {
+        analysis.judge_by_guards_alone();
     }
     analysis
 }

@@ -1,6 +1,6 @@
 //! How a service stands, as people and programs see it: the API, the CLI and the demo show the same.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use serde::Serialize;
 
@@ -65,6 +65,8 @@ pub struct RolloutStatus {
     pub phase: Phase,
     /// How traffic moves.
     pub strategy: Strategy,
+    /// Whether it is judged by limits and checks alone, and nothing is compared with stable.
+    pub guards_only: bool,
     /// The steps of its plan.
     pub steps: Vec<StepStatus>,
     /// The canary's endpoints, and what they have done since the rollout began.
@@ -94,7 +96,7 @@ pub struct EndpointStatus {
 }
 
 /// A step of a plan.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct StepStatus {
     /// The canary's share, in percent.
     pub weight: Weight,
@@ -103,11 +105,15 @@ pub struct StepStatus {
     pub mirror: Option<Weight>,
     /// Shortest time at this weight, in seconds.
     pub hold_seconds: f64,
+    /// The checks that are watched in it, by name; left out where all are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checks: Option<Vec<Arc<str>>>,
 }
 
 impl From<&Step> for StepStatus {
     fn from(step: &Step) -> Self {
-        Self { weight: step.weight, mirror: step.mirror, hold_seconds: step.hold.as_secs_f64() }
+        let Step { weight, mirror, hold, minimum_requests: _, gate: _, checks } = step;
+        Self { weight: *weight, mirror: *mirror, hold_seconds: hold.as_secs_f64(), checks: checks.clone() }
     }
 }
 
@@ -195,11 +201,9 @@ impl ServiceTask {
             started: record.started,
             phase: record.phase.clone(),
             strategy: record.plan.strategy(),
+            guards_only: record.guards_only,
             steps: record.plan.steps().iter().map(Into::into).collect(),
-            rollback_until: match record.phase {
-                Phase::Succeeded { at } => Some(at.plus(record.plan.rollback_window())),
-                _ => None,
-            },
+            rollback_until: record.rollback_until(),
             endpoints: self.endpoints(),
             checks: self.checks.as_ref().map(Checks::status).unwrap_or_default(),
             verdict: self.verdict.clone(),

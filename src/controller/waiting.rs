@@ -24,7 +24,7 @@ use crate::{
         phase::{PauseReason, Phase},
         topic::Topic,
     },
-    store::record::Kind,
+    store::record::{Kind, Rollout},
 };
 
 /// What a phase waits for, and since when.
@@ -49,6 +49,14 @@ pub(super) struct Waiting {
     wait: Wait,
     coming: Pin<Box<dyn Future<Output = Event> + Send>>,
     come: Option<Event>,
+    /// Whether it has come and had to wait for the end of a freeze.
+    was_held_back: bool,
+}
+
+impl Waiting {
+    fn begin(wait: Wait, coming: Pin<Box<dyn Future<Output = Event> + Send>>) -> Self {
+        Self { wait, coming, come: None, was_held_back: false }
+    }
 }
 
 /// Waits for what is waited for.
@@ -83,6 +91,14 @@ fn passed(before: &Phase, after: &Phase) -> Vec<At> {
     passed
 }
 
+/// Waits until the canary, if there is one, is ready.
+async fn ready(canary: Option<prepare::Canary>) -> Result<(), String> {
+    match canary {
+        Some(canary) => prepare::prepare(canary).await,
+        None => Ok(()),
+    }
+}
+
 impl ServiceTask {
     /// Begins to wait for what the phase waits for, and for nothing else.
     pub(super) fn wait_as_it_should(&mut self) {
@@ -92,7 +108,7 @@ impl ServiceTask {
             if matches!(wait, Some(Wait::Hook(..))) && !self.journal.is_settled() {
                 return self.waiting = None;
             }
-            self.waiting = wait.map(|wait| Waiting { wait, coming: self.begin_to_wait(wait), come: None });
+            self.waiting = wait.map(|wait| Waiting::begin(wait, self.begin_to_wait(wait)));
         }
     }
 
@@ -103,6 +119,9 @@ impl ServiceTask {
                 Event::Prepared => "the canary is ready; it gets nothing until the freeze is over",
                 _ => "a hook says yes; nothing moves until the freeze is over",
             };
+            if let Some(waiting) = &mut self.waiting {
+                waiting.was_held_back = true;
+            }
             // For now only: after a restart it is waited for anew.
             let entry = self.entry(Kind::Transition, what.to_owned(), self.position());
             return self.show(&entry);
@@ -117,15 +136,24 @@ impl ServiceTask {
     }
 
     /// Lets what has come happen again, where it has not got anywhere: what it called for may not have been
-    /// saved, or there was a freeze.
+    /// saved, or there was a freeze. A canary that got ready before that may not be any more, so it has to show
+    /// it anew before its first user; a hook's yes was about the rollout, and holds.
     pub(super) fn come_again(&mut self) {
         let wait = self.record.as_ref().and_then(|record| Wait::of(&record.phase));
-        if let Some(Waiting { wait: of, come: Some(event), .. }) = &self.waiting
-            && wait == Some(*of)
-            && !self.is_held_back(event)
-        {
-            self.happen(event.clone());
+        let Some(Waiting { wait: of, come: Some(event), was_held_back, .. }) = &self.waiting else { return };
+        if wait != Some(*of) || self.is_held_back(event) {
+            return;
         }
+        if *was_held_back && *event == Event::Prepared {
+            let what = "whether the canary is still ready is asked again before it gets anything";
+            let entry = self.entry(Kind::Transition, what.to_owned(), self.position());
+            let canary = self.canary();
+            let prepared =
+                async { ready(canary).await.map_or_else(Event::PrepareFailed, |()| Event::Prepared) };
+            self.waiting = Some(Waiting::begin(*of, Box::pin(prepared)));
+            return self.show(&entry);
+        }
+        self.happen(event.clone());
     }
 
     fn begin_to_wait(&self, wait: Wait) -> Pin<Box<dyn Future<Output = Event> + Send>> {
@@ -134,9 +162,7 @@ impl ServiceTask {
                 let (canary, hooks) = (self.canary(), self.asked(At::PreRollout, since));
                 Box::pin(async move {
                     let prepared = async {
-                        if let Some(canary) = canary {
-                            prepare::prepare(canary).await?;
-                        }
+                        ready(canary).await?;
                         hooks.await
                     };
                     match prepared.await {
@@ -263,6 +289,7 @@ impl ServiceTask {
             step: phase.step(),
             steps: self.record.as_ref().map_or(0, |record| record.plan.steps().len()),
             weight: self.weight,
+            rollback_until: self.record.as_ref().and_then(Rollout::rollback_until),
             time,
             message,
         }
@@ -324,6 +351,7 @@ mod tests {
             step: None,
             steps: 0,
             weight: crate::model::weight::Weight::ZERO,
+            rollback_until: None,
             time: Timestamp::from_millis(7),
             message: String::new(),
         };

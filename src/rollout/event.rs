@@ -39,7 +39,13 @@ pub enum Command {
         /// Even if the last one was rolled back only lately.
         #[serde(default)]
         force: bool,
+        /// Judged by limits alone, as by [`GuardsOnly`](Self::GuardsOnly).
+        #[serde(default)]
+        guards_only: bool,
     },
+    /// From now on judge the canary by its limits and by checks alone, and compare nothing with stable: for a
+    /// fix that has to go out while stable is down. Holds until the rollout ends.
+    GuardsOnly,
     /// Go to the next step now, from the last one to everything. Opens a gate, and takes the place of an
     /// answer that a hook owes.
     Promote {
@@ -58,9 +64,10 @@ pub enum Command {
 
 impl Command {
     /// Every command.
-    pub const ALL: [Self; 7] = [
-        Self::Start { force: false },
-        Self::Start { force: true },
+    pub const ALL: [Self; 8] = [
+        Self::Start { force: false, guards_only: false },
+        Self::Start { force: true, guards_only: false },
+        Self::GuardsOnly,
         Self::Promote { full: false },
         Self::Promote { full: true },
         Self::RollBack,
@@ -72,8 +79,11 @@ impl Command {
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Start { force: false } => "start",
-            Self::Start { force: true } => "start --force",
+            Self::Start { force: false, guards_only: false } => "start",
+            Self::Start { force: true, guards_only: false } => "start --force",
+            Self::Start { force: false, guards_only: true } => "start --guards-only",
+            Self::Start { force: true, guards_only: true } => "start --force --guards-only",
+            Self::GuardsOnly => "guards-only",
             Self::Promote { full: false } => "promote",
             Self::Promote { full: true } => "promote --full",
             Self::RollBack => "rollback",

@@ -208,10 +208,10 @@ impl<'a> Oracle<'a> {
             if step.is_dark() {
                 let proven = |seconds: f64| self.pairs(&course, Some((begun, seconds)), failing).1 >= target;
                 wait(WaitsFor::Proof, first(0.0..most, proven));
-            } else if index + 1 == steps.len() {
+            } else if index + 1 == steps.len() || self.settings.prove_each_step && weight > Weight::ZERO {
                 let proven = |seconds: f64| {
-                    let last = Stretch { seconds, ..stretch_of(weight) };
-                    let stretches = course.iter().copied().chain([last]);
+                    let this = Stretch { seconds, ..stretch_of(weight) };
+                    let stretches = course.iter().copied().chain([this]);
                     self.better(stretches, failing).log_e() >= target
                 };
                 wait(WaitsFor::Proof, first(0.0..most, proven));
@@ -449,6 +449,31 @@ mod tests {
         assert_eq!((last.waits_for, last.ends), (Some(WaitsFor::Proof), true));
         let hasty = forecast(40.0, Draft { deadline: Duration::ZERO, ..Draft::default() });
         assert!(!hasty.reaches_a_verdict);
+    }
+
+    #[test]
+    fn each_step_waits_for_proof_if_told_to() {
+        let traffic = Traffic { requests_per_second: 100.0, failing: 0.001 };
+        let plan = |deadline| {
+            let weight = |percent| Weight::from_percent(percent).unwrap();
+            let steps = [1.0, 10.0, 50.0].map(|percent| Step::new(weight(percent), Duration::from_secs(600)));
+            Plan::new(Draft { steps: steps.to_vec(), deadline, ..Draft::default() }).unwrap()
+        };
+        let usual = Settings::default();
+        let proving = Settings { prove_each_step: true, ..usual };
+        let (hour, minute) = (Duration::from_secs(3_600), Duration::from_secs(60));
+        let waits = |settings, deadline| {
+            let forecast = Forecast::new(settings, &plan(deadline), traffic);
+            forecast.steps.iter().map(|step| (step.waits_for, step.ends)).collect::<Vec<_>>()
+        };
+        assert_eq!(waits(&usual, hour), [(None, true); 3]);
+        // What the first step has shown holds for the others.
+        assert_eq!(waits(&proving, hour), [(Some(WaitsFor::Proof), true), (None, true), (None, true)]);
+        assert_eq!(waits(&proving, minute), [(Some(WaitsFor::Proof), false)]);
+        // Where it is too early to be proven, a canary goes no further that otherwise would.
+        let worse = |settings| Forecast::of_regression(settings, &plan(minute), traffic, 0.006);
+        assert_eq!((worse(&proving).end, worse(&proving).step), (End::Inconclusive, 0));
+        assert!(worse(&usual).step > 0, "{:?}", worse(&usual));
     }
 
     #[test]

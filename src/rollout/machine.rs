@@ -79,8 +79,9 @@ pub fn step(phase: Phase, plan: &Plan, event: Event, now: Timestamp) -> Result<T
 fn obey(phase: Phase, plan: &Plan, command: Command, now: Timestamp) -> Result<Transition, Refused> {
     use PauseReason::{Freeze, Gate, Hook, HookFailed, Inconclusive};
     Ok(match (command, &phase) {
-        (Command::Start { force }, _) if !phase.is_running() => match cooling(&phase, plan, now) {
-            Some(left) if !force => return Err(Refused::cooling_down(phase, left)),
+        (Command::Start { force, guards_only }, _) if !phase.is_running() => match cooling(&phase, plan, now)
+        {
+            Some(left) if !force => return Err(Refused::cooling_down(phase, left, guards_only)),
             _ => start(now),
         },
         (Command::RollBack, _) if phase.can_roll_back() => roll_back(RollBackReason::Command, now),
@@ -101,6 +102,9 @@ fn obey(phase: Phase, plan: &Plan, command: Command, now: Timestamp) -> Result<T
         }
         (Command::Resume, Phase::Paused { step, reason: PauseReason::Command | Inconclusive, .. }) => {
             resume(&phase, plan, *step, now)
+        }
+        (Command::GuardsOnly, Phase::Preparing { .. } | Phase::Stepping { .. } | Phase::Paused { .. }) => {
+            go(&phase, phase.clone(), plan, Note::GuardsOnly)
         }
         (Command::Pause, Phase::Stepping { step, .. } | Phase::Paused { step, reason: Freeze, .. }) => {
             pause(&phase, plan, *step, PauseReason::Command, now)

@@ -43,6 +43,8 @@ pub enum Note {
     },
     /// It gets everything as soon as it is ready.
     Hurried,
+    /// From now on it is judged by limits alone.
+    GuardsOnly,
     /// The new version became stable and gets everything.
     Promoted {
         /// What called for it.
@@ -114,6 +116,9 @@ impl fmt::Display for Note {
             }
             Self::Resumed { step } => write!(f, "resumed at step {}", step + 1),
             Self::Hurried => f.write_str("as soon as the canary is ready it gets all traffic"),
+            Self::GuardsOnly => {
+                f.write_str("judged by guards alone from now on: nothing is compared with stable")
+            }
             Self::Promoted { by } => write!(f, "the canary became stable and gets all traffic ({by})"),
             Self::Baking { bake } => {
                 write!(f, "the new stable is watched for {}", format_duration(*bake))

@@ -1,7 +1,7 @@
 //! A rollout's strategy and its steps. A [`Plan`] cannot be wrong: configuration and API both come
 //! through [`Plan::new`].
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +26,7 @@ fn none<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// A weight, or a share of copies, and how long it lasts at least.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     /// The canary's share of requests.
     pub weight: Weight,
@@ -42,16 +42,20 @@ pub struct Step {
     /// Whether a person must say so before it is left.
     #[serde(default, skip_serializing_if = "none")]
     pub gate: bool,
+    /// The checks of what is measured elsewhere that are watched in it, by name; all of them where it does not
+    /// say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checks: Option<Vec<Arc<str>>>,
 }
 
 impl Step {
     /// A step that ends when the time is over and the evidence allows it.
     pub const fn new(weight: Weight, hold: Duration) -> Self {
-        Self { weight, hold, mirror: None, minimum_requests: None, gate: false }
+        Self { weight, hold, mirror: None, minimum_requests: None, gate: false, checks: None }
     }
 
     /// A step in which the canary gets copies of a share of requests, and no users.
-    pub const fn dark(mirror: Weight, hold: Duration) -> Self {
+    pub fn dark(mirror: Weight, hold: Duration) -> Self {
         Self { mirror: Some(mirror), ..Self::new(Weight::ZERO, hold) }
     }
 
@@ -325,6 +329,11 @@ impl Plan {
         if step + 1 < self.steps.len() { self.hooks.step } else { self.hooks.promotion }
     }
 
+    /// The checks of what is measured elsewhere that are watched in a step, by name; nothing where all are.
+    pub fn checks_in(&self, step: usize) -> Option<&[Arc<str>]> {
+        self.steps.get(step).and_then(|step| step.checks.as_deref())
+    }
+
     /// Whether a person must say so before this step is left.
     pub fn has_gate_after(&self, step: usize) -> bool {
         self.steps.get(step).is_some_and(|step| step.gate)
@@ -362,8 +371,8 @@ fn faults(draft: &Draft) -> Vec<PlanFault> {
     if !steps.is_empty() && steps.iter().all(Step::is_dark) {
         faults.push(PlanFault::OnlyDark);
     }
-    for (step, Step { weight, mirror, .. }) in steps.iter().copied().enumerate() {
-        let before = step.checked_sub(1).map(|before| steps[before]).filter(|before| !before.is_dark());
+    for (step, &Step { weight, mirror, .. }) in steps.iter().enumerate() {
+        let before = step.checked_sub(1).map(|before| &steps[before]).filter(|before| !before.is_dark());
         let before = before.map(|before| before.weight);
         if let Some(mirror) = mirror {
             if weight != Weight::ZERO {
@@ -431,21 +440,20 @@ mod tests {
     fn copies_come_before_users_and_do_not_take_their_place() {
         let dark = |percent: f64| Step::dark(Weight::from_percent(percent).unwrap(), Duration::from_secs(60));
         let faults = |steps: Vec<Step>| Plan::new(Draft { steps, ..Draft::default() }).err();
-        let [one, ten] = steps(&[1.0, 10.0])[..] else { unreachable!() };
-        assert_eq!(faults(vec![dark(100.0), dark(10.0), one, ten]), None);
-        assert!(
-            Plan::new(Draft { steps: vec![dark(1.0), one], ..Draft::default() }).unwrap().has_dark_steps()
-        );
-        assert_eq!(faults(vec![one, dark(10.0)]), Some(vec![PlanFault::DarkAfterLive { step: 1 }]));
+        let [zero, one, ten] = <[Step; 3]>::try_from(steps(&[0.0, 1.0, 10.0])).unwrap();
+        assert_eq!(faults(vec![dark(100.0), dark(10.0), one.clone(), ten.clone()]), None);
+        let draft = Draft { steps: vec![dark(1.0), one.clone()], ..Draft::default() };
+        assert!(Plan::new(draft).unwrap().has_dark_steps());
+        assert_eq!(faults(vec![one.clone(), dark(10.0)]), Some(vec![PlanFault::DarkAfterLive { step: 1 }]));
         assert_eq!(faults(vec![dark(10.0)]), Some(vec![PlanFault::OnlyDark]));
-        assert_eq!(faults(vec![dark(0.0), one]), Some(vec![PlanFault::NoCopies { step: 0 }]));
+        assert_eq!(faults(vec![dark(0.0), one.clone()]), Some(vec![PlanFault::NoCopies { step: 0 }]));
         let both = Step { mirror: Some(Weight::FULL), ..one };
-        assert_eq!(faults(vec![both, ten]), Some(vec![PlanFault::UsersAndCopies { step: 0 }]));
+        assert_eq!(faults(vec![both, ten.clone()]), Some(vec![PlanFault::UsersAndCopies { step: 0 }]));
         // A step for those whom rules send there may follow, as it may begin.
-        let [zero, ten] = steps(&[0.0, 10.0])[..] else { unreachable!() };
-        let forced = Draft { steps: vec![dark(1.0), zero, ten], unweighted: true, ..Draft::default() };
+        let with_zero = vec![dark(1.0), zero, ten];
+        let forced = Draft { steps: with_zero.clone(), unweighted: true, ..Draft::default() };
         assert!(Plan::new(forced).is_ok());
-        assert_eq!(faults(vec![dark(1.0), zero, ten]), Some(vec![PlanFault::ZeroWeight { step: 1 }]));
+        assert_eq!(faults(with_zero), Some(vec![PlanFault::ZeroWeight { step: 1 }]));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     analysis::{
         Analysis, ArmTick, Learned, Sent, Tick,
+        attribution::Suspect,
         error_rate::Sample,
         paired::Counts,
         settings::Settings,
@@ -45,6 +46,9 @@ pub struct Line {
     /// The canary's share of requests.
     #[serde(default)]
     pub weight: Weight,
+    /// Whether nothing is compared with stable, as somebody wanted it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guards_only: bool,
     /// What stable did; in baking, the promoted version.
     pub stable: Arm,
     /// What the canary did.
@@ -108,7 +112,7 @@ pub struct Arm {
     pub requests: u64,
     /// Those of them that failed.
     pub failures: u64,
-    /// How long they took, as pairs of bucket and count.
+    /// How long those took that did not fail, as pairs of bucket and count.
     #[serde(default, with = "histogram::sparse", skip_serializing_if = "Histogram::is_empty")]
     pub latency: Histogram,
     /// What endpoints did that were still warming up, which is in none of the above.
@@ -134,7 +138,7 @@ pub struct SentThere {
     pub requests: u64,
     /// Those of them that failed.
     pub failures: u64,
-    /// How long they took, as pairs of bucket and count.
+    /// How long those took that did not fail, as pairs of bucket and count.
     #[serde(default, with = "histogram::sparse", skip_serializing_if = "Histogram::is_empty")]
     pub latency: Histogram,
 }
@@ -191,8 +195,8 @@ impl Arm {
 
 impl Line {
     /// What came in with a tick that ended at a moment, in a phase and at a weight; nothing where there is
-    /// no evidence. `routes` are those that the analysis was told of. Whoever knows of endpoints, checks or
-    /// pairs, or begins a rollout, adds that.
+    /// no evidence. `routes` are those that the analysis was told of. Whoever knows of endpoints, checks,
+    /// pairs or what somebody wanted, or begins a rollout, adds that.
     pub fn of(
         at: Timestamp,
         (phase, weight): (&Phase, Weight),
@@ -213,6 +217,7 @@ impl Line {
             canary: Arm::of(&tick.canary),
             routes: routes.iter().zip(tick.routes).map(route).collect(),
             users: tick.users.cloned().map(Box::new),
+            guards_only: false,
             pairs: None,
             endpoints: Vec::new(),
             checks: Vec::new(),
@@ -242,20 +247,21 @@ pub struct Replay {
     /// Of the rollout that the last line was of.
     analysis: Option<Analysis>,
     phase: Phase,
+    suspect: Suspect,
 }
 
 impl Replay {
     /// Of rollouts with these settings and this plan, of which there is a line for each `tick`.
     pub fn new(settings: Settings, plan: Plan, tick: Duration) -> Self {
-        Self { settings, plan, tick, analysis: None, phase: Phase::Idle }
+        Self { settings, plan, tick, analysis: None, phase: Phase::Idle, suspect: Suspect::default() }
     }
 
     /// Takes in the next line; the verdict, where there is one.
     pub fn take_in(&mut self, line: &Line) -> Option<Verdict> {
         if line.learned.is_some() {
-            (self.analysis, self.phase) = (None, Phase::Idle);
+            (self.analysis, self.phase, self.suspect) = (None, Phase::Idle, Suspect::default());
         }
-        let Self { settings, plan, tick, analysis, phase: before } = self;
+        let Self { settings, plan, tick, analysis, phase: before, suspect } = self;
         let analysis = analysis.get_or_insert_with(|| {
             let names = line.routes.iter().map(|route| Arc::clone(&route.route));
             let analysis = trial::begin(settings, plan, *tick).with_routes(settings, names);
@@ -264,6 +270,9 @@ impl Replay {
                 None => analysis,
             }
         });
+        if line.guards_only {
+            analysis.judge_by_guards_alone();
+        }
         let phase = line.phase();
         trial::follow(analysis, before, &phase, plan);
         let routes: Vec<_> =
@@ -274,7 +283,8 @@ impl Replay {
         *before = phase;
         let mut verdict = decision.map(|_| analysis.verdict())?;
         let endpoints: Vec<_> = line.endpoints.iter().map(Endpoint::sample).collect();
-        verdict.attribute(&endpoints, |index| Arc::clone(&line.endpoints[index].endpoint));
+        let name = |index: usize| Arc::clone(&line.endpoints[index].endpoint);
+        suspect.attribute(&mut verdict, line.at, &endpoints, name);
         check::consider(&mut verdict, &line.checks);
         Some(verdict)
     }
@@ -380,6 +390,19 @@ mod tests {
         let held = decided(&format!(",{endpoints}"));
         assert_eq!(held.decision, Decision::Hold);
         assert!(matches!(&held.reason, Reason::OneEndpoint { endpoint, .. } if &**endpoint == "10.0.0.2:80"));
+    }
+
+    #[test]
+    fn nothing_is_compared_from_the_line_on_that_says_so() {
+        let arms = r#""stable":{"requests":900,"failures":900},"canary":{"requests":200,"failures":200}}"#;
+        let mut replay = replay();
+        let mut decided = |more: &str| {
+            let text = format!(r#"{{"at":1,"phase":"stepping","step":0,"weight":1.0,{more}{arms}"#);
+            assert_eq!(serde_json::to_string(&line(&text)).unwrap(), text);
+            replay.take_in(&line(&text)).unwrap()
+        };
+        assert!(matches!(decided("").reason, Reason::BothFailing { .. }));
+        assert_eq!(decided(r#""guards_only":true,"#).decision, Decision::RollBack);
     }
 
     #[test]

@@ -82,29 +82,34 @@ impl Refused {
         Self { command, why: why(command, &phase), allowed: allowed(&phase), phase }
     }
 
-    pub(super) fn cooling_down(phase: Phase, left: Duration) -> Self {
-        let (command, why) = (Command::Start { force: false }, Why::CoolingDown { left });
-        Self { command, phase, why, allowed: &[Command::Start { force: true }] }
+    pub(super) fn cooling_down(phase: Phase, left: Duration, guards_only: bool) -> Self {
+        let (command, why) = (Command::Start { force: false, guards_only }, Why::CoolingDown { left });
+        Self { command, phase, why, allowed: &[FORCED] }
     }
 }
 
+/// What is always accepted where no rollout runs.
+const FORCED: Command = Command::Start { force: true, guards_only: false };
+
 /// The commands that are accepted in a phase.
 pub fn allowed(phase: &Phase) -> &'static [Command] {
-    use Command::{Pause, Promote, Resume, RollBack, Start};
+    use Command::{GuardsOnly, Pause, Promote, Resume, RollBack, Start};
     match phase {
         Phase::Idle | Phase::Succeeded { .. } | Phase::RolledBack { .. } => {
-            &[Start { force: false }, Start { force: true }]
+            &[Start { force: false, guards_only: false }, FORCED]
         }
-        Phase::Preparing { full: false, .. } => &[Promote { full: true }, RollBack],
-        Phase::Preparing { full: true, .. } | Phase::Promoting { .. } | Phase::Baking { .. } => &[RollBack],
-        Phase::Stepping { .. } => &[Promote { full: false }, Promote { full: true }, RollBack, Pause],
+        Phase::Preparing { full: false, .. } => &[Promote { full: true }, RollBack, GuardsOnly],
+        Phase::Preparing { full: true, .. } => &[RollBack, GuardsOnly],
+        Phase::Promoting { .. } | Phase::Baking { .. } => &[RollBack],
         Phase::Paused { reason: PauseReason::Hook, .. } => {
-            &[Promote { full: false }, Promote { full: true }, RollBack]
+            &[Promote { full: false }, Promote { full: true }, RollBack, GuardsOnly]
         }
-        Phase::Paused { reason: PauseReason::Freeze, .. } => {
-            &[Promote { full: false }, Promote { full: true }, RollBack, Pause]
+        Phase::Stepping { .. } | Phase::Paused { reason: PauseReason::Freeze, .. } => {
+            &[Promote { full: false }, Promote { full: true }, RollBack, Pause, GuardsOnly]
         }
-        Phase::Paused { .. } => &[Promote { full: false }, Promote { full: true }, RollBack, Resume],
+        Phase::Paused { .. } => {
+            &[Promote { full: false }, Promote { full: true }, RollBack, Resume, GuardsOnly]
+        }
         Phase::RollingBack { .. } => &[],
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     model::{time::Timestamp, weight::Weight},
 };
 
-const START: Command = Command::Start { force: false };
+const START: Command = Command::Start { force: false, guards_only: false };
 const PROMOTE: Command = Command::Promote { full: false };
 const PROMOTE_FULL: Command = Command::Promote { full: true };
 
@@ -322,7 +322,7 @@ fn a_refusal_says_what_to_do_instead() {
     assert_eq!(
         running.to_string(),
         "cannot `start` while stepping: a rollout is under way; allowed now: `promote`, \
-         `promote --full`, `rollback`, `pause`"
+         `promote --full`, `rollback`, `pause`, `guards-only`"
     );
     let back = Phase::RollingBack { since: at(100), reason: RollBackReason::Command };
     assert_eq!(
@@ -416,7 +416,8 @@ fn after_a_rollback_the_next_try_waits_unless_forced() {
     let plan = Plan::new(Draft { cool_down: Duration::from_millis(50), ..draft() }).unwrap();
     let back = || Phase::RolledBack { at: at(100), reason: RollBackReason::Verdict };
     let start = |force, now| {
-        machine::step(back(), &plan, Event::Command(Command::Start { force }), at(now)).map(|t| t.phase)
+        machine::step(back(), &plan, Event::Command(Command::Start { force, guards_only: false }), at(now))
+            .map(|t| t.phase)
     };
     let refused = start(false, 149).unwrap_err();
     assert_eq!(

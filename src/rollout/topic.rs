@@ -23,6 +23,8 @@ pub enum Topic {
     Resumed,
     /// It gets everything as soon as it is ready.
     Hurried,
+    /// It is judged by limits alone from now on.
+    GuardsOnly,
     /// The new version became stable.
     Promoted,
     /// The new version is watched with the old one kept warm.
@@ -39,7 +41,7 @@ pub enum Topic {
 
 impl Topic {
     /// All of them, with the words for them.
-    pub const ALL: [(&'static str, Self); 13] = [
+    pub const ALL: [(&'static str, Self); 14] = [
         ("started", Self::Started),
         ("stepped", Self::Stepped),
         ("waiting", Self::Waiting),
@@ -47,6 +49,7 @@ impl Topic {
         ("paused", Self::Paused),
         ("resumed", Self::Resumed),
         ("hurried", Self::Hurried),
+        ("guards_only", Self::GuardsOnly),
         ("promoted", Self::Promoted),
         ("baking", Self::Baking),
         ("succeeded", Self::Succeeded),
@@ -65,6 +68,7 @@ impl Topic {
             Note::Paused { .. } => Self::Paused,
             Note::Resumed { .. } => Self::Resumed,
             Note::Hurried => Self::Hurried,
+            Note::GuardsOnly => Self::GuardsOnly,
             Note::Promoted { .. } => Self::Promoted,
             Note::Baking { .. } => Self::Baking,
             Note::Succeeded => Self::Succeeded,

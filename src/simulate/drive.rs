@@ -10,8 +10,10 @@ use super::{
 };
 use crate::{
     analysis::{
-        Analysis, ArmTick, Tick, attribution::Attribution, error_rate::Sample, users::Users,
-        verdict::Decision,
+        Analysis, ArmTick, Tick,
+        attribution::{Attribution, EJECTION, Suspect},
+        error_rate::Sample,
+        users::Users,
     },
     model::{time::Timestamp, weight::Weight},
     rollout::{
@@ -102,6 +104,7 @@ impl Course<'_> {
         let mut phase = begin(plan, &mut analysis);
         let mut weight = Weight::ZERO;
         let (mut harmed, mut promoted, mut held) = (0.0, None, false);
+        let mut suspect = Suspect::default();
         let ticks = (horizon.as_secs_f64() / seconds) as u64;
         for tick in 0..ticks {
             let exposure = phase.exposure(plan);
@@ -117,14 +120,17 @@ impl Course<'_> {
             let seen = Seen { phase: &phase, exposure, until: then, world: &world, users };
             look(&seen);
             let Some(mut decision) = trial::observe(&mut analysis, &phase, &seen.tick(), None) else { break };
-            if decision == Decision::RollBack
-                && let Some(endpoint) = sick_endpoint(&analysis, &world)
-            {
-                decision = Decision::Hold;
-                world.pass_over(endpoint, then + EJECTION);
-                held = true;
-            }
             let at = Timestamp::from_millis((then * 1e3) as u64);
+            if !world.endpoints().is_empty() {
+                let mut verdict = analysis.verdict();
+                let name = |index: usize| index.to_string().into();
+                let attribution = suspect.attribute(&mut verdict, at, world.endpoints(), name);
+                if let Attribution::Endpoint { index } = attribution {
+                    world.pass_over(index, then + EJECTION.as_secs_f64());
+                    held = true;
+                }
+                decision = verdict.decision;
+            }
             let before = phase.clone();
             phase = happen(phase, plan, Event::Tick(decision), at);
             // Whoever has to be asked says yes at once.
@@ -215,7 +221,8 @@ impl Seen<'_> {
 /// Starts a rollout whose canary is ready at once, and has passed its dark steps: no copies are simulated.
 fn begin(plan: &Plan, analysis: &mut Analysis) -> Phase {
     let zero = Timestamp::from_millis(0);
-    let preparing = happen(Phase::Idle, plan, Event::Command(Command::Start { force: false }), zero);
+    let preparing =
+        happen(Phase::Idle, plan, Event::Command(Command::Start { force: false, guards_only: false }), zero);
     let mut first = happen(preparing, plan, Event::Prepared, zero);
     while first.step().is_some_and(|step| plan.steps()[step].is_dark()) {
         first = happen(first, plan, Event::Command(Command::Promote { full: false }), zero);
@@ -239,19 +246,6 @@ fn minute(did: &Did) -> Minute {
     Minute { requests: did.sample.requests as f64, failures: did.sample.failures as f64, latency }
 }
 
-/// The endpoint that is to blame for what would roll the canary back, if one alone is.
-fn sick_endpoint(analysis: &Analysis, world: &World<'_>) -> Option<usize> {
-    if world.endpoints().is_empty() {
-        return None;
-    }
-    match analysis.verdict().attribute(world.endpoints(), |index| index.to_string().into()) {
-        Attribution::Endpoint { index } => Some(index),
-        Attribution::Version | Attribution::Nobody => None,
-    }
-}
-
 const MINUTE: f64 = 60.0;
-/// Seconds for which an endpoint is passed over, as in the controller.
-const EJECTION: f64 = 30.0;
 /// Seconds of stable alone before a rollout.
 const BEFORE: f64 = 120.0;

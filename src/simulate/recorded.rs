@@ -241,6 +241,7 @@ mod tests {
             canary: arm(10, canary_fails),
             routes: vec![],
             users: None,
+            guards_only: false,
             pairs: None,
             endpoints: vec![],
             checks: vec![],

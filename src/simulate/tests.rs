@@ -86,6 +86,19 @@ fn a_harmless_canary_is_promoted_when_the_plan_is_over() {
 }
 
 #[test]
+fn each_step_waits_for_proof_if_told_to() {
+    let mut setup = setup(&["same-0"], 4);
+    setup.rivals.clear();
+    setup.rates = vec![500.0];
+    let promoted_seconds = |setup: &Setup| simulate(setup, |_| ())[0].promoted_seconds.unwrap();
+    let before = promoted_seconds(&setup);
+    setup.settings.prove_each_step = true;
+    // The first step of a minute has five requests a second; in two minutes and a half there are enough.
+    let waits = promoted_seconds(&setup) - before;
+    assert!((30.0..180.0).contains(&waits), "{waits}");
+}
+
+#[test]
 fn a_promoted_canary_goes_on_harming() {
     let mut setup = setup(&["0.1-to-0.9"], 4);
     setup.rates = vec![500.0];

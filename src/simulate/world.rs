@@ -88,7 +88,9 @@ impl<'a> World<'a> {
             if let Some(latencies) = self.latencies {
                 let Did { sample, latency } = &mut self.did[arm];
                 latency.clear();
-                latencies.of[arm].draw(sample.requests, &mut self.rng, latency);
+                // What fails has no latency that is compared.
+                let answered = sample.requests.saturating_sub(sample.failures);
+                latencies.of[arm].draw(answered, &mut self.rng, latency);
             }
         }
         if !self.endpoints.is_empty() {

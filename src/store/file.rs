@@ -34,7 +34,7 @@ use super::{
     record::{Brief, Entry, Numbered, Record},
     sealed,
 };
-use crate::model::name::ServiceName;
+use crate::{failpoint, model::name::ServiceName};
 
 /// The newest entries that are told when a service is opened: as many as are shown.
 pub(super) const RECENT: usize = 50;
@@ -132,6 +132,7 @@ impl Directory {
             None => {
                 let path = self.path.join(service.as_str());
                 fs::create_dir_all(&path).map_err(|error| StoreError::io("make", &path, &error))?;
+                failpoint::pass("a service's folder is made");
                 sync_folder(&self.path)?;
                 let (folder, _) = Folder::open(path, self.max_history)?;
                 self.services.entry(service.clone()).or_insert(folder)
@@ -221,8 +222,10 @@ const NEXT: &str = "state.json.next";
 /// Puts a state in the place of the one that is there, which is kept beside.
 fn replace(folder: &Path, state: &[u8]) -> Result<(), StoreError> {
     let [newest, last, next] = [NEWEST, LAST, NEXT].map(|name| folder.join(name));
+    failpoint::pass("a state is to be written");
     let written = File::create(&next).and_then(|mut file| {
         file.write_all(state)?;
+        failpoint::pass_unsynced("a state is written", &next, 0);
         file.sync_all()
     });
     if let Err(error) = written {
@@ -230,14 +233,19 @@ fn replace(folder: &Path, state: &[u8]) -> Result<(), StoreError> {
         let _removed = fs::remove_file(&next);
         return Err(StoreError::io("write", &next, &error));
     }
+    failpoint::pass("a state is synced");
     match fs::rename(&newest, &last) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             return Err(StoreError::io("rename", &newest, &error));
         }
         _ => {}
     }
+    failpoint::pass("the state of before is kept");
     fs::rename(&next, &newest).map_err(|error| StoreError::io("rename", &next, &error))?;
-    sync_folder(folder)
+    failpoint::pass("a state is in its place");
+    sync_folder(folder)?;
+    failpoint::pass("a state's folder is synced");
+    Ok(())
 }
 
 /// A state, if there is one that is whole.

@@ -15,6 +15,7 @@ use std::{
 use serde_json::value::RawValue;
 
 use super::{error::StoreError, file::sync_folder, record::Brief, sealed};
+use crate::failpoint;
 
 /// Files that a full history has about.
 const FILES: u64 = 4;
@@ -82,8 +83,10 @@ impl Log {
         let whole_now = if written.is_ok() { whole + lines.len() as u64 } else { whole };
         self.current = Some((path.clone(), whole_now));
         written.map_err(failed)?;
+        failpoint::pass("a history is synced");
         if whole == 0 {
             sync_folder(&self.folder)?;
+            failpoint::pass("a history's new file is synced");
             self.retain()?;
         }
         Ok(())
@@ -99,6 +102,7 @@ impl Log {
             total += fs::metadata(file).map_or(0, |metadata| metadata.len());
             if at > 0 && total + self.max / FILES > self.max {
                 fs::remove_file(file).map_err(|error| StoreError::io("remove", file, &error))?;
+                failpoint::pass("a history's oldest file is removed");
             }
         }
         Ok(())
@@ -211,8 +215,12 @@ fn read_tail(file: &Path, tail: u64) -> io::Result<(Vec<u8>, u64)> {
 fn write_at(path: &Path, at: u64, bytes: &[u8]) -> io::Result<()> {
     let mut file: File = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
     file.set_len(at)?;
+    failpoint::pass("a history is to be written");
     file.seek(SeekFrom::Start(at))?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_data());
+    let written = file.write_all(bytes).and_then(|()| {
+        failpoint::pass_unsynced("a history is written", path, at);
+        file.sync_data()
+    });
     if written.is_err() {
         // A part of a line does no harm, since it is not whole; but it may take the last of the space.
         let _cut = file.set_len(at);

@@ -59,12 +59,23 @@ pub struct Rollout {
     /// The end of the freeze in spite of which somebody wanted it to move, if anybody did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wanted_until: Option<Timestamp>,
+    /// Whether it is judged by limits alone, as somebody wanted it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guards_only: bool,
 }
 
 impl Rollout {
     /// The share of stable's requests that it gives the canary copies of.
     pub fn copies(&self) -> Weight {
         self.phase.exposure(&self.plan).copies
+    }
+
+    /// Until when the old version is kept warm for the way back, once it has succeeded.
+    pub fn rollback_until(&self) -> Option<Timestamp> {
+        match self.phase {
+            Phase::Succeeded { at } => Some(at.plus(self.plan.rollback_window())),
+            _ => None,
+        }
     }
 }
 

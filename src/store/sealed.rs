@@ -13,7 +13,7 @@ use siphasher::sip::SipHasher13;
 use super::error::StoreError;
 
 /// The schema that is written. It rises with any change after which a body of before could no longer be
-/// read: then `STEPS` gets the step that leads there, and `tests/state` a file of before.
+/// read: then `STEPS` gets the step that leads there. ARCHITECTURE.md says what else that takes.
 pub const SCHEMA: u32 = 1;
 
 /// What makes a body of each older schema one of the next: the first makes one of 2 out of one of 1.

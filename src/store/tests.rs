@@ -46,6 +46,7 @@ fn record(percent: f64) -> Record {
             roles,
             phase,
             wanted_until: Some(since),
+            guards_only: true,
         }),
         analysis: Some(analysis),
     }

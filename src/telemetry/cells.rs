@@ -3,7 +3,7 @@
 use std::{
     marker::PhantomData,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -68,6 +68,11 @@ impl Latencies {
         Self { buckets: Box::default(), used: Counter::default(), nanos: Counter::default() }
     }
 
+    /// Whether it counts none, whatever comes.
+    fn is_none(&self) -> bool {
+        self.buckets.is_empty()
+    }
+
     /// Counts one. Only for the one writer.
     #[inline]
     pub(super) fn record(&self, latency: Duration) {
@@ -110,6 +115,8 @@ pub struct Cells {
     in_flight: Counter,
     connect_failures: Counter,
     latency: Latencies,
+    /// Those of answers that failed, once there is one: most never have any.
+    failed_latency: OnceLock<Latencies>,
     /// Of the users whose attempts these are, where they are the unit.
     users: Option<Box<UserCells>>,
     /// What these are a part of, which counts the same.
@@ -142,8 +149,11 @@ impl Cells {
         if failed {
             self.failures.add(1);
         }
-        if let Some(latency) = latency {
+        if let Some(latency) = latency.filter(|_| !self.latency.is_none()) {
             self.latency.record(latency);
+            if failed {
+                self.failed_latency.get_or_init(Latencies::default).record(latency);
+            }
         }
         if let Some(users) = self.users.as_ref().filter(|_| outcome.counts()) {
             users.end(slot, failed, latency);
@@ -173,6 +183,13 @@ impl Cells {
     /// Adds the latencies of all responses to `into`.
     pub fn add_latency(&self, into: &mut Histogram) {
         self.latency.add_to(into);
+    }
+
+    /// Adds the latencies of those responses to `into` that failed.
+    pub fn add_failed_latency(&self, into: &mut Histogram) {
+        if let Some(failed) = self.failed_latency.get() {
+            failed.add_to(into);
+        }
     }
 }
 
@@ -240,6 +257,20 @@ mod tests {
         let mut latency = Histogram::default();
         cells.add_latency(&mut latency);
         assert_eq!((latency.total(), latency.sum_seconds()), (1, 0.002));
+    }
+
+    #[test]
+    fn what_failed_is_also_told_apart() {
+        let cells = Arc::new(Cells::default());
+        let writer = Writer::new(Arc::clone(&cells));
+        for (millis, failed) in [(1, true), (8, false), (64, false)] {
+            writer.begin();
+            writer.end(Outcome::Success, failed, Some(Duration::from_millis(millis)));
+        }
+        let (mut all, mut failed) = (Histogram::default(), Histogram::default());
+        cells.add_latency(&mut all);
+        cells.add_failed_latency(&mut failed);
+        assert_eq!((all.total(), failed.total(), failed.sum_seconds()), (3, 1, 0.001));
     }
 
     #[test]

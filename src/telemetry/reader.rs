@@ -1,6 +1,6 @@
 //! The control half's side of the counts: sums over workers, and what came in since the last look.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use super::{
     cells::Cells,
@@ -32,6 +32,8 @@ pub struct Totals {
     pub connect_failures: u64,
     /// Time from request to the end of the response.
     pub latency: Histogram,
+    /// The same of those responses that failed.
+    pub failed_latency: Histogram,
     /// Those of them that endpoints served while they were warming up, if any did.
     pub warming: Option<Box<Share>>,
     /// Those of them in each half, if the backend was split against itself.
@@ -51,6 +53,8 @@ pub struct Share {
     pub counted: Counted,
     /// How long they took.
     pub latency: Histogram,
+    /// The same of those that failed.
+    pub failed_latency: Histogram,
 }
 
 impl Share {
@@ -60,6 +64,7 @@ impl Share {
             Some(earlier) => Self {
                 counted: now.counted.since(earlier.counted),
                 latency: now.latency.since(&earlier.latency),
+                failed_latency: now.failed_latency.since(&earlier.failed_latency),
             },
             None => now.clone(),
         }))
@@ -70,6 +75,7 @@ impl Share {
             let mine = mine.get_or_insert_default();
             mine.counted.add(other.counted);
             mine.latency.merge(&other.latency);
+            mine.failed_latency.merge(&other.failed_latency);
         }
     }
 
@@ -77,10 +83,27 @@ impl Share {
     fn add(&mut self, seen: &Totals) {
         self.counted.add(Counted { requests: seen.requests(), failures: seen.failures });
         self.latency.merge(&seen.latency);
+        self.failed_latency.merge(&seen.failed_latency);
     }
 }
 
+impl Share {
+    /// How long those took that did not fail.
+    pub fn answered(&self) -> Cow<'_, Histogram> {
+        less(&self.latency, &self.failed_latency)
+    }
+}
+
+fn less<'h>(all: &'h Histogram, part: &Histogram) -> Cow<'h, Histogram> {
+    if part.is_empty() { Cow::Borrowed(all) } else { Cow::Owned(all.since(part)) }
+}
+
 impl Totals {
+    /// How long those took that did not fail.
+    pub fn answered(&self) -> Cow<'_, Histogram> {
+        less(&self.latency, &self.failed_latency)
+    }
+
     /// Attempts that ended and say something about the backend.
     pub fn requests(&self) -> u64 {
         let counting = Outcome::ALL.into_iter().filter(|outcome| outcome.counts());
@@ -97,6 +120,7 @@ impl Totals {
             in_flight: self.in_flight,
             connect_failures: self.connect_failures.saturating_sub(earlier.connect_failures),
             latency: self.latency.since(&earlier.latency),
+            failed_latency: self.failed_latency.since(&earlier.failed_latency),
             warming: Share::since(self.warming.as_deref(), earlier.warming.as_deref()),
             halves: std::array::from_fn(|i| {
                 Share::since(self.halves[i].as_deref(), earlier.halves[i].as_deref())
@@ -116,6 +140,7 @@ impl Totals {
         self.in_flight += other.in_flight;
         self.connect_failures += other.connect_failures;
         self.latency.merge(&other.latency);
+        self.failed_latency.merge(&other.failed_latency);
         Share::merge(&mut self.warming, other.warming.as_deref());
         for (mine, theirs) in self.halves.iter_mut().zip(&other.halves) {
             Share::merge(mine, theirs.as_deref());
@@ -137,6 +162,8 @@ impl Totals {
         self.failures += cells.failures();
         self.in_flight += cells.in_flight();
         self.connect_failures += cells.connect_failures();
+        // First, so that each of these is known as one of all.
+        cells.add_failed_latency(&mut self.failed_latency);
         cells.add_latency(&mut self.latency);
     }
 }
@@ -331,6 +358,7 @@ mod tests {
         let gained = read().since(&before);
         let two = Counted { requests: 2, failures: 2 };
         assert_eq!((gained.requests(), gained.failures, gained.latency.total()), (14, 12, 14));
+        assert_eq!((gained.failed_latency.total(), gained.answered().total()), (12, 2));
         let [one, other] = &gained.halves;
         let other = other.as_ref().unwrap();
         assert_eq!((one, other.counted, other.latency.total()), (&None, two, 2));

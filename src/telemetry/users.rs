@@ -139,11 +139,12 @@ impl UserCells {
     /// Only for the one writer.
     #[inline]
     pub(super) fn end(&self, slot: Option<u16>, failed: bool, latency: Option<Duration>) {
-        let bucket = latency.filter(|_| !self.is_route).map(histogram::index);
-        let edges = &self.rules.edges[self.role.index()];
-        let slow = edges.each_ref().map(|edge| {
-            // Nothing is above what is unknown.
-            bucket.is_some_and(|bucket| bucket > usize::from(edge.load(Relaxed)))
+        let bucket = latency.filter(|_| !self.is_route && !failed).map(histogram::index);
+        // A failure is not fast: stable's is as slow as can be, and the canary's says nothing of that.
+        let fails_slowly = failed && !self.is_route && self.role == Role::Stable;
+        let slow = self.rules.edges[self.role.index()].each_ref().map(|edge| {
+            let edge = edge.load(Relaxed);
+            edge != UNKNOWN && (fails_slowly || bucket.is_some_and(|bucket| bucket > usize::from(edge)))
         });
         match slot {
             Some(slot) => {
@@ -153,7 +154,7 @@ impl UserCells {
                 }
             }
             None => {
-                let is_so = [true, failed, bucket.is_some(), slow[0], slow[1]];
+                let is_so = [true, failed, failed || bucket.is_some(), slow[0], slow[1]];
                 self.others.iter().zip(is_so).for_each(|(counter, is_so)| counter.add(u64::from(is_so)));
             }
         }
@@ -245,7 +246,7 @@ pub struct Others {
     pub requests: u64,
     /// Those of them that failed.
     pub failures: u64,
-    /// Those whose time is known.
+    /// Those that failed, or whose time is known.
     pub timed: u64,
     /// Those of these that were slow, by each edge.
     pub slow: [u64; 2],
@@ -297,10 +298,15 @@ mod tests {
         let index = histogram::index(Duration::from_millis(1));
         rules.set_edges(Role::Stable, [Some(0), Some(0)]);
         rules.set_edges(Role::Canary, [Some(index - 1), Some(index)]);
-        cells.end(Some(9_999), true, MILLI);
+        cells.end(Some(9_999), false, MILLI);
+        cells.end(Some(8), true, MILLI);
         cells.end(Some(7), true, None);
         cells.end(Some(7), true, None);
-        assert_eq!(counts(&cells, &rules), [2, 2, 1, 0]);
+        assert_eq!(counts(&cells, &rules), [3, 2, 1, 0]);
+        // What stable fails is slow.
+        let cells = self::cells(&rules, Role::Stable);
+        cells.end(Some(8), true, None);
+        assert_eq!(counts(&cells, &rules), [1, 1, 1, 1]);
     }
 
     #[test]
@@ -312,7 +318,7 @@ mod tests {
         cells.end(None, true, None);
         let mut sum = <(Marked, Others)>::default();
         cells.add_to(&mut sum);
-        let others = Others { requests: 2, failures: 1, timed: 1, slow: [1, 0] };
+        let others = Others { requests: 2, failures: 1, timed: 2, slow: [2, 0] };
         assert_eq!((sum.1, counts(&cells, &rules)), (others, [0; 4]));
         assert_eq!(others.since(&others), Others::default());
     }

@@ -75,6 +75,39 @@ fn a_number_within_its_limits_lets_a_rollout_go_on() {
     eventually(|| tidegate.status(), |status| check(status).is_null());
 }
 
+/// Two steps, each of which watches a check of its own.
+#[test]
+fn a_check_is_asked_in_the_steps_that_want_it_and_in_no_other() {
+    let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
+    let rate = Arc::new(AtomicUsize::new(2));
+    let (memory, conversion) = (answering(&Arc::new(AtomicUsize::new(5))), answering(&rate));
+    let plan = "steps = [{ weight = 20, hold = '300ms', checks = ['memory'] },
+        { weight = 50, hold = '1h', checks = ['conversion'] }]\ndeadline = '1h'";
+    let web = Web::new(stable.address).canary(canary.address).table("rollout", plan);
+    let web = web.table("rollout.analysis", "latency_margin = false\npromotion_margin = 0.1");
+    let written = |name: &str, provider: &Backend, limit: &str| {
+        let common = format!("name = '{name}'\ninterval = '20ms'");
+        format!("[[services.web.rollout.checks]]\n{common}\n{}\n", json(provider.address, limit))
+    };
+    let checks = written("memory", &memory, "max = 5") + &written("conversion", &conversion, "min = 2");
+    let tidegate = Tidegate::start(format!("{web}{checks}"));
+    let load = Load::on(&tidegate);
+    let status = tidegate.api("POST", "web/start", "");
+    assert_eq!(status["rollout"]["steps"][1]["checks"][0], "conversion");
+    let status = wait_for(&tidegate, "passed");
+    assert_eq!(status["rollout"]["checks"].as_array().unwrap().len(), 1);
+    assert_eq!((&status["rollout"]["step"], &check(&status)["name"]), (&0.into(), &"memory".into()));
+    assert_eq!(conversion.count(), 0, "nobody wants to know yet");
+    let in_second = |status: &Value| status["rollout"]["step"] == 1 && check(status)["name"] == "conversion";
+    eventually(|| tidegate.status(), in_second);
+    let asked = memory.count();
+    rate.store(1, SeqCst);
+    let status = tidegate.wait_for_phase("rolled_back");
+    drop(load);
+    assert_eq!(status["rollout"]["explanation"], "check conversion fails, 1 is under 2: rolling back");
+    assert!(memory.count() <= asked + 1, "what was under way when the step was left, and no more");
+}
+
 #[test]
 fn a_limit_that_is_broken_often_enough_rolls_back() {
     let (stable, canary, value) =

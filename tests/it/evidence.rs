@@ -146,6 +146,12 @@ fn a_failure_on_a_rare_route_is_not_averaged_away() {
         (&verdict["reason"]["check"], &verdict["reason"]["route"]),
         (&"route_error_rate".into(), &"/rare".into())
     );
+    let of_rare = |report: &&serde_json::Value| report["route"] == "/rare";
+    let rare = verdict["routes"].as_array().unwrap().iter().find(of_rare).unwrap();
+    for number in ["canary", "evidence", "threshold", "interval"] {
+        assert_eq!(rare[number], verdict["reason"][number], "{number}");
+    }
+    assert!(rare["interval"].is_object(), "{rare}");
     let why = status["rollout"]["explanation"].as_str().unwrap();
     assert!(why.starts_with("canary fails 100 % of requests on route /rare, stable 0 %"), "{why}");
     // The whole counts what its routes do.

@@ -1,7 +1,8 @@
 //! Freezes: what waits until they are over, and what does not.
 
 use std::sync::{
-    Mutex,
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering::SeqCst},
     mpsc::{Sender, channel},
 };
 
@@ -101,6 +102,40 @@ fn nobody_gets_to_a_canary_that_is_ready_in_a_freeze_until_that_ends() {
     let plan = "steps = [{ weight = 20, hold = '1h' }]";
     let (_stable, _canary, Freezing { tidegate, .. }) = frozen_while_preparing(plan, "stepping");
     assert_eq!(tidegate.status()["weight"], 20.0);
+}
+
+/// Hours may have passed since the canary was ready.
+#[test]
+fn a_canary_that_was_ready_before_a_freeze_has_to_be_so_after_it() {
+    for is_well_then in [true, false] {
+        let (stable, is_well) = (Backend::named("v1"), Arc::new(AtomicBool::new(true)));
+        let well = Arc::clone(&is_well);
+        let canary = Backend::answering(move |_| match well.load(SeqCst) {
+            true => reply("200 OK", &[], "v2"),
+            false => reply("503 Service Unavailable", &[], "down"),
+        });
+        let plan = "steps = [{ weight = 20, hold = '1h' }]\nprepare_deadline = '3s'
+            [[services.web.rollout.probes]]\npath = '/ready'\ninterval = '10ms'";
+        let freezing =
+            Freezing::start(&Web::new(stable.address).canary(canary.address).table("rollout", plan));
+        let tidegate = &freezing.tidegate;
+        is_well.store(false, SeqCst);
+        tidegate.api("POST", "web/start", "");
+        freezing.freeze(FREEZE);
+        is_well.store(true, SeqCst);
+        freezing.later("the canary is ready; it gets nothing until the freeze is over");
+        let before = canary.count();
+        is_well.store(is_well_then, SeqCst);
+        freezing.freeze("");
+        let phase = if is_well_then { "stepping" } else { "rolled_back" };
+        let status = tidegate.wait_for_phase(phase);
+        assert!(canary.count() > before, "it is probed again");
+        assert!(canary.requests().iter().all(|seen| seen.target() == "/ready"), "nobody else was there");
+        if !is_well_then {
+            let why = status["rollout"]["reason"]["why"].as_str().unwrap();
+            assert!(why.starts_with("the probe `GET /ready`"), "{why}");
+        }
+    }
 }
 
 #[test]

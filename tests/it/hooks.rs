@@ -206,6 +206,33 @@ fn whoever_wants_every_event_gets_each_once_and_in_order() {
 }
 
 #[test]
+fn a_success_says_until_when_the_way_back_is_kept() {
+    let setup = Setup::new();
+    let at_event = receiver(&["204 No Content"]);
+    let keys = format!("strategy = 'blue-green'\nbake = '0s'\n{}", hook("event", &at_event, ""));
+    let web = Web::new(setup.stable.address).canary(setup.canary.address).table("rollout", &keys);
+    let tidegate = Tidegate::start(web);
+    let metric = || tidegate.scrape().sum("tidegate_rollback_until_timestamp_seconds", &[("service", "web")]);
+    assert_eq!(metric(), 0.0);
+    tidegate.api("POST", "web/start", "");
+    let status = tidegate.wait_for_phase("succeeded");
+    let until = status["rollout"]["rollback_until"].as_u64().unwrap();
+    assert_eq!(metric(), until as f64 / 1e3);
+    let told = || at_event.requests().iter().map(json).find(|call| call["event"] == "succeeded");
+    let told = eventually(told, Option::is_some).unwrap();
+    let said: jiff::Timestamp = told["rollback_until"].as_str().unwrap().parse().unwrap();
+    assert_eq!(said.as_millisecond() as u64, until);
+    let before = at_event.requests().iter().map(json).find(|call| call["event"] == "started").unwrap();
+    assert!(before["rollback_until"].is_null());
+    let shown =
+        crate::simulate::answer(&["status", "web", "--address", &format!("http://{}", tidegate.admin)]);
+    assert!(shown.contains("  v1 is kept until ") && shown.contains("Z: `flip` is the way back"), "{shown}");
+    // A rollout that runs has no such time.
+    tidegate.api("POST", "web/start", "");
+    assert_eq!(metric(), 0.0);
+}
+
+#[test]
 fn a_url_may_be_a_secret_of_a_file_and_speak_tls() {
     let (setup, files, authority) = (Setup::new(), Files::new(), Authority::new("hooks"));
     let pair = files.pair("receiver", &authority.issue(&["127.0.0.1"]));

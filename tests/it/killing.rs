@@ -20,11 +20,16 @@ use crate::{
     support::{Backend, Web, eventually, patience, wire::Wire},
 };
 
-/// What the admin side answers, for as long as there is one.
-fn ask(admin: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
+/// What the admin side answers of `web`, for as long as there is one.
+pub fn ask(admin: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
+    ask_for(admin, method, &format!("/services/web{path}"), body)
+}
+
+/// The same for any path of the API.
+pub fn ask_for(admin: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, Value)> {
     let mut wire = Wire::new(TcpStream::connect(admin).ok()?);
     let length = body.len();
-    let path = format!("/api/v1/services/web{path}");
+    let path = format!("/api/v1{path}");
     if !wire.send(format!(
         "{method} {path} HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
     )) {
@@ -57,11 +62,11 @@ impl Seen {
 }
 
 /// When something happened, and what.
-fn event(value: &Value) -> (u64, String) {
+pub fn event(value: &Value) -> (u64, String) {
     (value["at"].as_u64().unwrap(), value["what"].as_str().unwrap().to_owned())
 }
 
-fn position(value: &Value) -> (String, u64) {
+pub fn position(value: &Value) -> (String, u64) {
     (value["stable"].as_str().unwrap().to_owned(), (value["weight"].as_f64().unwrap() * 100.0) as u64)
 }
 
@@ -114,10 +119,10 @@ fn send(address: SocketAddr) -> usize {
 }
 
 /// All of the history, the newest first.
-fn history(admin: SocketAddr) -> Vec<Value> {
+pub fn history(admin: SocketAddr) -> Vec<Value> {
     let (mut entries, mut before) = (Vec::new(), String::new());
     loop {
-        let (code, page) = ask(admin, "GET", &format!("/history?limit=100{before}"), "").unwrap();
+        let (code, page) = ask(admin, "GET", &format!("/history?limit=1000{before}"), "").unwrap();
         assert_eq!(code, 200, "{page}");
         entries.extend(page["entries"].as_array().unwrap().iter().cloned());
         match page["next"].as_u64() {

@@ -24,6 +24,7 @@
 //! | `floods` | HTTP/2 as a weapon: the connection ends, the process does not grow |
 //! | `freezes` | windows in which nothing moves forward, and what does nevertheless |
 //! | `forwarding` | whose word is taken on who the client is |
+//! | `guards_only` | a fix that goes out while stable is down |
 //! | `h1` | HTTP/1.1 and 1.0 on both sides: framing, reuse, streaming |
 //! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
 //! | `h2_backends` | connections to HTTP/2 backends: shared, limited, left |
@@ -32,9 +33,11 @@
 //! | `manual` | what the command line says of itself: help in docs/cli.md, completions, manual pages |
 //! | `hooks` | who is asked before a rollout goes on, and who is told |
 //! | `mirror` | copies of requests to stable, for the canary, and that nobody waits for them |
+//! | `injection` | the process is killed at each place in turn where a kill might matter, and goes on |
 //! | `interop` | other people's clients in front of it, and other people's servers behind it |
 //! | `notifications` | people are told what happens to rollouts, and nobody waits for it |
 //! | `nginx` | the same with somebody else's servers behind it |
+//! | `manifests` | the manifests in k8s/ and the configuration that they mount fit together |
 //! | `operate` | the verbs of the command line, and the exit codes that pipelines go by |
 //! | `outlier` | endpoints whose requests fail are passed over for a while |
 //! | `plan` | what a plan can show with the traffic there is |
@@ -54,6 +57,7 @@
 //! | `restart` | what outlives the process |
 //! | `rollout` | whole rollouts with real requests |
 //! | `routing` | which service a request gets to |
+//! | `schemas` | what every version has saved is gone on with |
 //! | `shielding` | users who are shielded from the canary's failures |
 //! | `spans` | spans of sampled exchanges: what they tell, what backends are told, and that nobody waits |
 //! | `splice` | large bodies, which take a short way through the kernel |
@@ -96,15 +100,18 @@ mod floods;
 mod forwarding;
 mod freezes;
 mod grpc;
+mod guards_only;
 mod h1;
 mod h2;
 mod h2_backends;
 mod headers;
 mod health;
 mod hooks;
+mod injection;
 mod interop;
 mod killing;
 mod limits;
+mod manifests;
 mod manual;
 mod mirror;
 mod nginx;
@@ -126,6 +133,7 @@ mod restart;
 mod retry;
 mod rollout;
 mod routing;
+mod schemas;
 mod send_proxy_protocol;
 mod shielding;
 mod simulate;

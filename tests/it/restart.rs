@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    rollout::{Load, events, in_order},
+    rollout::{Load, events},
     support::{Backend, Tidegate, Web, eventually},
 };
 
@@ -300,65 +300,5 @@ fn the_history_is_read_in_pages_and_by_rollout() {
         ("nobody/rollouts", 404),
     ] {
         assert_eq!(tidegate.ask("GET", &format!("/api/v1/services/{path}"), "").status, status, "{path}");
-    }
-}
-
-/// What a schema has been written as still is read: `tests/state` has to have a folder for each.
-#[test]
-fn a_state_of_every_schema_is_read() {
-    let site = Site::new();
-    for schema in
-        (1..=tidegate::store::SCHEMA).map(|schema| Path::new("tests/state").join(format!("v{schema}")))
-    {
-        let folder = site.store().join("web");
-        let _none = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).unwrap();
-        for file in schema.read_dir().unwrap().map(|entry| entry.unwrap()) {
-            fs::copy(file.path(), folder.join(file.file_name())).unwrap();
-        }
-        let tidegate = site.start(BY_HAND);
-        let status = tidegate.status();
-        let rollout = &status["rollout"];
-        let stands = (&rollout["phase"], &rollout["step"], &status["weight"], &status["unsaved"]);
-        assert_eq!(
-            stands,
-            (&"stepping".into(), &1.into(), &50.0.into(), &Value::Null),
-            "{}",
-            schema.display()
-        );
-        let seen = rollout["verdict"]["rollout"]["canary"]["requests"].as_u64();
-        assert!(
-            seen > Some(100),
-            "{}: no evidence; write_the_state_of_this_schema writes it anew, until it is released",
-            schema.display()
-        );
-        let said = events(&status);
-        in_order(
-            &said,
-            &["the rollout began", "step 1 began", "step 2 began", "the rollout goes on after a restart"],
-        );
-        assert!(!said.iter().any(|event| event.contains("cannot be read")), "{said:#?}");
-        tidegate.api("POST", "web/promote", "");
-        site.stop(tidegate);
-    }
-}
-
-/// Writes `tests/state/v1` anew. Only for as long as no version with schema 1 has been released: after
-/// that its files stay as they are, and another schema gets a folder of its own.
-#[test]
-#[ignore = "writes what another test reads"]
-fn write_the_state_of_this_schema() {
-    let site = Site::new();
-    let tidegate = site.stepping();
-    tidegate.api("POST", "web/promote", "");
-    let requests = |status: &Value| status["rollout"]["verdict"]["rollout"]["canary"]["requests"].as_u64();
-    let load = Load::on(&tidegate);
-    eventually(|| requests(&tidegate.status()), |seen| seen.unwrap_or(0) > 200);
-    drop(load);
-    site.stop(tidegate);
-    let to = Path::new("tests/state").join(format!("v{}", tidegate::store::SCHEMA));
-    fs::create_dir_all(&to).unwrap();
-    for name in ["state.json", "history-000000000001.jsonl"] {
-        fs::copy(site.file(name), to.join(name)).unwrap();
     }
 }

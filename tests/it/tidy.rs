@@ -13,6 +13,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Words.
     ("model", &[]),
     ("clock", &["model"]),
+    // Nothing, but where a test kills the process.
+    ("failpoint", &[]),
     // Certificates, which both halves need: one to use them, the other to keep them fresh.
     ("tls", &["model", "clock"]),
     // Decisions: pure.
@@ -20,7 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("analysis", &["model"]),
     ("rollout", &["model", "analysis"]),
     // What outlives the process.
-    ("store", &["model", "analysis", "rollout"]),
+    ("store", &["model", "failpoint", "analysis", "rollout"]),
     ("config", &["model", "clock", "tls", "routing", "rollout", "analysis"]),
     // The data plane, which knows nothing of control.
     ("telemetry", &["model", "clock"]),
@@ -34,7 +36,19 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // Control, which knows of the data plane only its counts and the snapshot that it reads.
     (
         "controller",
-        &["model", "clock", "tls", "config", "analysis", "rollout", "store", "routing", "telemetry", "spans"],
+        &[
+            "model",
+            "clock",
+            "failpoint",
+            "tls",
+            "config",
+            "analysis",
+            "rollout",
+            "store",
+            "routing",
+            "telemetry",
+            "spans",
+        ],
     ),
     ("admin", &["model", "clock", "tls", "config", "rollout", "store", "controller"]),
     // The front.

@@ -15,6 +15,7 @@ fn binomial(rng: &mut StdRng, n: u64, p: f64) -> u64 {
 
 #[test]
 fn the_threshold_belongs_to_the_misses() {
+    assert!((ALONE - (LINES as f64).ln() - REJECTED).abs() < 1e-14);
     assert!((REJECTED - (2.0 / MISSES).ln()).abs() < 1e-15);
 }
 

@@ -154,6 +154,52 @@ fn a_tick_is_one_observation_of_speed() {
 }
 
 #[test]
+fn how_many_are_slower_lies_where_it_was_seen() {
+    let interval = |ticks: u64, slower: &[u64]| {
+        let mut paired = Paired::new(&settings(), 30);
+        let mut ticks = (0..ticks).zip(slower.iter().cycle());
+        ticks.by_ref().for_each(|(_, slower)| {
+            paired.update(&Counts { timed: 10, slower: *slower, ..counts(10, 0, 0, 0) }, 1.0);
+        });
+        paired.slower_share()
+    };
+    assert_eq!(interval(0, &[0]), None);
+    let hardly_any = interval(2, &[5]).unwrap();
+    assert!(hardly_any.low < 0.01 && hardly_any.high > 0.99, "{hardly_any:?}");
+    // What rolls back by itself is above one half.
+    let all = interval(10, &[10]).unwrap();
+    assert!(all.low > 0.5 && all.high == 1.0, "{all:?}");
+    let none = interval(10, &[0]).unwrap();
+    assert!(none.low == 0.0 && (none.high - (1.0 - all.low)).abs() < 1e-5, "{none:?}");
+    let (few, many) = (interval(50, &[3, 5]).unwrap(), interval(500, &[3, 5]).unwrap());
+    assert!(few.low < many.low && many.low < 0.4 && 0.4 < many.high && many.high < few.high);
+    // Shares that differ little say more than as many zeros and ones would.
+    let (alike, unlike) = (interval(200, &[5]).unwrap(), interval(200, &[0, 10]).unwrap());
+    assert!(alike.high - alike.low < 0.5 * (unlike.high - unlike.low), "{alike:?}, {unlike:?}");
+}
+
+/// With 500 of them and misses of 5 % the number of those that ever miss is binomial: mean 25 at most,
+/// deviation 4.9; 44 is not quite four of those above.
+#[test]
+fn the_share_of_slower_pairs_is_missed_in_few_rollouts_however_often_one_looks() {
+    let mean = 0.3;
+    let is_missed =
+        |shares: &Shares| shares.rejected_up_to() > mean || 1.0 - shares.inverted().rejected_up_to() < mean;
+    let missed = (0..500).filter(|seed| {
+        let mut rng = SmallRng::seed_from_u64(*seed);
+        let mut shares = Shares::default();
+        (1..=200).any(|tick| {
+            // Many pairs of any speed, or one alone: as far apart as shares can be.
+            let many = rng.random::<f64>() * 2.0 * mean;
+            shares.add(if tick % 2 == 0 { many } else { f64::from(rng.random_bool(mean)) });
+            tick % 20 == 0 && is_missed(&shares)
+        })
+    });
+    let missed = missed.count();
+    assert!(missed <= 44, "{missed} of 500");
+}
+
+#[test]
 fn silence_is_news_after_a_while() {
     let mut paired = Paired::new(&settings(), 30);
     let quiet = |ticks: u64, paired: &mut Paired| (0..ticks).for_each(|_| paired.update(&ONE, 1.0));

@@ -63,6 +63,15 @@ fn a_sick_route_is_found_in_a_healthy_service() {
     let threshold = |check| verdict.checks.get(check).unwrap().threshold - verdict.threshold;
     assert!((threshold(Check::ErrorRate) - 2.0_f64.ln()).abs() < 1e-12);
     assert!((threshold(Check::RouteErrorRate) - 6.0_f64.ln()).abs() < 1e-12);
+    // Each route is shown, and that with the most evidence is the check.
+    let names: Vec<_> = verdict.routes.iter().filter_map(|report| report.route.as_deref()).collect();
+    assert_eq!(names, ["/cart", "/search", "/account"]);
+    assert_eq!(verdict.checks.get(Check::RouteErrorRate), Some(&verdict.routes[1]));
+    let [fine, sick, unused] = &*verdict.routes else { panic!("three routes, {verdict:?}") };
+    assert!(sick.interval.unwrap().low > 0.0, "{sick:?}");
+    assert!(fine.interval.unwrap().high < sick.interval.unwrap().high, "{fine:?}");
+    assert_eq!((unused.interval, unused.requests, unused.canary), (None, 0, None));
+    assert!(analysis.without_intervals().verdict().routes.iter().all(|report| report.interval.is_none()));
 }
 
 #[test]

@@ -46,16 +46,17 @@ fn histogram() -> impl Strategy<Value = Histogram> {
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
-    let options = (any::<bool>(), any::<bool>(), any::<bool>());
+    let options = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let tolerance = (1.0..100.0, prop_oneof![Just(0.0), 0.0..0.99]);
     let limits = (1e-9..0.999_999, 0..10_000_000_000_u64);
     let clusters = (prop::option::of(1.0..10_000.0), prop::option::of(1.0..1e12));
     (options, tolerance, limits, clusters).prop_map(
         |(options, (ratio, absolute), (limit, nanos), clusters)| {
-            let (latency, failures, slow) = options;
+            let (latency, failures, slow, prove_each_step) = options;
             let settings = Settings {
                 ratio_tolerance: ratio,
                 absolute_tolerance: absolute,
+                prove_each_step,
                 latency_margin: latency.then_some(0.2),
                 max_error_rate: failures.then_some(limit),
                 max_p99: slow.then_some(Duration::from_nanos(nanos)),
@@ -75,9 +76,9 @@ fn arm(sample: Sample, latency: &Histogram) -> ArmTick<'_> {
 }
 
 fn assert_finite(verdict: &Verdict) -> Result<(), TestCaseError> {
-    let reports = verdict.checks.iter();
+    let reports = verdict.checks.iter().chain(&*verdict.routes);
     let checks = reports.flat_map(|c| [Some(c.evidence), Some(c.threshold), c.stable, c.canary, c.limit]);
-    let intervals = verdict.checks.iter().filter_map(|c| c.interval);
+    let intervals = verdict.checks.iter().chain(&*verdict.routes).filter_map(|c| c.interval);
     let intervals: Vec<_> = intervals.flat_map(|i| [Some(i.low), Some(i.high)]).collect();
     let harm = verdict.harm.map(|harm| harm.spent);
     let numbers = [Some(verdict.evidence), Some(verdict.promotion_evidence), Some(verdict.dispersion), harm];

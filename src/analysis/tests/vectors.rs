@@ -123,7 +123,7 @@ fn latencies_agree_with_the_reference() {
                 buckets.iter().for_each(|(index, count)| histogram.add(*index, *count));
                 histogram
             });
-            latency.update((&stable, &canary), None);
+            latency.update(Arms { stable: &stable, canary: &canary }, Arms::default(), None);
             if let Some(output) = outputs.next_if(|output| output.tick == tick) {
                 assert_eq!(latency.edge(quantile), output.edge, "{}, tick {tick}", v.name);
                 check("latency", &v.name, tick, (latency.log_e(quantile), output.log_e));

@@ -54,7 +54,7 @@ fn is_found_worse(seed: u64) -> [bool; 2] {
         let is_so = Arms { stable: &failed.stable, canary: &failed.canary };
         let firsts = once.take(is_so, &Slots::below(weight), Arms::default());
         by_requests.update(samples, 1.0);
-        judge.update(&mut by_users, &firsts, samples.map(|sample| sample.requests));
+        judge.update(&mut by_users, &firsts, samples.map(|sample| sample.requests), false);
         let evidence = [by_requests.log_e(), by_users.log_e()];
         found = [0, 1].map(|by| found[by] || evidence[by] >= 20_f64.ln());
     }
@@ -154,7 +154,12 @@ fn slots_that_are_counted_anew_count_for_less() {
     let after = |pass| {
         let (mut comparison, mut judge) =
             (Comparison::worse(Margin { ratio: 1.0, absolute: 0.0 }, 10), Judge(Dispersion::Known(1.0)));
-        judge.update(&mut comparison, &Firsts { pass, ..firsts((9_000, 1_000), (6, 6)) }, arms(900, 100));
+        judge.update(
+            &mut comparison,
+            &Firsts { pass, ..firsts((9_000, 1_000), (6, 6)) },
+            arms(900, 100),
+            false,
+        );
         comparison.log_e()
     };
     assert!(after(0) > 3.0 && after(1) > 0.5 && after(1) < after(0) / 2.0 && after(9) < after(1));
@@ -171,6 +176,7 @@ fn requests_that_are_not_pinned_are_compared_as_ever() {
         &mut by_users,
         &Firsts { others, ..firsts((9_000, 1_000), (0, 0)) },
         others.map(|sample| sample.requests),
+        false,
     );
     by_requests.update(others, 1.0);
     assert_eq!(by_users, by_requests);

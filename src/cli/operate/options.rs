@@ -103,6 +103,9 @@ pub(in crate::cli) enum Verb {
         /// Begin also in a freeze, and soon after a rollback.
         #[arg(long)]
         force: bool,
+        /// Judge the canary by its limits and by checks alone, as `guards-only` does. Say why with --reason.
+        #[arg(long, requires = "reason")]
+        guards_only: bool,
         #[command(flatten)]
         look: Look,
         #[command(flatten)]
@@ -114,6 +117,14 @@ pub(in crate::cli) enum Verb {
         /// --reason.
         #[arg(long, requires = "reason")]
         full: bool,
+        #[command(flatten)]
+        look: Look,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Judge the canary by its limits and by checks alone until the rollout ends, and compare nothing with stable:
+    /// for a fix that has to go out while stable is down. Say why with --reason.
+    GuardsOnly {
         #[command(flatten)]
         look: Look,
         #[command(flatten)]
@@ -171,6 +182,7 @@ impl Verb {
             Self::Status { target, .. }
             | Self::Start { target, .. }
             | Self::Promote { target, .. }
+            | Self::GuardsOnly { target, .. }
             | Self::Rollback { target, .. }
             | Self::Watch { target }
             | Self::Pause { target }

@@ -32,7 +32,11 @@ pub(super) struct Rollout {
     pub(super) at: Option<u64>,
     /// A word while it is paused; what it went back for is an object.
     pub(super) reason: Option<serde_json::Value>,
+    #[serde(default)]
+    pub(super) guards_only: bool,
     pub(super) steps: Vec<Step>,
+    /// Until when the old version is kept for the way back.
+    pub(super) rollback_until: Option<u64>,
     pub(super) explanation: Option<String>,
 }
 

@@ -63,7 +63,15 @@ pub(super) fn changed(service: &Service) -> String {
         None => format!("{NAME}{name}{NAME:#}: {stable} gets everything\n"),
     };
     if let Some(rollout) = rollout {
-        let _infallible = writeln!(text, "rollout {}: {}", rollout.id, stands(rollout));
+        let by = if rollout.guards_only { ", judged by guards alone" } else { "" };
+        let _infallible = writeln!(text, "rollout {}: {}{by}", rollout.id, stands(rollout));
+        let now = clock::now().as_millis();
+        if let (Some(canary), Some(until)) =
+            (&service.canary, rollout.rollback_until.filter(|until| *until > now))
+        {
+            let _infallible =
+                writeln!(text, "  {canary} is kept until {}: `flip` is the way back", in_utc(until));
+        }
         if let Some(explanation) = &rollout.explanation {
             let _infallible = writeln!(text, "  {explanation}");
         }
@@ -137,14 +145,19 @@ pub(super) fn events(events: &[Event]) -> String {
 
 /// An event in a line, with its time, in UTC.
 pub(super) fn event_line(Event { at, what, by, reason }: &Event) -> String {
-    let at = i64::try_from(*at).ok().and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
-    let at = at.map(|at| TimeZone::UTC.to_datetime(at).strftime("%Y-%m-%d %H:%M:%SZ").to_string());
     let why = match (by, reason) {
         (Some(by), Some(reason)) => format!(" ({by}: {reason})"),
         (_, Some(reason)) => format!(" ({reason})"),
         (_, None) => String::new(),
     };
-    format!("{DIM}{}{DIM:#} {what}{why}", at.unwrap_or_default())
+    format!("{DIM}{}{DIM:#} {what}{why}", in_utc(*at))
+}
+
+/// A time in milliseconds since 1970 as people read it; nothing where no calendar has it.
+fn in_utc(at: u64) -> String {
+    let at = i64::try_from(at).ok().and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
+    let written = at.map(|at| TimeZone::UTC.to_datetime(at).strftime("%Y-%m-%d %H:%M:%SZ").to_string());
+    written.unwrap_or_default()
 }
 
 /// What a reload has changed.

@@ -1,14 +1,14 @@
 //! A world of one rollout: what is saved, and what is published. Effects happen one at a time with
 //! a crash possible before, between and after any two; the design's sentences must hold after each.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use proptest::{
     collection::{btree_map, vec as any_vec},
     prelude::any,
     prop_oneof, proptest,
     sample::select,
-    strategy::Strategy as Generator,
+    strategy::{Just, Strategy as Generator},
 };
 
 use super::*;
@@ -60,6 +60,9 @@ impl World {
         self.a_rolled_back_rollout_never_advances(before, event);
         self.canary_never_gets_more_than_its_plan_allows(before, event, now);
         self.gates_and_hooks_are_passed_by_those_who_may(before, event);
+        self.two_rollouts_never_run(before, event, now);
+        self.in_a_freeze_only_a_person_moves_it_forward(before, event);
+        self.it_succeeds_after_its_bake(before, event, now);
     }
 
     /// "A crash at any point thus leaves less canary traffic than recorded, never more."
@@ -86,7 +89,8 @@ impl World {
     /// command; and nothing that is not on the ladder.
     fn canary_never_gets_more_than_its_plan_allows(&self, before: &Phase, event: &Event, now: Timestamp) {
         let ladder = ladder(&self.plan);
-        let rung = |exposure| ladder.iter().position(|rung| *rung == exposure).expect("on the ladder");
+        // Where two are alike, that a rollout is no higher than the lower one is what matters.
+        let rung = ladder.iter().position(|rung| *rung == self.published).expect("on the ladder");
         let earned = match (event, before) {
             (Event::Prepared, Phase::Preparing { full: true, .. }) => ladder.len(),
             (Event::Prepared, Phase::Preparing { .. }) => 1,
@@ -98,23 +102,17 @@ impl World {
             (Event::Command(PROMOTE), Phase::Stepping { .. } | Phase::Paused { .. }) => 1,
             (Event::Command(PROMOTE_FULL), Phase::Stepping { .. } | Phase::Paused { .. }) => ladder.len(),
             (Event::Tick(Decision::Advance), Phase::Stepping { step, since }) => {
-                let held = i128::from(now.as_millis()) - i128::from(since.as_millis());
-                let hold = self.plan.steps()[*step].hold.as_millis();
-                usize::from(held >= i128::try_from(hold).unwrap())
+                usize::from(lasted(*since, now) >= millis(self.plan.steps()[*step].hold))
             }
             _ => 0,
         };
-        let most = rung(before.exposure(&self.plan)) + earned;
-        assert!(rung(self.published) <= most, "{:?} after {event:?} in {before:?}", self.published);
+        let most = reached(before, &self.plan) + earned;
+        assert!(rung <= most, "{:?} after {event:?} in {before:?}", self.published);
     }
-}
 
-impl World {
     /// More than a gated step only by a person, more than a hooked one only by the hook or a person.
     fn gates_and_hooks_are_passed_by_those_who_may(&self, before: &Phase, event: &Event) {
-        let Some(step) = before.step().filter(|_| self.published > before.exposure(&self.plan)) else {
-            return;
-        };
+        let Some(step) = before.step().filter(|step| has_left(*step, &self.saved)) else { return };
         let by_person = matches!(event, Event::Command(Command::Promote { .. } | Command::Resume));
         let waited = matches!(before, Phase::Paused { reason: PauseReason::Hook, .. });
         let by_hook = waited && *event == Event::HookAnswered(Ok(()));
@@ -122,9 +120,74 @@ impl World {
         let instead = matches!(event, Event::Command(Command::Promote { .. }));
         assert!(instead || by_hook || !self.plan.has_hook_after(step), "{event:?} in {before:?}");
     }
+
+    /// A rollout begins by a start, where none runs, and once the last one has cooled down unless that is forced.
+    fn two_rollouts_never_run(&self, before: &Phase, event: &Event, now: Timestamp) {
+        let Phase::Preparing { since, .. } = self.saved else { return };
+        match (event, before) {
+            (_, Phase::Preparing { since: began, .. }) => assert_eq!(since, *began, "{event:?}"),
+            (Event::Command(START), Phase::RolledBack { at, .. }) => {
+                // A clock that went back locks nobody out.
+                assert!(
+                    *at > now || lasted(*at, now) >= millis(self.plan.cool_down()),
+                    "{before:?} at {now:?}"
+                );
+            }
+            (Event::Command(Command::Start { .. }), _) => assert!(!before.is_running(), "{before:?}"),
+            _ => panic!("{event:?} in {before:?} begins a rollout"),
+        }
+    }
+
+    /// What has stopped for a freeze goes on with its end, and until then no further than a person wants.
+    fn in_a_freeze_only_a_person_moves_it_forward(&self, before: &Phase, event: &Event) {
+        let Phase::Paused { reason: PauseReason::Freeze, step, .. } = before else { return };
+        if has_left(*step, &self.saved) {
+            assert!(matches!(event, Event::Command(Command::Promote { .. })), "{event:?} in {before:?}");
+        }
+        if matches!(self.saved, Phase::Stepping { step: now, .. } if now == *step) {
+            assert_eq!(*event, Event::Thawed, "in {before:?}");
+        }
+    }
+
+    /// The new version is stable for good after it was watched for as long as the plan says, and not before.
+    fn it_succeeds_after_its_bake(&self, before: &Phase, event: &Event, now: Timestamp) {
+        let (Phase::Succeeded { .. }, false) = (&self.saved, matches!(before, Phase::Succeeded { .. }))
+        else {
+            return;
+        };
+        let Phase::Baking { since } = before else { panic!("{event:?} in {before:?} is a success") };
+        assert!(matches!(event, Event::Tick(_)) && *event != Event::Tick(Decision::RollBack), "{event:?}");
+        assert!(lasted(*since, now) >= millis(self.plan.bake()), "{before:?} at {now:?}");
+    }
 }
 
-/// Every exposure that a plan allows, in the order in which it allows them.
+/// How long something has lasted, in milliseconds; less than nothing where the clock stands before its beginning.
+fn lasted(since: Timestamp, now: Timestamp) -> i128 {
+    i128::from(now.as_millis()) - i128::from(since.as_millis())
+}
+
+fn millis(time: Duration) -> i128 {
+    i128::try_from(time.as_millis()).unwrap()
+}
+
+/// Whether a rollout that was in this step is beyond it now.
+fn has_left(step: usize, now: &Phase) -> bool {
+    match now {
+        Phase::Promoting { .. } | Phase::Baking { .. } | Phase::Succeeded { .. } => true,
+        now => now.step().is_some_and(|now| now > step),
+    }
+}
+
+/// The rung of the ladder that a phase stands on.
+fn reached(phase: &Phase, plan: &Plan) -> usize {
+    match phase {
+        Phase::Promoting { .. } | Phase::Baking { .. } | Phase::Succeeded { .. } => ladder(plan).len() - 1,
+        phase if plan.strategy() == Strategy::Canary => phase.step().map_or(0, |step| step + 1),
+        _ => 0,
+    }
+}
+
+/// Every exposure that a plan allows, in the order in which it allows them: nothing, one for each step, everything.
 fn ladder(plan: &Plan) -> Vec<Exposure> {
     let steps = match plan.strategy() {
         Strategy::Canary => plan.steps(),
@@ -134,10 +197,7 @@ fn ladder(plan: &Plan) -> Vec<Exposure> {
         Some(copies) => Exposure::dark(copies),
         None => Exposure::canary(step.weight),
     };
-    let steps = steps.iter().map(exposure);
-    // A first step may have no weight, and is the rung of having nothing then.
-    let steps = steps.filter(|exposure| *exposure != Exposure::NONE);
-    [Exposure::NONE].into_iter().chain(steps).chain([Exposure::SWAPPED]).collect()
+    [Exposure::NONE].into_iter().chain(steps.iter().map(exposure)).chain([Exposure::SWAPPED]).collect()
 }
 
 fn plans() -> Vec<Plan> {
@@ -159,10 +219,12 @@ fn plans() -> Vec<Plan> {
     dark.steps.insert(0, Step::dark(weight(10.0), Duration::from_millis(10)));
     let mut darker = dark.clone();
     darker.steps.insert(1, Step::dark(weight(1.0), Duration::from_millis(10)));
+    // First copies, then users whom a rule sends, then users.
+    let mut forced_after_dark = forced.clone();
+    forced_after_dark.steps.insert(0, Step::dark(weight(10.0), Duration::from_millis(10)));
     let flip = Draft { strategy: Strategy::BlueGreen, steps: vec![], promotion_gate: true, ..draft() };
-    let more =
-        [impatient, to_the_top, asking, forced, dark, darker, flip].map(|draft| Plan::new(draft).unwrap());
-    let more = more.into_iter().chain([blue_green()]);
+    let more = [impatient, to_the_top, asking, forced, forced_after_dark, dark, darker, flip];
+    let more = more.map(|draft| Plan::new(draft).unwrap()).into_iter().chain([blue_green()]);
     choices.map(when_inconclusive).into_iter().chain(more).collect()
 }
 
@@ -241,34 +303,54 @@ fn the_designs_sentences_hold_in_every_reachable_phase() {
     }
 }
 
-/// Any plan, with times of the same size as the story's.
+/// Any plan, with times of the same size as the story's: dark steps and then live ones, the first of which may have
+/// no weight; or all at once, with or without a gate.
 fn any_plan() -> impl Generator<Value = Plan> {
-    let steps = btree_map(1u16..=10_000, (0u64..40, any::<bool>()), 0..5);
+    let dark = any_vec((1u16..=10_000, 0u64..40, any::<bool>()), 0..3);
+    let weights = prop_oneof![1 => Just(0u16), 6 => 1u16..=10_000];
+    let live = btree_map(weights, (0u64..40, any::<bool>()), 0..5);
     let hooks = (any::<bool>(), any::<bool>(), select(vec![OnHookFailure::Pause, OnHookFailure::RollBack]));
     let hooks = hooks.prop_map(|(step, promotion, on_failure)| Hooks { step, promotion, on_failure });
-    let times = [0u64..40, 0..40, 0..40, 0..40];
+    let times = [0u64..40, 0..40, 0..40, 0..40, 0..40];
     let choice = select(vec![WhenInconclusive::Hold, WhenInconclusive::Pause, WhenInconclusive::RollBack]);
-    (steps, times, choice, hooks).prop_map(|(steps, times, when_inconclusive, hooks)| {
-        let strategy = if steps.is_empty() { Strategy::BlueGreen } else { Strategy::Canary };
-        let step = |(weight, (hold, gate))| {
-            let step = Step::new(Weight::from_hundredths(weight).unwrap(), Duration::from_millis(hold));
-            Step { gate, ..step }
-        };
-        let steps = steps.into_iter().map(step).collect();
-        let [bake, deadline, drain, cool_down] = times.map(Duration::from_millis);
-        let draft = Draft {
-            strategy,
-            steps,
-            bake,
-            deadline,
-            drain,
-            cool_down,
-            when_inconclusive,
-            hooks,
-            ..Draft::default()
-        };
-        Plan::new(draft).unwrap()
-    })
+    (dark, live, times, choice, hooks, any::<bool>()).prop_map(drawn)
+}
+
+type Drawn = (Vec<(u16, u64, bool)>, BTreeMap<u16, (u64, bool)>, [u64; 5], WhenInconclusive, Hooks, bool);
+
+fn drawn((dark, live, times, when_inconclusive, hooks, promotion_gate): Drawn) -> Plan {
+    let strategy = if live.is_empty() { Strategy::BlueGreen } else { Strategy::Canary };
+    let is_canary = strategy == Strategy::Canary;
+    let share = |hundredths| Weight::from_hundredths(hundredths).unwrap();
+    let dark = dark.into_iter().filter(|_| is_canary).map(|(copies, hold, gate)| {
+        let step = Step::dark(share(copies), Duration::from_millis(hold));
+        Step { gate, ..step }
+    });
+    let live = live.into_iter().map(|(weight, (hold, gate))| {
+        let step = Step::new(share(weight), Duration::from_millis(hold));
+        Step { gate, ..step }
+    });
+    let [bake, deadline, drain, cool_down, rollback_window] = times.map(Duration::from_millis);
+    let draft = Draft {
+        strategy,
+        steps: dark.chain(live).collect(),
+        bake,
+        deadline,
+        drain,
+        cool_down,
+        rollback_window,
+        when_inconclusive,
+        promotion_gate: promotion_gate && !is_canary,
+        hooks,
+        unweighted: true,
+    };
+    Plan::new(draft).unwrap()
+}
+
+/// How the clock moves between two events: mostly on, now and then back, and once in a while far away, as when
+/// somebody sets it.
+fn any_move() -> impl Generator<Value = i64> {
+    prop_oneof![12 => -30i64..60, 1 => select(vec![-3_600_000, 3_600_000, i64::MIN, i64::MAX])]
 }
 
 /// Events as they come: mostly good ones, or no rollout would get far.
@@ -287,7 +369,7 @@ proptest! {
     #[test]
     fn the_designs_sentences_hold_in_any_story(
         plan in any_plan(),
-        story in any_vec((any_event(), -30i64..60, select(vec![0, 1, ALL, ALL, ALL])), 1..120),
+        story in any_vec((any_event(), any_move(), select(vec![0, 1, ALL, ALL, ALL])), 1..120),
     ) {
         let mut world = World::new(plan, Phase::Idle);
         let mut now = 1_000u64;

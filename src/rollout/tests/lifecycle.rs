@@ -70,13 +70,14 @@ fn rows() -> Vec<(&'static str, Phase, Plan)> {
 fn columns() -> Vec<(&'static str, Event, u64)> {
     let commands = Command::ALL.map(|command| {
         let word = match command {
-            Command::Start { force: false } => "start",
-            Command::Start { force: true } => "start --force",
+            Command::Start { force: false, .. } => "start",
+            Command::Start { force: true, .. } => "start --force",
             Command::Promote { full: false } => "promote",
             Command::Promote { full: true } => "promote --full",
             Command::RollBack => "rollback",
             Command::Pause => "pause",
             Command::Resume => "resume",
+            Command::GuardsOnly => "guards-only",
         };
         (word, Event::Command(command), 105)
     });

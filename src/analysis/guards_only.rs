@@ -1,0 +1,72 @@
+//! Judged by limits alone: for a fix that has to go out while stable is down.
+//!
+//! Beside a stable that fails everything no comparison says anything, and a rollout that waits for one keeps
+//! users where it is worst. So a person may have the canary judged by what it has to be whatever stable does:
+//! its limits, [`Streak`](super::evidence) without asking how stable fares, and requests enough to tell. What
+//! stable has shown is forgotten, how failures come together above all: the moment at which it broke looks like
+//! one cluster of all its requests, by which nothing of the canary's would count any more.
+//!
+//! Like baking it asks a new question, so limits begin at nothing and have an α of their own.
+
+use super::{
+    Analysis, ArmTick, Finding, Tick,
+    dispersion::Dispersion,
+    error_rate::Sample,
+    guard::{Guard, SlowGuard},
+    paired::Counts,
+    verdict::{Decision, Reason},
+};
+use crate::model::histogram::Histogram;
+
+/// The failure rate that is allowed where none was set, as in baking.
+pub(super) const LIMIT: f64 = 0.05;
+
+impl Analysis {
+    /// From now on nothing is compared. Changes nothing where that is so already.
+    pub fn judge_by_guards_alone(&mut self) {
+        if std::mem::replace(&mut self.guards_only, true) {
+            return;
+        }
+        let planned = self.targets.planned;
+        let limit = *self.targets.max_error_rate.get_or_insert(LIMIT);
+        self.max_error_rate = Some(Guard::new(limit, planned));
+        self.max_p99 = self.targets.max_p99.map(|limit| SlowGuard::new(limit, planned));
+        if let Dispersion::Estimated(_) = self.dispersion {
+            self.dispersion = Dispersion::new(None);
+        }
+        (self.latency, self.difference, self.budget, self.paired) = (None, None, None, None);
+        self.routes.clear();
+        self.users = None;
+    }
+
+    /// Takes in a tick of a step.
+    pub(super) fn observe_alone(&mut self, tick: &Tick<'_>) -> Decision {
+        self.tally.count(tick);
+        self.observe_guards(&tick.canary, self.dispersion.factor());
+        self.find().decision
+    }
+
+    /// Takes in a tick of a dark step, in which copies are what the canary has answered.
+    pub(super) fn observe_copies_alone(&mut self, stable: &ArmTick<'_>, pairs: &Counts) -> Decision {
+        let Counts { none, stable: by_stable, canary, both, timed: _, slower: _ } = *pairs;
+        let untimed = Histogram::default();
+        let canary = ArmTick::new(none + by_stable + canary + both, canary + both, &untimed);
+        self.observe_alone(&Tick { stable: *stable, canary, routes: &[], users: None })
+    }
+
+    /// What is concluded from limits that are not broken.
+    pub(super) fn find_alone(&self, evidence: f64) -> Finding {
+        let minimum = self.step_minimum.unwrap_or(self.targets.minimum_requests);
+        let Sample { requests, .. } = self.tally.step.canary;
+        let (decision, reason) = if let Some(ticks) = self.tally.silence().canary {
+            (Decision::Hold, Reason::NoCanaryTraffic { ticks })
+        } else if evidence >= self.targets.evidence / 2.0 {
+            (Decision::Continue, Reason::Suspicious(()))
+        } else if requests < minimum {
+            (Decision::Continue, Reason::TooFewRequests { requests, minimum })
+        } else {
+            (Decision::Advance, Reason::WithinLimits { requests })
+        };
+        Finding { decision, reason }
+    }
+}
