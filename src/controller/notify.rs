@@ -233,6 +233,8 @@ fn value(happening: &Happening, name: &str) -> String {
         rollback_until,
         time,
         message,
+        by,
+        reason,
     } = happening;
     match name {
         "service" => service.to_string(),
@@ -247,6 +249,9 @@ fn value(happening: &Happening, name: &str) -> String {
         "step" => step.map(|step| (step + 1).to_string()).unwrap_or_default(),
         "steps" => steps.to_string(),
         "weight" => weight.percent().to_string(),
+        "by" => by.clone().unwrap_or_default(),
+        "reason" => reason.clone().unwrap_or_default(),
+        "because" => happening.because(),
         "rollback_until" => rollback_until.map(happening::in_words).unwrap_or_default(),
         _ => happening::in_words(*time),
     }

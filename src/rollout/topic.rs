@@ -35,13 +35,15 @@ pub enum Topic {
     RollingBack,
     /// It ended with the old version stable.
     RolledBack,
+    /// Somebody swapped the roles while no rollout ran: the way back after a success, above all.
+    Flipped,
     /// A backend may be taken away: nothing is under way there any more.
     Drained,
 }
 
 impl Topic {
     /// All of them, with the words for them.
-    pub const ALL: [(&'static str, Self); 14] = [
+    pub const ALL: [(&'static str, Self); 15] = [
         ("started", Self::Started),
         ("stepped", Self::Stepped),
         ("waiting", Self::Waiting),
@@ -55,6 +57,7 @@ impl Topic {
         ("succeeded", Self::Succeeded),
         ("rolling_back", Self::RollingBack),
         ("rolled_back", Self::RolledBack),
+        ("flipped", Self::Flipped),
         ("drained", Self::Drained),
     ];
 
