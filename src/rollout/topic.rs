@@ -81,6 +81,27 @@ impl Topic {
         })
     }
 
+    /// Whether it says how things stand until somebody does something, and not only how far they have got.
+    pub fn is_outcome(self) -> bool {
+        match self {
+            Self::Gate
+            | Self::Paused
+            | Self::Succeeded
+            | Self::RollingBack
+            | Self::RolledBack
+            | Self::Flipped => true,
+            Self::Started
+            | Self::Stepped
+            | Self::Waiting
+            | Self::Resumed
+            | Self::Hurried
+            | Self::GuardsOnly
+            | Self::Promoted
+            | Self::Baking
+            | Self::Drained => false,
+        }
+    }
+
     /// The word for it.
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(_, topic)| *topic == self).map_or("", |(name, _)| name)
