@@ -6,6 +6,7 @@
 //! answered when they have taken effect: the next request already sees the new weight.
 
 pub mod aa;
+mod backlog;
 mod calendar;
 pub mod check;
 mod client;

@@ -5,6 +5,8 @@
 //! snapshot is swapped, the services' tasks get their part, and the workers' listeners follow. No
 //! connection is closed but those of listeners that are gone, and these after their clients have been told.
 
+mod rollouts;
+
 use std::{
     collections::{BTreeMap, HashSet},
     hash::Hasher,
@@ -151,21 +153,7 @@ impl Running {
     /// Why running rollouts do not allow it.
     fn in_the_way_of_rollouts(&self, config: &Config) -> Vec<String> {
         let unmoved = unmoved(&self.config, config);
-        let services = self.controller.services().into_iter();
-        let running = services.filter(|s| s.rollout.as_ref().is_some_and(|r| r.phase.is_running()));
-        let moved = running.filter(|service| !unmoved.contains(&service.name));
-        moved
-            .map(|service| {
-                let what = match config.services.iter().any(|other| other.name == service.name) {
-                    true => "has another `stable`, `canary` or `weight`",
-                    false => "is gone",
-                };
-                let name = &service.name;
-                format!(
-                    "service `{name}` {what}, and a rollout of it is on: end that first, or wait for its end"
-                )
-            })
-            .collect()
+        rollouts::in_the_way(&self.controller.services(), (&self.config, config), &unmoved)
     }
 }
 

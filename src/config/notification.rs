@@ -65,10 +65,13 @@ impl Kind {
 }
 
 /// The names that stand for what has happened.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 16] = [
     "service",
     "event",
     "message",
+    "by",
+    "reason",
+    "because",
     "rollout",
     "stable",
     "canary",
@@ -160,9 +163,9 @@ fn lower_one(
             .help("remove it, or write `kind = \"webhook\"`");
     }
     let usual = match kind {
-        Kind::Slack => "*{{ service }}*: {{ message }}",
-        Kind::Teams => "**{{ service }}**: {{ message }}",
-        Kind::Webhook | Kind::CloudEvents => "{{ service }}: {{ message }}",
+        Kind::Slack => "*{{ service }}*: {{ message }}{{ because }}",
+        Kind::Teams => "**{{ service }}**: {{ message }}{{ because }}",
+        Kind::Webhook | Kind::CloudEvents => "{{ service }}: {{ message }}{{ because }}",
     };
     let template = match template {
         Some(written) => template::lower(&written, &NAMES, report),

@@ -126,7 +126,7 @@ impl ServiceTask {
         failpoint::pass("a phase is told of");
         if let Some(note) = note {
             let entry = self.transition_entry(&phase, &note, self.position());
-            self.tell_of_note(&note, &entry.what);
+            self.tell_of(&entry);
             self.record(entry);
         }
     }
@@ -136,7 +136,6 @@ impl ServiceTask {
         let Some(record) = &mut self.record else { return };
         let before = std::mem::replace(&mut record.phase, phase.clone());
         self.metrics.entered(&self.config.name, phase);
-        self.metrics.rollback_until(&self.config.name, record.rollback_until());
         trial::follow(&mut self.analysis, &before, phase, &record.plan);
         if let (Phase::RollingBack { since, .. }, Phase::RolledBack { .. }) = (&before, phase) {
             // They have had their time.

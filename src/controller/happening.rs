@@ -36,7 +36,8 @@ pub(super) struct Happening {
     pub(super) steps: usize,
     /// The canary's share, in percent.
     pub(super) weight: Weight,
-    /// Until when the old version is kept warm for the way back, once the rollout has succeeded.
+    /// Until when the old version is kept warm for the way back, once the rollout has succeeded and as long as
+    /// nobody has gone that way.
     #[serde(serialize_with = "rfc3339_if_any", skip_serializing_if = "Option::is_none")]
     pub(super) rollback_until: Option<Timestamp>,
     /// When, of a kind that every language can read.
@@ -44,12 +45,27 @@ pub(super) struct Happening {
     pub(super) time: Timestamp,
     /// What, as a sentence.
     pub(super) message: String,
+    /// Who wanted it, if anybody did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) by: Option<String>,
+    /// Why, if they said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<String>,
 }
 
 impl Happening {
     /// A word for it, with the backend that it is about: two may be drained in one moment.
     pub(super) fn what(&self, word: &str) -> String {
         self.backend.as_ref().map_or_else(|| word.to_owned(), |backend| format!("{word}.{backend}"))
+    }
+
+    /// Who wanted it and why, to be put after a sentence; nothing where nobody did.
+    pub(super) fn because(&self) -> String {
+        match (&self.by, &self.reason) {
+            (Some(by), Some(reason)) => format!(" ({by}: {reason})"),
+            (Some(one), None) | (None, Some(one)) => format!(" ({one})"),
+            (None, None) => String::new(),
+        }
     }
 }
 

@@ -80,6 +80,8 @@ impl Payload {
             rollback_until,
             time: _,
             message,
+            by,
+            reason,
         } = happening;
         vec![
             ("TIDEGATE_DELIVERY", id.clone()),
@@ -94,6 +96,8 @@ impl Payload {
             ("TIDEGATE_WEIGHT", weight.percent().to_string()),
             ("TIDEGATE_ROLLBACK_UNTIL", rollback_until.map(in_words).unwrap_or_default()),
             ("TIDEGATE_MESSAGE", message.clone()),
+            ("TIDEGATE_BY", by.clone().unwrap_or_default()),
+            ("TIDEGATE_REASON", reason.clone().unwrap_or_default()),
         ]
     }
 }

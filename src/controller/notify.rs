@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{
+    backlog::Backlog,
     happening::{self, Happening},
     hook::{backoff, post},
 };
@@ -94,20 +95,22 @@ impl Sink {
 /// Tells one, as long as there may be something to tell.
 async fn run(config: Arc<Notification>, mut waiting: mpsc::Receiver<Happening>, metrics: Metrics) {
     let mut limit = Limit { most: config.max_per_minute, sent: VecDeque::new() };
-    while let Some(mut happening) = waiting.recv().await {
-        let mut left_out = 0;
-        // What is newer takes the place of what waits, so that the last word is always said.
-        while let Some(until) = limit.full_until(Instant::now()) {
+    let mut backlog = Backlog::default();
+    loop {
+        let full_until = limit.full_until(Instant::now());
+        let next = if full_until.is_none() { backlog.next() } else { None };
+        let Some((happening, left_out)) = next else {
             tokio::select! {
-                () = time::sleep_until(until) => {}
+                // Whatever has come has its place before it is decided who is next.
+                biased;
                 newer = waiting.recv() => {
                     let Some(newer) = newer else { return };
-                    happening = newer;
-                    left_out += 1;
-                    metrics.count(config.kind, "left_out");
+                    metrics.add(config.kind, "left_out", backlog.put(newer));
                 }
+                () = time::sleep_until(full_until.unwrap_or_else(Instant::now)), if full_until.is_some() => {}
             }
-        }
+            continue;
+        };
         limit.take(Instant::now());
         let told = tell(&config, &happening, left_out).await;
         metrics.count(config.kind, if told.is_ok() { "success" } else { "failure" });
@@ -233,6 +236,8 @@ fn value(happening: &Happening, name: &str) -> String {
         rollback_until,
         time,
         message,
+        by,
+        reason,
     } = happening;
     match name {
         "service" => service.to_string(),
@@ -247,6 +252,9 @@ fn value(happening: &Happening, name: &str) -> String {
         "step" => step.map(|step| (step + 1).to_string()).unwrap_or_default(),
         "steps" => steps.to_string(),
         "weight" => weight.percent().to_string(),
+        "by" => by.clone().unwrap_or_default(),
+        "reason" => reason.clone().unwrap_or_default(),
+        "because" => happening.because(),
         "rollback_until" => rollback_until.map(happening::in_words).unwrap_or_default(),
         _ => happening::in_words(*time),
     }
@@ -271,7 +279,11 @@ impl Metrics {
     }
 
     fn count(&self, kind: Kind, result: &str) {
-        self.0.with_label_values(&[kind.name(), result]).inc();
+        self.add(kind, result, 1);
+    }
+
+    fn add(&self, kind: Kind, result: &str, messages: usize) {
+        self.0.with_label_values(&[kind.name(), result]).inc_by(messages as u64);
     }
 }
 

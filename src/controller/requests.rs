@@ -83,7 +83,9 @@ impl ServiceTask {
             self.advance(Advance { phase: None, entry, answer: None });
         } else {
             self.publish(position.roles, position.weight);
-            self.note(kind, what);
+            let entry = self.entry(kind, what, self.position());
+            self.tell_of(&entry);
+            self.record(entry);
         }
     }
 }

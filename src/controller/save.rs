@@ -341,9 +341,7 @@ impl ServiceTask {
             self.tell_of_phase(&before, phase);
             failpoint::pass("a phase is told of");
         }
-        if let Some(note) = &entry.note {
-            self.tell_of_note(note, &entry.what);
-        }
+        self.tell_of(&entry);
         self.show(&entry);
         self.journal.ready.extend(answer.map(|answer| (answer, Ok(()))));
     }

@@ -147,8 +147,7 @@ impl ServiceTask {
             notifier: Arc::clone(notifier),
         };
         task.metrics.running(&task.config.name, task.running().is_some());
-        let until = task.record.as_ref().and_then(Rollout::rollback_until);
-        task.metrics.rollback_until(&task.config.name, until);
+        task.metrics.rollback_until(&task.config.name, task.rollback_until());
         if saved.is_some() {
             task.begin_recording(saved);
         }
@@ -249,7 +248,13 @@ impl ServiceTask {
         if now != self.revised {
             self.revision += 1;
             self.revised = now;
+            self.metrics.rollback_until(&self.config.name, self.rollback_until());
         }
+    }
+
+    /// Until when the old version is kept warm for the way back, if there is one to go.
+    pub(super) fn rollback_until(&self) -> Option<Timestamp> {
+        self.record.as_ref()?.rollback_until(&self.roles)
     }
 
     /// A tick: what came in since the last one becomes a verdict, and the verdict an event.

@@ -71,8 +71,8 @@ pub struct RolloutStatus {
     pub steps: Vec<StepStatus>,
     /// The canary's endpoints, and what they have done since the rollout began.
     pub endpoints: Vec<EndpointStatus>,
-    /// Until when the old version is kept warm for the way back, once the rollout has succeeded, in
-    /// milliseconds since the Unix epoch.
+    /// Until when the old version is kept warm for the way back, once the rollout has succeeded and as long as
+    /// nobody has gone that way, in milliseconds since the Unix epoch.
     pub rollback_until: Option<Timestamp>,
     /// The checks of what is measured elsewhere.
     pub checks: Vec<CheckStatus>,
@@ -203,7 +203,7 @@ impl ServiceTask {
             strategy: record.plan.strategy(),
             guards_only: record.guards_only,
             steps: record.plan.steps().iter().map(Into::into).collect(),
-            rollback_until: record.rollback_until(),
+            rollback_until: record.rollback_until(&self.roles),
             endpoints: self.endpoints(),
             checks: self.checks.as_ref().map(Checks::status).unwrap_or_default(),
             verdict: self.verdict.clone(),

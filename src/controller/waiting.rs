@@ -20,11 +20,10 @@ use crate::{
     model::{name::BackendName, time::Timestamp},
     rollout::{
         event::Event,
-        note::Note,
         phase::{PauseReason, Phase},
         topic::Topic,
     },
-    store::record::{Kind, Rollout},
+    store::record::{Entry, Kind},
 };
 
 /// What a phase waits for, and since when.
@@ -235,10 +234,16 @@ impl ServiceTask {
         }
     }
 
-    /// Tells those who want to know of everything what has happened.
-    pub(super) fn tell_of_note(&self, note: &Note, sentence: &str) {
-        if let Some(topic) = Topic::of(note) {
-            self.tell(At::Event, self.happening(Some(topic), clock::now(), sentence.to_owned()));
+    /// Tells those who want to know of everything what has happened, who wanted it and why.
+    pub(super) fn tell_of(&self, Entry { kind, what, note, by, reason, .. }: &Entry) {
+        let topic = match note {
+            Some(note) => Topic::of(note),
+            None => (*kind == Kind::Flip).then_some(Topic::Flipped),
+        };
+        if topic.is_some() {
+            let (by, reason) = (by.clone(), reason.clone());
+            let happening = self.happening(topic, clock::now(), what.clone());
+            self.tell(At::Event, Happening { by, reason, ..happening });
         }
     }
 
@@ -289,9 +294,11 @@ impl ServiceTask {
             step: phase.step(),
             steps: self.record.as_ref().map_or(0, |record| record.plan.steps().len()),
             weight: self.weight,
-            rollback_until: self.record.as_ref().and_then(Rollout::rollback_until),
+            rollback_until: self.rollback_until(),
             time,
             message,
+            by: None,
+            reason: None,
         }
     }
 }
@@ -354,6 +361,8 @@ mod tests {
             rollback_until: None,
             time: Timestamp::from_millis(7),
             message: String::new(),
+            by: None,
+            reason: None,
         };
         let [v2, v3] = ["v2", "v3"].map(|backend| {
             let happening = drained(backend);

@@ -35,13 +35,15 @@ pub enum Topic {
     RollingBack,
     /// It ended with the old version stable.
     RolledBack,
+    /// Somebody swapped the roles while no rollout ran: the way back after a success, above all.
+    Flipped,
     /// A backend may be taken away: nothing is under way there any more.
     Drained,
 }
 
 impl Topic {
     /// All of them, with the words for them.
-    pub const ALL: [(&'static str, Self); 14] = [
+    pub const ALL: [(&'static str, Self); 15] = [
         ("started", Self::Started),
         ("stepped", Self::Stepped),
         ("waiting", Self::Waiting),
@@ -55,6 +57,7 @@ impl Topic {
         ("succeeded", Self::Succeeded),
         ("rolling_back", Self::RollingBack),
         ("rolled_back", Self::RolledBack),
+        ("flipped", Self::Flipped),
         ("drained", Self::Drained),
     ];
 
@@ -76,6 +79,27 @@ impl Topic {
             Note::RolledBack { .. } => Self::RolledBack,
             Note::ClockWentBack { .. } => return None,
         })
+    }
+
+    /// Whether it says how things stand until somebody does something, and not only how far they have got.
+    pub fn is_outcome(self) -> bool {
+        match self {
+            Self::Gate
+            | Self::Paused
+            | Self::Succeeded
+            | Self::RollingBack
+            | Self::RolledBack
+            | Self::Flipped => true,
+            Self::Started
+            | Self::Stepped
+            | Self::Waiting
+            | Self::Resumed
+            | Self::Hurried
+            | Self::GuardsOnly
+            | Self::Promoted
+            | Self::Baking
+            | Self::Drained => false,
+        }
     }
 
     /// The word for it.

@@ -70,10 +70,13 @@ impl Rollout {
         self.phase.exposure(&self.plan).copies
     }
 
-    /// Until when the old version is kept warm for the way back, once it has succeeded.
-    pub fn rollback_until(&self) -> Option<Timestamp> {
+    /// Until when the old version is kept warm for the way back, once it has succeeded; nothing where the roles are
+    /// not those any more with which it did: then the canary is not the version to go back to.
+    pub fn rollback_until(&self, now: &Roles) -> Option<Timestamp> {
         match self.phase {
-            Phase::Succeeded { at } => Some(at.plus(self.plan.rollback_window())),
+            Phase::Succeeded { at } if self.roles.clone().swapped() == *now => {
+                Some(at.plus(self.plan.rollback_window()))
+            }
             _ => None,
         }
     }

@@ -233,6 +233,45 @@ fn a_success_says_until_when_the_way_back_is_kept() {
 }
 
 #[test]
+fn a_flip_is_told_and_there_is_no_way_back_to_what_it_rejected() {
+    let setup = Setup::new();
+    let at_event = receiver(&["204 No Content"]);
+    let keys = format!("strategy = 'blue-green'\nbake = '0s'\n{}", hook("event", &at_event, ""));
+    let web = Web::new(setup.stable.address).canary(setup.canary.address).table("rollout", &keys);
+    let tidegate = Tidegate::start(web);
+    let metric = || tidegate.scrape().sum("tidegate_rollback_until_timestamp_seconds", &[("service", "web")]);
+    let address = format!("http://{}", tidegate.admin);
+    let shown = || crate::simulate::answer(&["status", "web", "--address", &address]);
+    let told = |count| {
+        let flips = || {
+            let calls: Vec<_> = at_event.requests().iter().map(json).collect();
+            calls.into_iter().filter(|call| call["event"] == "flipped").collect::<Vec<_>>()
+        };
+        eventually(flips, |flips| flips.len() == count).pop().unwrap()
+    };
+    tidegate.api("POST", "web/start", "");
+    let until = tidegate.wait_for_phase("succeeded")["rollout"]["rollback_until"].clone();
+    let status = tidegate.api("POST", "web/flip", r#"{"reason": "wrong prices"}"#);
+    assert!(until.is_u64() && status["rollout"]["rollback_until"].is_null(), "{status}");
+    assert_eq!(metric(), 0.0);
+    assert!(!shown().contains("is kept until"), "{}", shown());
+    let flip = told(1);
+    assert_eq!((&flip["stable"], &flip["weight"]), (&"v1".into(), &0.0.into()));
+    assert_eq!(flip["message"], "flipped: v1 is stable and has all requests");
+    assert_eq!(flip["reason"], "wrong prices");
+    assert!(flip["by"].as_str().is_some_and(|by| by.starts_with("127.0.0.1")), "{flip}");
+    assert!(flip["rollback_until"].is_null(), "{flip}");
+    // Forward again is an advance, which is saved first; then it is as the success left it.
+    let status = tidegate.api("POST", "web/flip", "");
+    assert_eq!(status["rollout"]["rollback_until"], until);
+    assert_eq!(metric(), until.as_f64().unwrap() / 1e3);
+    assert!(shown().contains("  v1 is kept until "), "{}", shown());
+    let flip = told(2);
+    assert_eq!(flip["message"], "flipped: v2 is stable and has all requests");
+    assert!(flip["reason"].is_null() && flip["rollback_until"].is_string(), "{flip}");
+}
+
+#[test]
 fn a_url_may_be_a_secret_of_a_file_and_speak_tls() {
     let (setup, files, authority) = (Setup::new(), Files::new(), Authority::new("hooks"));
     let pair = files.pair("receiver", &authority.issue(&["127.0.0.1"]));

@@ -51,6 +51,7 @@
 //! | `pool` | how much a backend is given at a time |
 //! | `recording` | rollouts that are recorded, and that their replays come to the same verdicts |
 //! | `reload` | a configuration that changes while requests are on |
+//! | `reload_rollouts` | the same while a rollout is on: which goes on, and what it does not allow |
 //! | `resending` | what is sent again when a request is tried again |
 //! | `resolve` | names of endpoints, and endpoints that come and go |
 //! | `rest` | connections that have been idle for a while, and what they cost |
@@ -126,6 +127,7 @@ mod proxy_protocol;
 mod readme;
 mod recording;
 mod reload;
+mod reload_rollouts;
 mod resending;
 mod resolve;
 mod rest;

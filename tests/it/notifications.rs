@@ -99,6 +99,22 @@ fn everybody_hears_of_what_they_want_in_words_of_their_own() {
 }
 
 #[test]
+fn people_are_told_of_a_flip_and_who_wanted_it_and_why() {
+    let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
+    let (usual, own) = (receiver("200 OK"), receiver("200 OK"));
+    let notifications = notification("slack", &usual, "")
+        + &notification("webhook", &own, "template = '{{ event }} as {{ reason }}'");
+    let tidegate = start(&stable, &canary, &notifications);
+    tidegate.api("POST", "web/flip", r#"{"reason": "prices & taxes"}"#);
+    eventually_is(1, || own.count());
+    assert_eq!(json(&own.only_request())["text"], "flipped as prices & taxes");
+    eventually_is(1, || usual.count());
+    let text = json(&usual.only_request())["text"].as_str().unwrap().to_owned();
+    assert!(text.starts_with("*web*: flipped: v2 is stable and has all requests (127.0.0.1"), "{text}");
+    assert!(text.ends_with(": prices &amp; taxes)"), "{text}");
+}
+
+#[test]
 fn what_is_too_much_is_left_out_but_for_the_last_word() {
     let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
     let receiver = receiver("200 OK");

@@ -227,31 +227,6 @@ fn roles_and_weight_stay_as_they_have_become_unless_they_are_written_anew() {
 }
 
 #[test]
-fn a_running_rollout_goes_on_and_is_not_pulled_away() {
-    let (one, two) = (Backend::named("v1"), Backend::named("v2"));
-    let plan = "steps = [{ weight = 20, hold = '1h' }]";
-    let web = || Web::new(one.address).canary(two.address);
-    let filed = Filed::start(web().table("rollout", plan));
-    filed.tidegate.api("POST", "web/start", "");
-    let before = filed.tidegate.wait_for_phase("stepping");
-    // Another plan is for the next rollout.
-    filed.take_up(web().table("rollout", "steps = [{ weight = 50, hold = '1s' }]"));
-    let after = filed.tidegate.status();
-    assert_eq!(after["rollout"]["id"], before["rollout"]["id"]);
-    assert_eq!(after["rollout"]["steps"], before["rollout"]["steps"]);
-    assert_eq!((&after["weight"], &after["rollout"]["phase"]), (&20.0.into(), &"stepping".into()));
-    let why = "service `web` has another `stable`, `canary` or `weight`, and a rollout of it is on";
-    filed.is_refused(Web::new(one.address), 409, why);
-    let gone = web().to_string().replace("services.web", "services.shop").replace("'web'", "'shop'");
-    filed.is_refused(gone, 409, "service `web` is gone, and a rollout of it is on");
-    assert_eq!(filed.tidegate.status()["weight"], 20.0);
-    filed.tidegate.api("POST", "web/rollback", "");
-    filed.tidegate.wait_for_phase("rolled_back");
-    assert!(filed.take_up(Web::new(one.address)).contains(&"service `web` changed".to_owned()));
-    assert_eq!(filed.tidegate.status()["canary"], Value::Null);
-}
-
-#[test]
 fn listeners_come_and_go() {
     let backend = Backend::named("v1");
     let web = Web::new(backend.address).workers(2);
