@@ -11,6 +11,7 @@ mod audit;
 pub mod client;
 pub mod connection;
 mod failures;
+mod finish;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod guard;

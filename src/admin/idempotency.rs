@@ -105,7 +105,7 @@ impl Memory {
     }
 }
 
-/// The middleware.
+/// The middleware. It has to be seen through, or the key would stay that of a request that is being worked on.
 pub(super) async fn once(State(memory): State<Memory>, request: Request, next: Next) -> Response {
     let actor = request.extensions().get::<Actor>().map(Actor::identity);
     let (Some(actor), Some(named)) = (actor, request.headers().get(KEY)) else {
@@ -139,21 +139,14 @@ pub(super) async fn once(State(memory): State<Memory>, request: Request, next: N
         }
         Ok(None) => {}
     }
-    // In a task of its own: a client that goes away before it is answered is one that will ask again.
-    let done = tokio::spawn(async move {
-        let response = next.run(Request::from_parts(parts, Body::from(body))).await;
-        let (parts, body) = response.into_parts();
-        let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
-        let headers = [header::CONTENT_TYPE, header::ETAG].into_iter();
-        let headers =
-            headers.filter_map(|name| Some((name.clone(), parts.headers.get(name)?.clone()))).collect();
-        let answer = Answer { status: parts.status, headers, body: body.clone() };
-        memory.end(&key, parts.status.is_success().then_some(answer));
-        Response::from_parts(parts, Body::from(body))
-    });
-    done.await.unwrap_or_else(|_| {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the request could not be worked on").into_response()
-    })
+    let response = next.run(Request::from_parts(parts, Body::from(body))).await;
+    let (parts, body) = response.into_parts();
+    let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let headers = [header::CONTENT_TYPE, header::ETAG].into_iter();
+    let headers = headers.filter_map(|name| Some((name.clone(), parts.headers.get(name)?.clone()))).collect();
+    let answer = Answer { status: parts.status, headers, body: body.clone() };
+    memory.end(&key, parts.status.is_success().then_some(answer));
+    Response::from_parts(parts, Body::from(body))
 }
 
 #[cfg(test)]

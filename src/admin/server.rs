@@ -19,7 +19,7 @@ use super::{
     access::{self, Access},
     api, audit,
     connection::{self, Tls},
-    guard,
+    finish, guard,
     idempotency::{self, Memory},
     problem::Problem,
     readiness::Readiness,
@@ -97,6 +97,7 @@ pub(super) fn router(served: Served) -> Router {
         .layer(middleware::from_fn(access::authorise))
         .layer(middleware::from_fn_with_state((access.clone(), controller), audit::audit))
         .layer(middleware::from_fn_with_state(Memory::default(), idempotency::once))
+        .layer(middleware::from_fn(finish::finish))
         .layer(middleware::from_fn_with_state(access.clone(), access::authenticate))
         .layer(middleware::from_fn_with_state(access.clone(), guard::refuse_browsers))
         .layer(middleware::from_fn_with_state(access, guard::refuse_other_names))

@@ -2,9 +2,11 @@
 //! done twice, and whoever waits is told.
 
 use std::{
+    fs::File,
     io::{BufRead as _, BufReader},
-    net::TcpStream,
-    path::PathBuf,
+    net::{Shutdown, TcpStream},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
     thread,
     time::Duration,
 };
@@ -15,6 +17,7 @@ use tidegate::admin::token::{Hex, Token};
 
 use crate::{
     admin_api::problem,
+    restart::{BY_HAND, Site},
     support::{Backend, Raw, Tidegate, Web, client::Response, eventually, patience},
 };
 
@@ -46,8 +49,7 @@ impl Setup {
     }
 
     fn records(&self) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.audit_log()).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        records(&self.audit_log())
     }
 
     fn tag(&self) -> String {
@@ -57,6 +59,12 @@ impl Setup {
     fn flip_with(&self, fields: &str) -> Response {
         self.tidegate.ask_with(fields, "POST", &format!("{WEB}/flip"), "")
     }
+}
+
+/// What stands in an audit.
+fn records(file: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 fn json_of(response: &Response) -> Value {
@@ -109,6 +117,43 @@ fn each_write_is_recorded_with_who_what_and_why() {
         (&"reload".into(), &Value::Null, &json!(403))
     );
     assert!(!std::fs::read_to_string(setup.audit_log()).unwrap().contains(token.reveal()));
+}
+
+#[test]
+fn who_is_gone_before_the_answer_is_recorded_all_the_same() {
+    let site = Site::new();
+    let audit = site.folder.path().join("audit.log");
+    let web = site.web(BY_HAND).admin(&format!("audit_log = '{}'", audit.display()));
+    let tidegate = Tidegate::start(site.toml(&web));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let still = StandingStill::new(&site);
+    let mut client = Raw::connect(tidegate.admin);
+    client.send(format!("POST {WEB}/rollback HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"));
+    tidegate.wait_for_phase("rolled_back");
+    client.wire.socket().shutdown(Shutdown::Write).unwrap();
+    client.expect_end();
+    assert_eq!(records(&audit).len(), 1, "the disk has not answered");
+    still.go_on();
+    let records = eventually(|| records(&audit), |records| records.len() == 2);
+    assert_eq!((&records[1]["verb"], &records[1]["status"]), (&"rollback".into(), &json!(200)));
+}
+
+/// A disk that stands still: a pipe, for which a write waits until somebody reads.
+struct StandingStill(PathBuf);
+
+impl StandingStill {
+    fn new(site: &Site) -> Self {
+        let pipe = site.file("state.json.next");
+        let made = || Command::new("mkfifo").arg(&pipe).stderr(Stdio::null()).status().unwrap().success();
+        eventually(made, |made| *made);
+        Self(pipe)
+    }
+
+    /// What waits for it fails, because a pipe cannot be synced, and what comes after that succeeds.
+    fn go_on(self) {
+        std::io::copy(&mut File::open(self.0).unwrap(), &mut std::io::sink()).unwrap();
+    }
 }
 
 #[test]
