@@ -23,6 +23,7 @@ use serde::Serialize;
 use super::{
     access::Access,
     actor::{Actor, Peer},
+    finish::Asker,
     problem::{Detail, Problem},
     revision,
 };
@@ -46,6 +47,7 @@ struct Notes(Arc<OnceLock<String>>);
 pub(super) struct Caller {
     actor: Actor,
     revisions: Option<Vec<u64>>,
+    asker: Option<Asker>,
     notes: Notes,
 }
 
@@ -55,7 +57,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let actor = Actor::from_request_parts(parts, state).await?;
         let notes = parts.extensions.get::<Notes>().cloned().unwrap_or_default();
-        Ok(Self { actor, revisions: revision::to_match(&parts.headers), notes })
+        let asker = parts.extensions.get::<Asker>().cloned();
+        Ok(Self { actor, revisions: revision::to_match(&parts.headers), asker, notes })
     }
 }
 
@@ -73,7 +76,8 @@ impl Caller {
             // Once for each request, since each has one handler.
             let _first = self.notes.0.set(reason.clone());
         }
-        Ok(Context { actor: self.actor.name(), reason, revisions: self.revisions })
+        let Self { actor, revisions, asker, notes: _ } = self;
+        Ok(Context { actor: actor.name(), reason, revisions, asker: asker.map(|Asker(asker)| asker) })
     }
 }
 

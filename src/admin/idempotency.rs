@@ -1,7 +1,8 @@
 //! A write that was done is not done again: `Idempotency-Key` names it, and whoever asks twice, because the
 //! first answer was lost, gets that answer.
 //!
-//! What was refused has changed nothing and may be asked again. What is remembered is bounded in number and
+//! What was refused has changed nothing and may be asked again; of what nobody has waited for to the end it is not
+//! known whether it will be, so its key stays that of a request that is being worked on until it is. What is remembered is bounded in number and
 //! age, and is not kept over a restart; `If-Match` holds over one.
 
 use std::{
@@ -20,7 +21,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use ring::digest::{Context as Digest, SHA256};
 
-use super::{actor::Actor, problem::Problem, server::MAX_BODY};
+use super::{actor::Actor, problem::Problem};
 use crate::clock;
 
 /// What a write is called by.
@@ -120,10 +121,7 @@ pub(super) async fn once(State(memory): State<Memory>, request: Request, next: N
         return Problem::new(StatusCode::BAD_REQUEST, detail).into_response();
     };
     let (parts, body) = request.into_parts();
-    let Ok(body) = to_bytes(body, MAX_BODY).await else {
-        return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large: 64 KiB is the most")
-            .into_response();
-    };
+    let body = to_bytes(body, usize::MAX).await.expect("a write is passed on once it is there");
     let mut asked = Digest::new(&SHA256);
     for part in [parts.method.as_str().as_bytes(), parts.uri.path().as_bytes(), &body] {
         asked.update(&part.len().to_be_bytes());

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Answer, Ask, Common, Counts, Reading,
+    Answer, Ask, CommandError, Common, Counts, Reading,
     aa::{AaStatus, AaTest},
     check::Checks,
     context::Context,
@@ -181,7 +181,13 @@ impl ServiceTask {
                 saved = save::saved(&mut self.journal) => {
                     self.settle(saved);
                     while let Some((request, context, answer)) = self.journal.next_held() {
-                        self.obey(Ask::Request(request, context), answer);
+                        // It may have been held for long: then they have been told so, or are gone, and may
+                        // want something else by now.
+                        if context.is_waited_for() {
+                            self.obey(Ask::Request(request, context), answer);
+                        } else {
+                            self.journal.answer(answer, Err(CommandError::TooLate));
+                        }
                     }
                 }
                 request = requests.recv() => {

@@ -139,6 +139,43 @@ fn who_is_gone_before_the_answer_is_recorded_all_the_same() {
     assert_eq!((&records[1]["verb"], &records[1]["status"]), (&"rollback".into(), &json!(200)));
 }
 
+#[test]
+fn what_is_held_while_the_disk_stands_still_is_not_done_when_nobody_waits_for_it_any_more() {
+    let site = Site::new();
+    let audit = site.folder.path().join("audit.log");
+    let web = site.web(BY_HAND).admin(&format!("audit_log = '{}'", audit.display()));
+    let tidegate = Tidegate::start(site.toml(&web));
+    tidegate.set_weight(1.0);
+    let still = StandingStill::new(&site);
+    let put = |fields: &str, percent: &str| {
+        let body = format!("{{\"canary\": {percent}}}");
+        let mut client = Raw::connect(tidegate.admin);
+        client.send(format!(
+            "PUT {WEB}/weight HTTP/1.1\r\nHost: localhost\r\n{fields}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        ));
+        client
+    };
+    let key = "Idempotency-Key: first\r\n";
+    let mut first = put(key, "10");
+    // It is in the queue as soon as its key is known.
+    let again = || put(key, "11").response_to("PUT").status;
+    eventually(again, |status| *status == 422);
+    let mut gone = put("", "20");
+    gone.wire.socket().shutdown(Shutdown::Write).unwrap();
+    gone.expect_end();
+    still.go_on();
+    let refused = first.response_to("PUT");
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    let recorded = |problem: &str| records(&audit).into_iter().find(|record| record["problem"] == problem);
+    let nobody = "nobody waited for this any more when what was before it had been saved, so it was not done";
+    let record = eventually(|| recorded(nobody), Option::is_some).unwrap();
+    assert_eq!((&record["verb"], &record["status"]), (&"weight".into(), &json!(503)));
+    assert_eq!(tidegate.status()["weight"], 1.0);
+    // Nor has the first been done, so its key is for it once more.
+    assert_eq!(put(key, "10").response_to("PUT").status, 200);
+}
+
 /// A disk that stands still: a pipe, for which a write waits until somebody reads.
 struct StandingStill(PathBuf);
 
