@@ -174,7 +174,8 @@ fn target(path: &str) -> (Option<&str>, &str) {
         Some((service, verb)) => (Some(service), verb),
         None => (None, path),
     };
-    let known = ["weight", "start", "promote", "rollback", "pause", "resume", "flip", "reload"];
+    let known =
+        ["weight", "start", "guards-only", "promote", "rollback", "pause", "resume", "flip", "reload"];
     let verb = match verb {
         "retry" => "start",
         "abort" => "rollback",
@@ -220,5 +221,23 @@ mod tests {
         assert_eq!(target("/api/v1/reload"), (None, "reload"));
         assert_eq!(target("/api/v1/services/web/x\ny"), (Some("web"), "unknown"));
         assert_eq!(target("/metrics"), (None, "unknown"));
+    }
+
+    #[test]
+    fn every_write_has_a_verb() {
+        let document: serde_json::Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        let writes = paths
+            .iter()
+            .filter(|(_, of)| ["put", "post", "patch", "delete"].iter().any(|m| of[m].is_object()));
+        let mut seen = 0;
+        for (path, _) in writes {
+            let last = path.rsplit('/').next().unwrap();
+            let meant = [("retry", "start"), ("abort", "rollback"), ("undo", "flip")];
+            let meant = meant.into_iter().find(|(other, _)| *other == last).map_or(last, |(_, meant)| meant);
+            assert_eq!(target(path).1, meant, "{path}");
+            seen += 1;
+        }
+        assert!(seen >= 12, "{seen}");
     }
 }
