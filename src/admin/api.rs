@@ -226,7 +226,11 @@ pub(super) async fn reload(
 ) -> Result<impl IntoResponse, Problem> {
     actor.needs(Scope::Admin)?;
     actor.needs_all_services()?;
-    caller.because(body.and_then(|Body(body)| body.reason))?;
+    let context = caller.because(body.and_then(|Body(body)| body.reason))?;
+    if context.revisions.is_some() {
+        let detail = "`If-Match` names revisions of a service, and a reload is of none: ask without it";
+        return Err(Problem::new(StatusCode::PRECONDITION_FAILED, detail));
+    }
     let changes = reload.ask().await?;
     Ok(Json(Reloaded { changes }))
 }

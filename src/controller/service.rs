@@ -82,7 +82,7 @@ pub(super) struct ServiceTask {
     pub(super) events: Events,
     pub(super) revision: u64,
     /// What the revision is of.
-    revised: (Position, Option<(String, Phase)>),
+    revised: Revised,
     pub(super) now: Reading,
     before: Reading,
     /// When the rollout began.
@@ -411,9 +411,12 @@ fn fresh_analysis(config: &Service, rollout: Option<&Rollout>, tick: Duration) -
     analysis
 }
 
-/// What a revision is of: all that a write may be meant for.
-fn revised(position: Position, rollout: Option<&Rollout>) -> (Position, Option<(String, Phase)>) {
-    (position, rollout.map(|rollout| (rollout.id.clone(), rollout.phase.clone())))
+/// What a revision is of: all that a write may be meant for. Of a rollout: which, where it is, and whether it is
+/// judged by guards alone.
+type Revised = (Position, Option<(String, Phase, bool)>);
+
+fn revised(position: Position, rollout: Option<&Rollout>) -> Revised {
+    (position, rollout.map(|rollout| (rollout.id.clone(), rollout.phase.clone(), rollout.guards_only)))
 }
 
 impl Window {

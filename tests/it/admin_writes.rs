@@ -237,6 +237,11 @@ fn nobody_changes_what_they_have_not_seen() {
     let either = format!("If-Match: \"1\", {}\r\n", setup.tag());
     assert_eq!(setup.flip_with(&either).status, 200);
     assert_eq!(setup.flip_with("If-Match: *\r\n").status, 200);
+    // A reload is of no service, and so of no revision.
+    let reload = |fields: &str| setup.tidegate.ask_with(fields, "POST", "/api/v1/reload", "");
+    let said = problem(&reload(&format!("If-Match: {}\r\n", setup.tag())), 412);
+    assert!(said.ends_with("a reload is of none: ask without it"), "{said}");
+    assert_eq!(reload("If-Match: *\r\n").status, 200);
     // Counts are none of it.
     let before = setup.tag();
     setup.tidegate.client().get("/");
@@ -293,6 +298,20 @@ fn who_waits_is_answered_by_the_change() {
     assert_eq!(any.status, 304, "there is none that it does not stand for");
     let fresh = setup.tidegate.ask("GET", &format!("{WEB}?wait=60s"), "");
     assert_eq!(fresh.status, 200, "who has seen nothing has nothing to wait for");
+}
+
+#[test]
+fn whether_a_rollout_is_judged_by_guards_alone_is_part_of_its_revision() {
+    let site = Site::new();
+    let tidegate = site.stepping();
+    let seen = tidegate.ask("GET", WEB, "").fields("etag")[0].to_owned();
+    let switched = tidegate.ask("POST", &format!("{WEB}/guards-only"), r#"{"reason": "v1 is down"}"#);
+    assert_eq!(switched.status, 200);
+    let waited =
+        tidegate.ask_with(&format!("If-None-Match: {seen}\r\n"), "GET", &format!("{WEB}?wait=60s"), "");
+    assert_eq!((waited.status, &json_of(&waited)["rollout"]["guards_only"]), (200, &json!(true)));
+    let fields = format!("If-Match: {seen}\r\n");
+    problem(&tidegate.ask_with(&fields, "POST", &format!("{WEB}/promote"), ""), 412);
 }
 
 /// A stream of events, read line by line.
