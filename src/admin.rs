@@ -22,6 +22,7 @@ pub mod readiness;
 mod refusals;
 pub mod reload;
 mod revision;
+mod room;
 pub mod server;
 pub mod token;
 mod watch;

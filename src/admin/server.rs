@@ -61,7 +61,8 @@ pub struct Served {
 pub async fn serve(listener: std::net::TcpListener, tls: Option<Tls>, served: Served) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
-    connection::accept(listener, tls, router(served)).await;
+    let access = served.access.clone();
+    connection::accept(listener, tls, router(served), access).await;
     Ok(())
 }
 

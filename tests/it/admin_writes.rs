@@ -398,3 +398,17 @@ fn no_more_wait_than_there_are_places() {
     };
     eventually(freed, |status| *status == 200);
 }
+
+#[test]
+fn idle_connections_keep_nobody_out_and_end_no_stream() {
+    let setup = Setup::new();
+    let mut stream = Stream::open(&setup.tidegate, "/api/v1/events", "");
+    let idle: Vec<_> = (0..300).map(|_| TcpStream::connect(setup.tidegate.admin).unwrap()).collect();
+    assert_eq!(setup.tidegate.ask("GET", "/livez", "").status, 200);
+    assert_eq!(setup.flip_with("").status, 200);
+    assert!(stream.next().is_some());
+    let turned_away =
+        setup.tidegate.scrape().sum("tidegate_admin_refused_total", &[("reason", "connections")]);
+    assert!(turned_away >= 300.0 - 128.0, "{turned_away}");
+    drop(idle);
+}
