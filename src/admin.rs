@@ -11,6 +11,7 @@ mod audit;
 pub mod client;
 pub mod connection;
 mod failures;
+mod finish;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod guard;
@@ -21,6 +22,7 @@ pub mod readiness;
 mod refusals;
 pub mod reload;
 mod revision;
+mod room;
 pub mod server;
 pub mod token;
 mod watch;

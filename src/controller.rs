@@ -168,6 +168,9 @@ pub enum CommandError {
     /// Something came before it was saved.
     #[error("this was overtaken by something newer before it was saved, and has not happened")]
     Overtaken,
+    /// It was held until something before it was saved, and whoever asked did not wait so long.
+    #[error("nobody waited for this any more when what was before it had been saved, so it was not done")]
+    TooLate,
     /// It is not as it was when whoever asks looked.
     #[error("service `{0}` has changed since: look again")]
     Changed(ServiceName),

@@ -5,7 +5,7 @@ use axum::{
     body::Bytes,
     extract::{FromRequest, State},
     response::{IntoResponse, Response},
-    routing::{get, post, put},
+    routing::{MethodRouter, get, post, put},
 };
 use http::{StatusCode, header};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -28,17 +28,6 @@ use crate::{
 /// The routes under `/api/v1`, but for those that wait. `retry`, `abort` and `undo` are what users of Argo
 /// Rollouts call them.
 pub(super) fn router() -> Router<Controller> {
-    let verb = |request: Request| {
-        post(
-            async move |controller: State<Controller>,
-                        name: Named,
-                        caller: Caller,
-                        body: Option<Body<Plain>>| {
-                let Body(Plain { reason }) = body.unwrap_or_default();
-                ask(controller, name, request, caller.because(reason)?).await
-            },
-        )
-    };
     Router::new()
         .route("/services", get(services))
         .route("/services/{name}/weight", put(weight))
@@ -46,15 +35,31 @@ pub(super) fn router() -> Router<Controller> {
         .route("/services/{name}/start", post(start))
         .route("/services/{name}/retry", post(start))
         .route("/services/{name}/guards-only", post(guards_only))
-        .route("/services/{name}/rollback", verb(Request::Rollout(Command::RollBack)))
-        .route("/services/{name}/abort", verb(Request::Rollout(Command::RollBack)))
-        .route("/services/{name}/pause", verb(Request::Rollout(Command::Pause)))
-        .route("/services/{name}/resume", verb(Request::Rollout(Command::Resume)))
+        .route("/services/{name}/pause", verb(Command::Pause))
+        .route("/services/{name}/resume", verb(Command::Resume))
         .route("/services/{name}/flip", post(flip))
         .route("/services/{name}/undo", post(flip))
         .merge(super::history::router())
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
+}
+
+/// Those of them that wait for nothing.
+pub(super) fn ways_back() -> Router<Controller> {
+    Router::new()
+        .route("/services/{name}/rollback", verb(Command::RollBack))
+        .route("/services/{name}/abort", verb(Command::RollBack))
+        .method_not_allowed_fallback(no_such_method)
+}
+
+/// A command with nothing to say but why.
+fn verb(command: Command) -> MethodRouter<Controller> {
+    post(
+        async move |controller: State<Controller>, name: Named, caller: Caller, body: Option<Body<Plain>>| {
+            let Body(Plain { reason }) = body.unwrap_or_default();
+            ask(controller, name, Request::Rollout(command), caller.because(reason)?).await
+        },
+    )
 }
 
 #[derive(Serialize)]
@@ -221,7 +226,11 @@ pub(super) async fn reload(
 ) -> Result<impl IntoResponse, Problem> {
     actor.needs(Scope::Admin)?;
     actor.needs_all_services()?;
-    caller.because(body.and_then(|Body(body)| body.reason))?;
+    let context = caller.because(body.and_then(|Body(body)| body.reason))?;
+    if context.revisions.is_some() {
+        let detail = "`If-Match` names revisions of a service, and a reload is of none: ask without it";
+        return Err(Problem::new(StatusCode::PRECONDITION_FAILED, detail));
+    }
     let changes = reload.ask().await?;
     Ok(Json(Reloaded { changes }))
 }

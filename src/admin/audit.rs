@@ -23,6 +23,7 @@ use serde::Serialize;
 use super::{
     access::Access,
     actor::{Actor, Peer},
+    finish::Asker,
     problem::{Detail, Problem},
     revision,
 };
@@ -46,6 +47,7 @@ struct Notes(Arc<OnceLock<String>>);
 pub(super) struct Caller {
     actor: Actor,
     revisions: Option<Vec<u64>>,
+    asker: Option<Asker>,
     notes: Notes,
 }
 
@@ -55,7 +57,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let actor = Actor::from_request_parts(parts, state).await?;
         let notes = parts.extensions.get::<Notes>().cloned().unwrap_or_default();
-        Ok(Self { actor, revisions: revision::to_match(&parts.headers), notes })
+        let asker = parts.extensions.get::<Asker>().cloned();
+        Ok(Self { actor, revisions: revision::to_match(&parts.headers), asker, notes })
     }
 }
 
@@ -73,7 +76,8 @@ impl Caller {
             // Once for each request, since each has one handler.
             let _first = self.notes.0.set(reason.clone());
         }
-        Ok(Context { actor: self.actor.name(), reason, revisions: self.revisions })
+        let Self { actor, revisions, asker, notes: _ } = self;
+        Ok(Context { actor: actor.name(), reason, revisions, asker: asker.map(|Asker(asker)| asker) })
     }
 }
 
@@ -170,7 +174,8 @@ fn target(path: &str) -> (Option<&str>, &str) {
         Some((service, verb)) => (Some(service), verb),
         None => (None, path),
     };
-    let known = ["weight", "start", "promote", "rollback", "pause", "resume", "flip", "reload"];
+    let known =
+        ["weight", "start", "guards-only", "promote", "rollback", "pause", "resume", "flip", "reload"];
     let verb = match verb {
         "retry" => "start",
         "abort" => "rollback",
@@ -216,5 +221,23 @@ mod tests {
         assert_eq!(target("/api/v1/reload"), (None, "reload"));
         assert_eq!(target("/api/v1/services/web/x\ny"), (Some("web"), "unknown"));
         assert_eq!(target("/metrics"), (None, "unknown"));
+    }
+
+    #[test]
+    fn every_write_has_a_verb() {
+        let document: serde_json::Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        let writes = paths
+            .iter()
+            .filter(|(_, of)| ["put", "post", "patch", "delete"].iter().any(|m| of[m].is_object()));
+        let mut seen = 0;
+        for (path, _) in writes {
+            let last = path.rsplit('/').next().unwrap();
+            let meant = [("retry", "start"), ("abort", "rollback"), ("undo", "flip")];
+            let meant = meant.into_iter().find(|(other, _)| *other == last).map_or(last, |(_, meant)| meant);
+            assert_eq!(target(path).1, meant, "{path}");
+            seen += 1;
+        }
+        assert!(seen >= 12, "{seen}");
     }
 }

@@ -1,7 +1,8 @@
 //! A write that was done is not done again: `Idempotency-Key` names it, and whoever asks twice, because the
 //! first answer was lost, gets that answer.
 //!
-//! What was refused has changed nothing and may be asked again. What is remembered is bounded in number and
+//! What was refused has changed nothing and may be asked again; of what nobody has waited for to the end it is not
+//! known whether it will be, so its key stays that of a request that is being worked on until it is. What is remembered is bounded in number and
 //! age, and is not kept over a restart; `If-Match` holds over one.
 
 use std::{
@@ -20,7 +21,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use ring::digest::{Context as Digest, SHA256};
 
-use super::{actor::Actor, problem::Problem, server::MAX_BODY};
+use super::{actor::Actor, problem::Problem};
 use crate::clock;
 
 /// What a write is called by.
@@ -105,7 +106,7 @@ impl Memory {
     }
 }
 
-/// The middleware.
+/// The middleware. It has to be seen through, or the key would stay that of a request that is being worked on.
 pub(super) async fn once(State(memory): State<Memory>, request: Request, next: Next) -> Response {
     let actor = request.extensions().get::<Actor>().map(Actor::identity);
     let (Some(actor), Some(named)) = (actor, request.headers().get(KEY)) else {
@@ -120,10 +121,7 @@ pub(super) async fn once(State(memory): State<Memory>, request: Request, next: N
         return Problem::new(StatusCode::BAD_REQUEST, detail).into_response();
     };
     let (parts, body) = request.into_parts();
-    let Ok(body) = to_bytes(body, MAX_BODY).await else {
-        return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large: 64 KiB is the most")
-            .into_response();
-    };
+    let body = to_bytes(body, usize::MAX).await.expect("a write is passed on once it is there");
     let mut asked = Digest::new(&SHA256);
     for part in [parts.method.as_str().as_bytes(), parts.uri.path().as_bytes(), &body] {
         asked.update(&part.len().to_be_bytes());
@@ -139,21 +137,14 @@ pub(super) async fn once(State(memory): State<Memory>, request: Request, next: N
         }
         Ok(None) => {}
     }
-    // In a task of its own: a client that goes away before it is answered is one that will ask again.
-    let done = tokio::spawn(async move {
-        let response = next.run(Request::from_parts(parts, Body::from(body))).await;
-        let (parts, body) = response.into_parts();
-        let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
-        let headers = [header::CONTENT_TYPE, header::ETAG].into_iter();
-        let headers =
-            headers.filter_map(|name| Some((name.clone(), parts.headers.get(name)?.clone()))).collect();
-        let answer = Answer { status: parts.status, headers, body: body.clone() };
-        memory.end(&key, parts.status.is_success().then_some(answer));
-        Response::from_parts(parts, Body::from(body))
-    });
-    done.await.unwrap_or_else(|_| {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the request could not be worked on").into_response()
-    })
+    let response = next.run(Request::from_parts(parts, Body::from(body))).await;
+    let (parts, body) = response.into_parts();
+    let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let headers = [header::CONTENT_TYPE, header::ETAG].into_iter();
+    let headers = headers.filter_map(|name| Some((name.clone(), parts.headers.get(name)?.clone()))).collect();
+    let answer = Answer { status: parts.status, headers, body: body.clone() };
+    memory.end(&key, parts.status.is_success().then_some(answer));
+    Response::from_parts(parts, Body::from(body))
 }
 
 #[cfg(test)]

@@ -68,7 +68,9 @@ impl From<CommandError> for Problem {
             | CommandError::Overtaken => StatusCode::CONFLICT,
             CommandError::Changed(_) => StatusCode::PRECONDITION_FAILED,
             CommandError::Unreadable(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            CommandError::NotSaved(_) | CommandError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
+            CommandError::NotSaved(_) | CommandError::TooLate | CommandError::Stopped => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         };
         Self::new(status, error.to_string())
     }

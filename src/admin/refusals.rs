@@ -3,7 +3,8 @@
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
 /// All reasons, so that each has a series from the start.
-const REASONS: [&str; 5] = ["no_credentials", "wrong_credentials", "too_many_failures", "host", "browser"];
+const REASONS: [&str; 6] =
+    ["connections", "no_credentials", "wrong_credentials", "too_many_failures", "host", "browser"];
 
 /// The counts, by reason.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ impl Refusals {
         let counts = IntCounterVec::new(
             Opts::new(
                 "tidegate_admin_refused_total",
-                "Requests to the admin side that were turned away before they were looked at, by why.",
+                "Requests and connections to the admin side that were turned away before they were looked at, by why.",
             ),
             &["reason"],
         )?;

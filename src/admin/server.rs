@@ -19,7 +19,7 @@ use super::{
     access::{self, Access},
     api, audit,
     connection::{self, Tls},
-    guard,
+    finish, guard,
     idempotency::{self, Memory},
     problem::Problem,
     readiness::Readiness,
@@ -29,10 +29,13 @@ use super::{
 use crate::controller::Controller;
 
 /// Longest time that a reply may take.
-const TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests of a kind that are worked on at a time; more are turned away. A write may wait for the disk, and a
 /// pipeline may start a hundred services in one moment.
 const CONCURRENCY: usize = 128;
+/// The same of ways back. They take effect before they wait for the disk, and one that stands still may not keep the
+/// next from doing so.
+const WAYS_BACK: usize = 1024;
 /// Largest body, in bytes.
 pub(super) const MAX_BODY: usize = 64 * 1024;
 
@@ -58,7 +61,8 @@ pub struct Served {
 pub async fn serve(listener: std::net::TcpListener, tls: Option<Tls>, served: Served) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
-    connection::accept(listener, tls, router(served)).await;
+    let access = served.access.clone();
+    connection::accept(listener, tls, router(served), access).await;
     Ok(())
 }
 
@@ -72,18 +76,18 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 
 pub(super) fn router(served: Served) -> Router {
     let Served { access, controller, reload, registry, readiness } = served;
-    let limits = ServiceBuilder::new()
-        .layer(HandleErrorLayer::new(overloaded))
-        .load_shed()
-        .concurrency_limit(CONCURRENCY)
-        .timeout(TIMEOUT);
+    let limits = |most| {
+        let shed = ServiceBuilder::new().layer(HandleErrorLayer::new(overloaded)).load_shed();
+        shed.concurrency_limit(most).layer(middleware::from_fn(finish::read_in_time))
+    };
     let watching = Watching::new(controller.clone(), readiness.clone());
     Router::new()
         .nest("/api/v1", api::router())
         .with_state(controller.clone())
         .route("/api/v1/reload", post(api::reload).with_state(reload))
         .route("/metrics", get(metrics).with_state(registry))
-        .layer(limits)
+        .layer(limits(CONCURRENCY))
+        .nest("/api/v1", api::ways_back().with_state(controller.clone()).layer(limits(WAYS_BACK)))
         .route("/api/v1/services/{name}", get(watch::service).with_state(watching.clone()))
         .route("/api/v1/services/{name}/events", get(watch::service_events).with_state(watching.clone()))
         .route("/api/v1/events", get(watch::events).with_state(watching))
@@ -97,18 +101,15 @@ pub(super) fn router(served: Served) -> Router {
         .layer(middleware::from_fn(access::authorise))
         .layer(middleware::from_fn_with_state((access.clone(), controller), audit::audit))
         .layer(middleware::from_fn_with_state(Memory::default(), idempotency::once))
+        .layer(middleware::from_fn(finish::finish))
         .layer(middleware::from_fn_with_state(access.clone(), access::authenticate))
         .layer(middleware::from_fn_with_state(access.clone(), guard::refuse_browsers))
         .layer(middleware::from_fn_with_state(access, guard::refuse_other_names))
         .layer(middleware::map_response(guard::harden))
 }
 
-async fn overloaded(error: BoxError) -> Problem {
-    if error.is::<tower::timeout::error::Elapsed>() {
-        Problem::new(StatusCode::GATEWAY_TIMEOUT, format!("no answer within {} s", TIMEOUT.as_secs()))
-    } else {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time; try again")
-    }
+async fn overloaded(_: BoxError) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time; try again")
 }
 
 /// What there is to be asked, in OpenAPI's words. It is kept by hand; tests hold it against the routes.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Answer, Ask, Common, Counts, Reading,
+    Answer, Ask, CommandError, Common, Counts, Reading,
     aa::{AaStatus, AaTest},
     check::Checks,
     context::Context,
@@ -85,7 +85,7 @@ pub(super) struct ServiceTask {
     pub(super) events: Events,
     pub(super) revision: u64,
     /// What the revision is of.
-    revised: (Position, Option<(String, Phase)>),
+    revised: Revised,
     pub(super) now: Reading,
     pub(super) before: Reading,
     /// When the rollout began.
@@ -184,7 +184,13 @@ impl ServiceTask {
                 saved = save::saved(&mut self.journal) => {
                     self.settle(saved);
                     while let Some((request, context, answer)) = self.journal.next_held() {
-                        self.obey(Ask::Request(request, context), answer);
+                        // It may have been held for long: then they have been told so, or are gone, and may
+                        // want something else by now.
+                        if context.is_waited_for() {
+                            self.obey(Ask::Request(request, context), answer);
+                        } else {
+                            self.journal.answer(answer, Err(CommandError::TooLate));
+                        }
                     }
                 }
                 request = requests.recv() => {
@@ -419,9 +425,12 @@ fn fresh_analysis(config: &Service, rollout: Option<&Rollout>, tick: Duration) -
     analysis
 }
 
-/// What a revision is of: all that a write may be meant for.
-fn revised(position: Position, rollout: Option<&Rollout>) -> (Position, Option<(String, Phase)>) {
-    (position, rollout.map(|rollout| (rollout.id.clone(), rollout.phase.clone())))
+/// What a revision is of: all that a write may be meant for. Of a rollout: which, where it is, and whether it is
+/// judged by guards alone.
+type Revised = (Position, Option<(String, Phase, bool)>);
+
+fn revised(position: Position, rollout: Option<&Rollout>) -> Revised {
+    (position, rollout.map(|rollout| (rollout.id.clone(), rollout.phase.clone(), rollout.guards_only)))
 }
 
 impl Window {

@@ -74,7 +74,7 @@ fn bearer(token: &str) -> String {
 }
 
 /// Everything that there is to be asked, and the scope that it needs.
-const ASKED: [(&str, &str, &str, &str); 15] = [
+const ASKED: [(&str, &str, &str, &str); 16] = [
     ("read", "GET", "/api/v1/services", ""),
     ("read", "GET", "/api/v1/services/web", ""),
     ("read", "GET", "/metrics", ""),
@@ -82,6 +82,7 @@ const ASKED: [(&str, &str, &str, &str); 15] = [
     ("operate", "PUT", "/api/v1/services/web/weight", r#"{"canary": 1}"#),
     ("operate", "POST", "/api/v1/services/web/start", ""),
     ("operate", "POST", "/api/v1/services/web/retry", ""),
+    ("operate", "POST", "/api/v1/services/web/guards-only", ""),
     ("operate", "POST", "/api/v1/services/web/promote", ""),
     ("operate", "POST", "/api/v1/services/web/pause", ""),
     ("operate", "POST", "/api/v1/services/web/resume", ""),

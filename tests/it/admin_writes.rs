@@ -2,9 +2,11 @@
 //! done twice, and whoever waits is told.
 
 use std::{
+    fs::File,
     io::{BufRead as _, BufReader},
-    net::TcpStream,
-    path::PathBuf,
+    net::{Shutdown, TcpStream},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
     thread,
     time::Duration,
 };
@@ -15,6 +17,7 @@ use tidegate::admin::token::{Hex, Token};
 
 use crate::{
     admin_api::problem,
+    restart::{BY_HAND, Site},
     support::{Backend, Raw, Tidegate, Web, client::Response, eventually, patience},
 };
 
@@ -46,8 +49,7 @@ impl Setup {
     }
 
     fn records(&self) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.audit_log()).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        records(&self.audit_log())
     }
 
     fn tag(&self) -> String {
@@ -57,6 +59,12 @@ impl Setup {
     fn flip_with(&self, fields: &str) -> Response {
         self.tidegate.ask_with(fields, "POST", &format!("{WEB}/flip"), "")
     }
+}
+
+/// What stands in an audit.
+fn records(file: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 fn json_of(response: &Response) -> Value {
@@ -112,6 +120,80 @@ fn each_write_is_recorded_with_who_what_and_why() {
 }
 
 #[test]
+fn who_is_gone_before_the_answer_is_recorded_all_the_same() {
+    let site = Site::new();
+    let audit = site.folder.path().join("audit.log");
+    let web = site.web(BY_HAND).admin(&format!("audit_log = '{}'", audit.display()));
+    let tidegate = Tidegate::start(site.toml(&web));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let still = StandingStill::new(&site);
+    let mut client = Raw::connect(tidegate.admin);
+    client.send(format!("POST {WEB}/rollback HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"));
+    tidegate.wait_for_phase("rolled_back");
+    client.wire.socket().shutdown(Shutdown::Write).unwrap();
+    client.expect_end();
+    assert_eq!(records(&audit).len(), 1, "the disk has not answered");
+    still.go_on();
+    let records = eventually(|| records(&audit), |records| records.len() == 2);
+    assert_eq!((&records[1]["verb"], &records[1]["status"]), (&"rollback".into(), &json!(200)));
+}
+
+#[test]
+fn what_is_held_while_the_disk_stands_still_is_not_done_when_nobody_waits_for_it_any_more() {
+    let site = Site::new();
+    let audit = site.folder.path().join("audit.log");
+    let web = site.web(BY_HAND).admin(&format!("audit_log = '{}'", audit.display()));
+    let tidegate = Tidegate::start(site.toml(&web));
+    tidegate.set_weight(1.0);
+    let still = StandingStill::new(&site);
+    let put = |fields: &str, percent: &str| {
+        let body = format!("{{\"canary\": {percent}}}");
+        let mut client = Raw::connect(tidegate.admin);
+        client.send(format!(
+            "PUT {WEB}/weight HTTP/1.1\r\nHost: localhost\r\n{fields}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        ));
+        client
+    };
+    let key = "Idempotency-Key: first\r\n";
+    let mut first = put(key, "10");
+    // It is in the queue as soon as its key is known.
+    let again = || put(key, "11").response_to("PUT").status;
+    eventually(again, |status| *status == 422);
+    let mut gone = put("", "20");
+    gone.wire.socket().shutdown(Shutdown::Write).unwrap();
+    gone.expect_end();
+    still.go_on();
+    let refused = first.response_to("PUT");
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    let recorded = |problem: &str| records(&audit).into_iter().find(|record| record["problem"] == problem);
+    let nobody = "nobody waited for this any more when what was before it had been saved, so it was not done";
+    let record = eventually(|| recorded(nobody), Option::is_some).unwrap();
+    assert_eq!((&record["verb"], &record["status"]), (&"weight".into(), &json!(503)));
+    assert_eq!(tidegate.status()["weight"], 1.0);
+    // Nor has the first been done, so its key is for it once more.
+    assert_eq!(put(key, "10").response_to("PUT").status, 200);
+}
+
+/// A disk that stands still: a pipe, for which a write waits until somebody reads.
+struct StandingStill(PathBuf);
+
+impl StandingStill {
+    fn new(site: &Site) -> Self {
+        let pipe = site.file("state.json.next");
+        let made = || Command::new("mkfifo").arg(&pipe).stderr(Stdio::null()).status().unwrap().success();
+        eventually(made, |made| *made);
+        Self(pipe)
+    }
+
+    /// What waits for it fails, because a pipe cannot be synced, and what comes after that succeeds.
+    fn go_on(self) {
+        std::io::copy(&mut File::open(self.0).unwrap(), &mut std::io::sink()).unwrap();
+    }
+}
+
+#[test]
 fn an_audit_that_cannot_be_written_stops_nobody_and_can_be_moved_away() {
     let setup = Setup::new();
     std::fs::create_dir(setup.audit_log()).unwrap();
@@ -155,6 +237,11 @@ fn nobody_changes_what_they_have_not_seen() {
     let either = format!("If-Match: \"1\", {}\r\n", setup.tag());
     assert_eq!(setup.flip_with(&either).status, 200);
     assert_eq!(setup.flip_with("If-Match: *\r\n").status, 200);
+    // A reload is of no service, and so of no revision.
+    let reload = |fields: &str| setup.tidegate.ask_with(fields, "POST", "/api/v1/reload", "");
+    let said = problem(&reload(&format!("If-Match: {}\r\n", setup.tag())), 412);
+    assert!(said.ends_with("a reload is of none: ask without it"), "{said}");
+    assert_eq!(reload("If-Match: *\r\n").status, 200);
     // Counts are none of it.
     let before = setup.tag();
     setup.tidegate.client().get("/");
@@ -211,6 +298,20 @@ fn who_waits_is_answered_by_the_change() {
     assert_eq!(any.status, 304, "there is none that it does not stand for");
     let fresh = setup.tidegate.ask("GET", &format!("{WEB}?wait=60s"), "");
     assert_eq!(fresh.status, 200, "who has seen nothing has nothing to wait for");
+}
+
+#[test]
+fn whether_a_rollout_is_judged_by_guards_alone_is_part_of_its_revision() {
+    let site = Site::new();
+    let tidegate = site.stepping();
+    let seen = tidegate.ask("GET", WEB, "").fields("etag")[0].to_owned();
+    let switched = tidegate.ask("POST", &format!("{WEB}/guards-only"), r#"{"reason": "v1 is down"}"#);
+    assert_eq!(switched.status, 200);
+    let waited =
+        tidegate.ask_with(&format!("If-None-Match: {seen}\r\n"), "GET", &format!("{WEB}?wait=60s"), "");
+    assert_eq!((waited.status, &json_of(&waited)["rollout"]["guards_only"]), (200, &json!(true)));
+    let fields = format!("If-Match: {seen}\r\n");
+    problem(&tidegate.ask_with(&fields, "POST", &format!("{WEB}/promote"), ""), 412);
 }
 
 /// A stream of events, read line by line.
@@ -296,4 +397,18 @@ fn no_more_wait_than_there_are_places() {
         client.response_to("HEAD").status
     };
     eventually(freed, |status| *status == 200);
+}
+
+#[test]
+fn idle_connections_keep_nobody_out_and_end_no_stream() {
+    let setup = Setup::new();
+    let mut stream = Stream::open(&setup.tidegate, "/api/v1/events", "");
+    let idle: Vec<_> = (0..300).map(|_| TcpStream::connect(setup.tidegate.admin).unwrap()).collect();
+    assert_eq!(setup.tidegate.ask("GET", "/livez", "").status, 200);
+    assert_eq!(setup.flip_with("").status, 200);
+    assert!(stream.next().is_some());
+    let turned_away =
+        setup.tidegate.scrape().sum("tidegate_admin_refused_total", &[("reason", "connections")]);
+    assert!(turned_away >= 300.0 - 128.0, "{turned_away}");
+    drop(idle);
 }
