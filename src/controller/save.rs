@@ -151,6 +151,12 @@ impl Journal {
         }
     }
 
+    /// The requests that were kept do not happen.
+    pub(super) fn give_up_held(&mut self) {
+        let held = std::mem::take(&mut self.held).into_iter();
+        self.ready.extend(held.map(|(_, _, answer)| (answer, Err(CommandError::Overtaken))));
+    }
+
     /// The next request that was kept, once nothing is in its way.
     pub(super) fn next_held(&mut self) -> Option<(Request, Context, Answer)> {
         if self.is_advancing() { None } else { self.held.pop_front() }

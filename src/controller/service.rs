@@ -166,6 +166,9 @@ impl ServiceTask {
     ) {
         self.take_up_hooks();
         loop {
+            while let Some((request, context, answer)) = self.journal.next_held() {
+                self.obey(Ask::Request(request, context), answer);
+            }
             self.wait_as_it_should();
             self.submit();
             self.revise();
@@ -182,12 +185,7 @@ impl ServiceTask {
                     let config = configs.borrow_and_update().clone();
                     self.reconfigure(config);
                 }
-                saved = save::saved(&mut self.journal) => {
-                    self.settle(saved);
-                    while let Some((request, context, answer)) = self.journal.next_held() {
-                        self.obey(Ask::Request(request, context), answer);
-                    }
-                }
+                saved = save::saved(&mut self.journal) => self.settle(saved),
                 request = requests.recv() => {
                     let Some((ask, answer)) = request else {
                         self.without(&[]);
