@@ -65,7 +65,7 @@ impl Metrics {
             unsaved: IntGaugeVec::new(
                 Opts::new(
                     "tidegate_store_unsaved",
-                    "Whether the service stands otherwise than it is saved, because saving fails.",
+                    "Whether the service stands otherwise than it is saved, because saving fails or hangs.",
                 ),
                 &["service"],
             )?,
@@ -225,6 +225,11 @@ impl Metrics {
         self.saves.with_label_values(&[service.as_str(), result]).inc();
         self.unsaved.with_label_values(&[service.as_str()]).set(i64::from(!is_saved));
         self.save_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A save takes so long that it may as well have failed.
+    pub(super) fn unsaved(&self, service: &ServiceName) {
+        self.unsaved.with_label_values(&[service.as_str()]).set(1);
     }
 
     /// A tick begins, so much after it was due.

@@ -21,7 +21,8 @@ impl ServiceTask {
             }
         };
         // A way back waits for nothing.
-        if self.journal.is_advancing() && request != Request::Rollout(Command::RollBack) {
+        let overtakes = self.journal.is_advancing();
+        if overtakes && !self.is_way_back(request) {
             return self.journal.hold(request, context, answer, QUEUE);
         }
         // An earlier one in the same line may have changed it.
@@ -34,9 +35,30 @@ impl ServiceTask {
         let accepted = self.accept(request);
         self.context = None;
         match accepted {
-            Ok(()) => self.journal.answer_when_saved(answer),
+            Ok(()) => {
+                if overtakes {
+                    // What stood in line behind the advance was asked for earlier than the way back.
+                    self.journal.give_up_held();
+                }
+                self.journal.answer_when_saved(answer);
+            }
             Err(error) => self.journal.answer(answer, Err(error)),
         }
+    }
+
+    /// Whether it gives the canary no more than it has now, or takes it everything.
+    fn is_way_back(&self, request: Request) -> bool {
+        match request {
+            Request::Rollout(command) => command == Command::RollBack,
+            Request::SetWeight(weight) => self.running().is_none() && weight <= self.weight,
+            Request::Flip { .. } => self.running().is_none() && self.is_flip_back(),
+        }
+    }
+
+    /// Whether a flip would go back to what was stable before the last rollout.
+    fn is_flip_back(&self) -> bool {
+        let roles = self.roles.clone().swapped();
+        self.record.as_ref().is_some_and(|record| record.roles == roles)
     }
 
     fn accept(&mut self, request: Request) -> Result<(), CommandError> {
@@ -67,21 +89,21 @@ impl ServiceTask {
             Request::Flip { .. } => {
                 let roles = self.roles.clone().swapped();
                 let what = format!("flipped: {} is stable and has all requests", roles.stable());
-                // Back to what was stable before the last rollout is a way back.
-                let is_back = self.record.as_ref().is_some_and(|record| record.roles == roles);
-                self.stand(Position { roles, weight: Weight::ZERO }, !is_back, (Kind::Flip, what));
+                let is_more = !self.is_flip_back();
+                self.stand(Position { roles, weight: Weight::ZERO }, is_more, (Kind::Flip, what));
                 Ok(())
             }
         }
     }
 
     /// Gives the canary another share, or another backend all of it, in the phase that it is in. What is more traffic
-    /// for the canary is saved first.
+    /// for the canary is saved first; what is less does not wait for that, and takes its place.
     pub(super) fn stand(&mut self, position: Position, is_more: bool, (kind, what): (Kind, String)) {
         if is_more {
             let entry = self.entry(kind, what, position);
             self.advance(Advance { phase: None, entry, answer: None });
         } else {
+            self.journal.overtake();
             self.publish(position.roles, position.weight);
             let entry = self.entry(kind, what, self.position());
             self.tell_of(&entry);

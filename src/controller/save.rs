@@ -3,7 +3,7 @@
 //! An advance waits: it is saved first, and made once that would outlive a crash; if it cannot be saved
 //! it is not made. Everything else, a way back above all, takes effect at once and is saved after, again
 //! and again until that succeeds. Whoever asked for either is answered when it is saved, or known not to
-//! be.
+//! be. A disk that does not answer keeps those waiting who want an advance; the others are answered without it.
 //!
 //! One save of a service is under way at a time, and the next has whatever has come up meanwhile. A way
 //! back that comes while an advance is being saved overtakes it: the disk may then have the advance for a
@@ -28,6 +28,8 @@ use crate::{
 const EVIDENCE: u32 = 5;
 /// Entries that may wait for a store that takes nothing; the oldest go first.
 const MOST: usize = 1000;
+/// How long a save may take before people are told, and those answered without it whose wish has taken effect.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a service has that the store may not have yet.
 pub(super) struct Journal {
@@ -149,6 +151,12 @@ impl Journal {
         } else {
             self.ready.push((answer, Err(CommandError::NotSaved(StoreError::Busy))));
         }
+    }
+
+    /// The requests that were kept do not happen.
+    pub(super) fn give_up_held(&mut self) {
+        let held = std::mem::take(&mut self.held).into_iter();
+        self.ready.extend(held.map(|(_, _, answer)| (answer, Err(CommandError::Overtaken))));
     }
 
     /// The next request that was kept, once nothing is in its way.
@@ -303,8 +311,31 @@ impl ServiceTask {
     /// A tick: a save that failed may be tried again, and evidence is saved now and then.
     pub(super) fn may_save_again(&mut self, is_observed: bool) {
         self.journal.rests = false;
+        self.notice_silence();
         if is_observed && self.journal.last.elapsed() >= self.tick * EVIDENCE {
             self.journal.is_dirty = true;
+        }
+    }
+
+    /// A disk that hangs is trouble like one that fails. Only shown: an entry would be one more thing to save, and
+    /// on a disk that is merely slow the next save would call for the next entry, for ever.
+    fn notice_silence(&mut self) {
+        let Journal { saving, answers, before, problem, ready, .. } = &mut self.journal;
+        let Some(UnderWay { purpose, answers: earlier, .. }) =
+            saving.as_mut().filter(|saving| saving.since.elapsed() >= PATIENCE)
+        else {
+            return;
+        };
+        // What they asked for has happened; but a start can still be undone.
+        if before.is_none() && !matches!(purpose, Purpose::Start(_)) {
+            ready.extend(earlier.drain(..).chain(answers.drain(..)).map(|answer| (answer, Ok(()))));
+        }
+        if problem.is_none() {
+            let silent = StoreError::Silent;
+            let what = format!("what happens is not saved yet: {silent}");
+            *problem = Some(silent);
+            self.metrics.unsaved(&self.config.name);
+            self.show(&self.entry(Kind::Store, what, self.position()));
         }
     }
 
@@ -321,8 +352,11 @@ impl ServiceTask {
                     self.make(*advance);
                 }
                 self.journal.ready.extend(answers.into_iter().map(|answer| (answer, Ok(()))));
-                if self.journal.problem.take().is_some() {
-                    self.note(Kind::Store, "what happens can be saved again".to_owned());
+                let what = "what happens can be saved again".to_owned();
+                match self.journal.problem.take() {
+                    Some(StoreError::Silent) => self.show(&self.entry(Kind::Store, what, self.position())),
+                    Some(_) => self.note(Kind::Store, what),
+                    None => {}
                 }
             }
             Err(problem) => self.not_saved(purpose, answers, problem),

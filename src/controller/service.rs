@@ -165,6 +165,15 @@ impl ServiceTask {
     ) {
         self.take_up_hooks();
         loop {
+            while let Some((request, context, answer)) = self.journal.next_held() {
+                // It may have been held for long: then they have been told so, or are gone, and may want
+                // something else by now.
+                if context.is_waited_for() {
+                    self.obey(Ask::Request(request, context), answer);
+                } else {
+                    self.journal.answer(answer, Err(CommandError::TooLate));
+                }
+            }
             self.wait_as_it_should();
             self.submit();
             self.revise();
@@ -181,18 +190,7 @@ impl ServiceTask {
                     let config = configs.borrow_and_update().clone();
                     self.reconfigure(config);
                 }
-                saved = save::saved(&mut self.journal) => {
-                    self.settle(saved);
-                    while let Some((request, context, answer)) = self.journal.next_held() {
-                        // It may have been held for long: then they have been told so, or are gone, and may
-                        // want something else by now.
-                        if context.is_waited_for() {
-                            self.obey(Ask::Request(request, context), answer);
-                        } else {
-                            self.journal.answer(answer, Err(CommandError::TooLate));
-                        }
-                    }
-                }
+                saved = save::saved(&mut self.journal) => self.settle(saved),
                 request = requests.recv() => {
                     let Some((ask, answer)) = request else {
                         self.without(&[]);

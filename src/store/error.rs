@@ -67,6 +67,9 @@ pub enum StoreError {
     /// More is to be saved than the disk can take.
     #[error("the store is busy: what was to be saved before is not on the disk yet")]
     Busy,
+    /// It has been waited for longer than a disk that is well takes.
+    #[error("the disk does not answer: see whether it, or the network that it is on, hangs")]
+    Silent,
     /// Whoever saves has stopped.
     #[error("the store has stopped")]
     Stopped,

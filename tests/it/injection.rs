@@ -7,7 +7,7 @@
 //!
 //! `cargo test` kills in a sample of the places, in the others as well with `TIDEGATE_TEST_PLACES=all`.
 
-mod process;
+pub mod process;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -28,6 +28,7 @@
 //! | `h1` | HTTP/1.1 and 1.0 on both sides: framing, reuse, streaming |
 //! | `h2` | HTTP/2 with prior knowledge, on the same port as HTTP/1.1 |
 //! | `h2_backends` | connections to HTTP/2 backends: shared, limited, left |
+//! | `hanging` | rollouts on a disk that does not answer |
 //! | `headers` | what changes in a head on its way through, and what is refused |
 //! | `health` | endpoints are asked whether they are well |
 //! | `manual` | what the command line says of itself: help in docs/cli.md, completions, manual pages |
@@ -105,6 +106,7 @@ mod guards_only;
 mod h1;
 mod h2;
 mod h2_backends;
+mod hanging;
 mod headers;
 mod health;
 mod hooks;

@@ -26,6 +26,9 @@ const STOP: &str = "TIDEGATE_TEST_STOP";
 /// What begins a line of its own, among those of the test harness.
 const MARK: &str = "| ";
 
+/// What a process is told that has stopped, and is not to be killed.
+const GO: &str = "go";
+
 /// Where a process is to stop.
 #[derive(Debug, Clone, Copy)]
 pub enum Stop {
@@ -74,7 +77,7 @@ impl Stop {
 }
 
 /// Is the process. Stops in a place as it is told to on its standard input, with the thread that came there, and
-/// waits to be killed; its workers go on.
+/// waits to be killed, or to be told to go on; its workers go on.
 #[test]
 #[ignore = "is the process that the others kill"]
 fn serve() {
@@ -82,6 +85,8 @@ fn serve() {
     let tell = |what: String| println!("\n{MARK}{what}");
     let told = Arc::new(Mutex::new(Told::read(&env::var(STOP).unwrap())));
     let now = Arc::clone(&told);
+    let (go, goes) = channel();
+    let goes = Mutex::new(goes);
     failpoint::watch(move |place| {
         let Some(keeps) = now.lock().unwrap().come_to(place.name) else { return };
         if let Some((file, from)) = place.unsynced {
@@ -90,14 +95,16 @@ fn serve() {
             file.set_len(from + unsynced * keeps / 1000).unwrap();
         }
         tell(format!("stopped {}", place.name));
-        loop {
-            thread::park();
-        }
+        // Or else the test is over.
+        let _goes: Result<(), _> = goes.lock().unwrap().recv();
     });
     let tidegate = Tidegate::start_from(Path::new(&config), false);
     tell(format!("listening {} {}", tidegate.address(), tidegate.admin));
-    for line in std::io::stdin().lines() {
-        *told.lock().unwrap() = Told::read(&line.unwrap());
+    for line in std::io::stdin().lines().map(Result::unwrap) {
+        match line.as_str() {
+            GO => go.send(()).unwrap(),
+            line => *told.lock().unwrap() = Told::read(line),
+        }
         tell("told".to_owned());
     }
 }
@@ -190,6 +197,11 @@ impl Process {
                 other => panic!("{other:?} was not to come"),
             }
         }
+    }
+
+    /// Lets it go on where it has stopped.
+    pub fn go_on(&mut self) {
+        assert_eq!(self.stop(GO), None);
     }
 
     /// Kills it, and waits until it is gone.
