@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use self::http::Client;
+use super::service::ServiceTask;
 use crate::{
     analysis::verdict::{Arms, Stage, Verdict},
     clock,
@@ -83,6 +84,21 @@ impl Measuring {
         let mut task = JoinSet::new();
         task.spawn(run(check.clone(), Arc::clone(subject), sender));
         Self { watch, _task: task }
+    }
+}
+
+impl ServiceTask {
+    /// Has checks of what is measured elsewhere their say, and returns how they stood.
+    pub(super) fn ask_elsewhere(&mut self, verdict: &mut Verdict) -> Vec<CheckStatus> {
+        let (Some(record), checks) = (&self.record, &self.config.rollout.checks) else { return Vec::new() };
+        if checks.is_empty() {
+            return Vec::new();
+        }
+        let subject = || Subject { service: self.config.name.clone(), roles: record.roles.clone() };
+        let wanted = record.phase.step().and_then(|step| record.plan.checks_in(step));
+        let checks = self.checks.get_or_insert_with(|| Checks::new(checks, subject()));
+        checks.watch(wanted);
+        checks.consider(verdict)
     }
 }
 

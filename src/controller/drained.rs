@@ -7,9 +7,10 @@ use tokio::time::Instant;
 
 use super::service::ServiceTask;
 use crate::{
+    clock,
     model::{name::BackendName, role::Role, units::format_duration, weight::Weight},
-    rollout::phase::Phase,
-    store::record::Kind,
+    rollout::{event::Event, phase::Phase},
+    store::record::{Kind, Rollout},
 };
 
 /// How a backend stands at a look.
@@ -72,6 +73,16 @@ impl Drained {
 }
 
 impl ServiceTask {
+    /// A rollback is over once nothing is under way at the backend that it took traffic from. A worker takes
+    /// up a snapshot with its next request, so counts of the same moment prove nothing yet.
+    pub(super) fn notice_drained(&mut self) {
+        let Some(Rollout { phase: Phase::RollingBack { since, .. }, .. }) = &self.record else { return };
+        let in_flight = self.roles.canary().map_or(0, |canary| self.attempts(canary).0);
+        if clock::now().since(*since) >= self.tick && in_flight == 0 {
+            self.happen(Event::Drained);
+        }
+    }
+
     /// Tells who may be taken away, and who not any more.
     pub(super) fn look_who_is_drained(&mut self) {
         let mut drained = std::mem::take(&mut self.drained);

@@ -36,13 +36,7 @@ use crate::{
         units::format_duration,
         weight::Weight,
     },
-    rollout::{
-        check::{CheckStatus, Subject},
-        event::Event,
-        phase::Phase,
-        plan::Plan,
-        trial,
-    },
+    rollout::{event::Event, phase::Phase, plan::Plan, trial},
     store::record::{Entry, Kind, Position, Rollout},
     telemetry::{ledger::Hub, reader::Totals},
 };
@@ -314,29 +308,6 @@ impl ServiceTask {
         let Some(decision) = decision else { return };
         self.happen(Event::Tick(decision));
         self.keep_to_budget();
-    }
-
-    /// A rollback is over once nothing is under way at the backend that it took traffic from. A worker takes
-    /// up a snapshot with its next request, so counts of the same moment prove nothing yet.
-    fn notice_drained(&mut self) {
-        let Some(Rollout { phase: Phase::RollingBack { since, .. }, .. }) = &self.record else { return };
-        let in_flight = self.roles.canary().map_or(0, |canary| self.attempts(canary).0);
-        if clock::now().since(*since) >= self.tick && in_flight == 0 {
-            self.happen(Event::Drained);
-        }
-    }
-
-    /// Has checks of what is measured elsewhere their say, and returns how they stood.
-    fn ask_elsewhere(&mut self, verdict: &mut Verdict) -> Vec<CheckStatus> {
-        let (Some(record), checks) = (&self.record, &self.config.rollout.checks) else { return Vec::new() };
-        if checks.is_empty() {
-            return Vec::new();
-        }
-        let subject = || Subject { service: self.config.name.clone(), roles: record.roles.clone() };
-        let wanted = record.phase.step().and_then(|step| record.plan.checks_in(step));
-        let checks = self.checks.get_or_insert_with(|| Checks::new(checks, subject()));
-        checks.watch(wanted);
-        checks.consider(verdict)
     }
 
     /// Whether the canary gets copies now, and no users.
