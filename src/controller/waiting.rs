@@ -5,6 +5,8 @@
 
 use std::pin::Pin;
 
+use tokio::sync::watch;
+
 use super::{
     happening::Happening,
     hook::{self, Payload, Told},
@@ -43,18 +45,23 @@ impl Wait {
     }
 }
 
+/// What will come.
+type Coming = Pin<Box<dyn Future<Output = Event> + Send>>;
+
 /// What is waited for, until it has come.
 pub(super) struct Waiting {
     wait: Wait,
-    coming: Pin<Box<dyn Future<Output = Event> + Send>>,
+    coming: Coming,
     come: Option<Event>,
     /// Whether it has come and had to wait for the end of a freeze.
     was_held_back: bool,
+    /// Told when nobody has to be asked any more.
+    unasked: watch::Sender<bool>,
 }
 
 impl Waiting {
-    fn begin(wait: Wait, coming: Pin<Box<dyn Future<Output = Event> + Send>>) -> Self {
-        Self { wait, coming, come: None, was_held_back: false }
+    fn begin(wait: Wait, coming: Coming, unasked: watch::Sender<bool>) -> Self {
+        Self { wait, coming, come: None, was_held_back: false, unasked }
     }
 }
 
@@ -107,7 +114,14 @@ impl ServiceTask {
             if matches!(wait, Some(Wait::Hook(..))) && !self.journal.is_settled() {
                 return self.waiting = None;
             }
-            self.waiting = wait.map(|wait| Waiting::begin(wait, self.begin_to_wait(wait)));
+            self.waiting = wait.map(|wait| {
+                let (unasked, asks) = watch::channel(false);
+                Waiting::begin(wait, self.begin_to_wait(wait, asks), unasked)
+            });
+        }
+        let phase = self.record.as_ref().map(|record| &record.phase);
+        if let (Some(Phase::Preparing { full: true, .. }), Some(waiting)) = (phase, &self.waiting) {
+            waiting.unasked.send_replace(true);
         }
     }
 
@@ -149,20 +163,26 @@ impl ServiceTask {
             let canary = self.canary();
             let prepared =
                 async { ready(canary).await.map_or_else(Event::PrepareFailed, |()| Event::Prepared) };
-            self.waiting = Some(Waiting::begin(*of, Box::pin(prepared)));
+            self.waiting = Some(Waiting::begin(*of, Box::pin(prepared), watch::channel(false).0));
             return self.show(&entry);
         }
         self.happen(event.clone());
     }
 
-    fn begin_to_wait(&self, wait: Wait) -> Pin<Box<dyn Future<Output = Event> + Send>> {
+    /// Begins to wait for this; hooks before the first user, for as long as somebody has to be asked.
+    fn begin_to_wait(&self, wait: Wait, mut unasked: watch::Receiver<bool>) -> Coming {
         match wait {
             Wait::Ready(since) => {
                 let (canary, hooks) = (self.canary(), self.asked(At::PreRollout, since));
                 Box::pin(async move {
                     let prepared = async {
                         ready(canary).await?;
-                        hooks.await
+                        tokio::select! {
+                            // First, so that no hook is called for nothing.
+                            biased;
+                            Ok(_) = unasked.wait_for(|unasked| *unasked) => Ok(()),
+                            answer = hooks => answer,
+                        }
                     };
                     match prepared.await {
                         Ok(()) => Event::Prepared,

@@ -11,7 +11,7 @@ use ring::hmac;
 use serde_json::Value;
 
 use crate::support::{
-    Backend, Tidegate, Web,
+    Backend, Refusing, Tidegate, Web,
     backend::Seen,
     certificates::{Authority, Files},
     eventually, eventually_is, reply,
@@ -153,6 +153,31 @@ fn a_no_rolls_back_where_the_plan_says_so_and_before_the_first_user() {
     let why = format!("the hook `http://{}/…`: status 403: checkout is red", receiver.address);
     assert_eq!(status["rollout"]["reason"]["kind"], "prepare_failed");
     assert_eq!(status["rollout"]["reason"]["why"], why);
+}
+
+#[test]
+fn a_hot_fix_asks_nobody() {
+    let (setup, no) = (Setup::new(), receiver(&["403 Forbidden"]));
+    let full = "{\"full\": true, \"reason\": \"a hot fix\"}";
+    let refusing = Refusing::new();
+    let web = Web::new(setup.stable.address)
+        .canary(refusing.address)
+        .table("rollout", &format!("{STEPS}{}", hook("pre-rollout", &no, "")));
+    let tidegate = Tidegate::start(web);
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("preparing");
+    tidegate.api("POST", "web/promote", full);
+    let _canary = refusing.open("v2");
+    tidegate.wait_for_phase("baking");
+    assert_eq!(no.count(), 0);
+    // Also where one is asked already, and would say no in the end.
+    let silent = Backend::scripted(|mut peer| peer.wait_for_end());
+    let tidegate = setup.start(&hook("pre-rollout", &silent, "timeout = '1h'\ndeadline = '1h'"));
+    eventually_is(1, || silent.connections());
+    assert_eq!(tidegate.status()["rollout"]["phase"], "preparing");
+    tidegate.api("POST", "web/promote", full);
+    tidegate.wait_for_phase("baking");
+    assert_eq!(silent.connections(), 1);
 }
 
 #[test]
