@@ -150,6 +150,23 @@ impl ServiceTask {
         }
     }
 
+    /// The rollout that ran in the process before this one is over by what was found since: that is its last
+    /// transition, which is recorded, counted and told like any other.
+    pub(super) fn has_ended_meanwhile(&mut self) {
+        let Some(Phase::RolledBack { at, reason }) = self.record.as_ref().map(|record| record.phase.clone())
+        else {
+            return;
+        };
+        let (note, phase) =
+            (Note::RolledBack { reason: reason.clone() }, Phase::RolledBack { at, reason: reason.clone() });
+        self.metrics.entered(&self.config.name, &phase);
+        // Both at once: whoever is told of a rollback is told when the canary gets nothing more.
+        self.tell_of_phase(&Phase::Idle, &Phase::RollingBack { since: at, reason });
+        let entry = self.transition_entry(&phase, &note, self.position());
+        self.tell_of(&entry);
+        self.record(entry);
+    }
+
     /// How traffic stands at an exposure, which is relative to the roles with which the rollout began.
     fn position_at(&self, Exposure { swapped, weight, copies: _ }: Exposure) -> Position {
         let roles = self.record.as_ref().map_or(&self.roles, |record| &record.roles).clone();

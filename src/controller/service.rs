@@ -99,8 +99,8 @@ impl ServiceTask {
     pub(super) fn new(config: Service, common: &Common) -> Self {
         let Common { publisher, hub, metrics, tick, reading: _, store, notifier } = common;
         let standing = Standing::of(&config, &store.found(&config.name), clock::now());
-        let Standing { position: Position { roles, weight }, salt, rollout, analysis, saved, events, news } =
-            standing;
+        let Standing { position, salt, rollout, has_ended, analysis, saved, events, news } = standing;
+        let Position { roles, weight } = position;
         metrics.begin(&config.name);
         config.backends.iter().for_each(|backend| metrics.drained(&config.name, &backend.name, false));
         metrics.published(&config.name, &roles, &roles, weight);
@@ -145,7 +145,11 @@ impl ServiceTask {
         if saved.is_some() {
             task.begin_recording(saved);
         }
+        task.take_up_hooks();
         news.into_iter().for_each(|(kind, what)| task.note(kind, what));
+        if has_ended {
+            task.has_ended_meanwhile();
+        }
         task
     }
 
@@ -157,7 +161,6 @@ impl ServiceTask {
         mut readings: watch::Receiver<Reading>,
         status: watch::Sender<ServiceStatus>,
     ) {
-        self.take_up_hooks();
         loop {
             while let Some((request, context, answer)) = self.journal.next_held() {
                 // It may have been held for long: then they have been told so, or are gone, and may want

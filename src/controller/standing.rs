@@ -31,6 +31,8 @@ pub(super) struct Standing {
     pub(super) position: Position,
     pub(super) salt: u64,
     pub(super) rollout: Option<Rollout>,
+    /// Whether that ran when it was saved, and is over by what was found since.
+    pub(super) has_ended: bool,
     pub(super) analysis: Option<Analysis>,
     /// When the evidence was saved from which a rollout goes on.
     pub(super) saved: Option<Timestamp>,
@@ -57,6 +59,7 @@ impl Standing {
             position: configured(service),
             salt: publish::salt(&service.name, 0),
             rollout: None,
+            has_ended: false,
             analysis: None,
             saved: None,
             events: found.recent.iter().map(occurrence).collect(),
@@ -171,6 +174,7 @@ impl Standing {
         {
             let reason = RollBackReason::CannotGoOn { why: why.to_owned() };
             rollout.phase = Phase::RolledBack { at: now, reason };
+            self.has_ended = true;
         }
         (self.analysis, self.saved) = (None, None);
         self

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::{
     rollout::{Load, events},
-    support::{Backend, Tidegate, Web, eventually},
+    support::{Backend, Tidegate, Web, eventually, reply},
 };
 
 /// Two versions, and a directory for what outlives the proxy in front of them.
@@ -229,10 +229,19 @@ fn whoever_became_stable_stays_so_until_the_configuration_says_otherwise() {
 fn a_rollout_whose_roles_are_written_anew_is_over() {
     let site = Site::new();
     let tidegate = site.stepping();
+    let id = tidegate.status()["rollout"]["id"].clone();
     site.stop(tidegate);
+    let receiver = Backend::answering(|_| reply("204 No Content", &[], ""));
+    let hook = |at| {
+        let address = receiver.address;
+        format!("[[services.web.rollout.hooks]]\nat = '{at}'\nurl = 'http://{address}/'\n")
+    };
     let stable = site.stable.address;
     let v3 = format!("endpoints = ['http://{}']", site.canary.address);
-    let web = Web::new(stable).keys("canary = 'v3'").table("backends.v3", &v3);
+    let web = Web::new(stable)
+        .keys("canary = 'v3'")
+        .table("backends.v3", &v3)
+        .table("rollout", &["event", "rollback"].map(hook).concat());
     let tidegate = Tidegate::start(site.toml(&web));
     let status = tidegate.status();
     assert_eq!((&status["canary"], &status["weight"]), (&"v3".into(), &0.0.into()));
@@ -240,10 +249,25 @@ fn a_rollout_whose_roles_are_written_anew_is_over() {
         (&status["rollout"]["phase"], &status["rollout"]["reason"]["kind"]),
         (&"rolled_back".into(), &"cannot_go_on".into())
     );
+    // As with any other end, people are told, it is counted, and it is in the history.
+    let mut told: Vec<_> = eventually(|| receiver.requests(), |told| told.len() == 2)
+        .iter()
+        .map(|told| serde_json::from_slice::<Value>(&told.body).unwrap())
+        .map(|told| (told["at"].clone(), told["event"].clone(), told["rollout"].clone()))
+        .collect();
+    told.sort_by_key(|(at, ..)| at.to_string());
+    let wanted = [("event".into(), "rolled_back".into()), ("rollback".into(), Value::Null)];
+    assert_eq!(told, wanted.map(|(at, event)| (at, event, id.clone())));
+    tidegate.scrape().expect("tidegate_rollouts_total", &[("outcome", "rolled_back")], 1.0);
+    let past = |tidegate: &Tidegate| tidegate.api("GET", "web/rollouts", "")["rollouts"].clone();
+    let known = eventually(|| past(&tidegate), |past| past[0]["phase"] == "rolled_back");
+    assert_eq!((known.as_array().unwrap().len(), &known[0]["id"]), (1, &id));
     site.stop(tidegate);
-    // That is saved as well.
+    // That is saved as well, and said once.
     let tidegate = Tidegate::start(site.toml(&web));
     assert_eq!(tidegate.status()["rollout"]["phase"], "rolled_back");
+    assert_eq!(past(&tidegate), known);
+    tidegate.scrape().expect("tidegate_rollouts_total", &[("outcome", "rolled_back")], 0.0);
     tidegate.api("POST", "web/start", "");
 }
 
