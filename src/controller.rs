@@ -10,6 +10,7 @@ mod backlog;
 mod calendar;
 pub mod check;
 mod client;
+mod clocks;
 pub mod context;
 pub mod discovery;
 mod drained;

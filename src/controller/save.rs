@@ -116,6 +116,15 @@ impl Journal {
         self.advance.is_some() || matches!(under_way, Some(Purpose::Advance(_)))
     }
 
+    /// The phases to which advances lead that wait for their save.
+    pub(super) fn advances_to(&mut self) -> impl Iterator<Item = &mut Phase> {
+        let under_way = match &mut self.saving {
+            Some(UnderWay { purpose: Purpose::Advance(advance), .. }) => Some(advance),
+            _ => None,
+        };
+        under_way.into_iter().chain(&mut self.advance).filter_map(|advance| advance.phase.as_mut())
+    }
+
     /// Whether everything that has happened is saved.
     pub(super) fn is_settled(&self) -> bool {
         self.saving.is_none() && self.advance.is_none() && self.before.is_none() && !self.is_dirty

@@ -8,6 +8,7 @@ use super::{
     Answer, Ask, CommandError, Common, Counts, Reading,
     aa::{AaStatus, AaTest},
     check::Checks,
+    clocks::Clocks,
     context::Context,
     drained::Drained,
     events::Events,
@@ -87,6 +88,8 @@ pub(super) struct ServiceTask {
     /// The canary's endpoint that was to blame last.
     pub(super) suspect: Suspect,
     pub(super) window: Window,
+    /// As they were at the last tick.
+    pub(super) clocks: Clocks,
 }
 
 /// Two older readings, so that recent figures always span at least [`WINDOW`].
@@ -134,6 +137,7 @@ impl ServiceTask {
             began: Reading::default(),
             suspect: Suspect::default(),
             window: Window { start: beginning(), next: beginning() },
+            clocks: Clocks::read(),
             config,
             publisher: Arc::clone(publisher),
             hub: Arc::clone(hub),
@@ -260,6 +264,8 @@ impl ServiceTask {
 
     /// A tick: what came in since the last one becomes a verdict, and the verdict an event.
     fn observe(&mut self, reading: Reading) {
+        // Before anything looks how long something has lasted.
+        self.look_at_the_clock();
         self.before = std::mem::replace(&mut self.now, reading);
         self.window.advance(&self.now);
         let observed = |phase: &Phase| {

@@ -123,7 +123,7 @@ impl Standing {
                     format_duration(Duration::from_secs(away.as_secs()))
                 );
                 let (position, has_evidence) = (was.position.clone(), was.analysis.is_some());
-                let was = was.later(away).at(position.clone(), Kind::Restart, news);
+                let was = was.later(away, now).at(position.clone(), Kind::Restart, news);
                 if has_evidence {
                     return Self { saved: Some(record.saved), ..was };
                 }
@@ -181,11 +181,9 @@ impl Standing {
     }
 
     /// With what is measured beginning so much later.
-    fn later(mut self, by: Duration) -> Self {
-        if let Some(Phase::Stepping { since, .. } | Phase::Baking { since, .. }) =
-            self.rollout.as_mut().map(|rollout| &mut rollout.phase)
-        {
-            *since = since.plus(by);
+    fn later(mut self, by: Duration, now: Timestamp) -> Self {
+        if let Some(rollout) = &mut self.rollout {
+            rollout.phase.later(by, now);
         }
         self
     }

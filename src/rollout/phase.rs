@@ -1,7 +1,7 @@
 //! Where a rollout stands, and what that means for traffic. A [`Phase`] is all that a restart needs
 //! beside the plan and the evidence: whatever a phase must know lies in its variant.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -186,6 +186,24 @@ impl Phase {
             | Self::Baking { .. }
             | Self::RollingBack { .. } => true,
             Self::Idle | Self::Succeeded { .. } | Self::RolledBack { .. } => false,
+        }
+    }
+
+    /// Has what is measured in it begun so much later, though not later than `now`: for time in which nobody watched.
+    /// Returns whether anything is.
+    pub fn later(&mut self, by: Duration, now: Timestamp) -> bool {
+        match self {
+            Self::Stepping { since, .. } | Self::Baking { since } | Self::RollingBack { since, .. } => {
+                *since = since.plus(by).min(now);
+                true
+            }
+            // In these nothing ends with time alone, and the ids of what hooks are asked are made of it.
+            Self::Idle
+            | Self::Preparing { .. }
+            | Self::Paused { .. }
+            | Self::Promoting { .. }
+            | Self::Succeeded { .. }
+            | Self::RolledBack { .. } => false,
         }
     }
 

@@ -12,6 +12,7 @@
 //! | `assignment` | who decides which version a request gets, before any weight does |
 //! | `checks` | checks of what is measured elsewhere, and of providers that do not answer |
 //! | `cli` | the program as people start it: words, exit codes, signals |
+//! | `clocks` | a wall clock that goes ahead under a rollout |
 //! | `combinations` | the same exchanges with HTTP/1.1 and HTTP/2 on either side |
 //! | `config` | what a user is told about each mistake in a configuration |
 //! | `dark` | canaries that are judged by copies before they have any user |
@@ -90,6 +91,7 @@ mod assignment;
 mod balance;
 mod checks;
 mod cli;
+mod clocks;
 mod combinations;
 mod config;
 mod dark;

@@ -12,9 +12,10 @@ use std::{
         mpsc::{Receiver, Sender, channel},
     },
     thread,
+    time::Duration,
 };
 
-use tidegate::failpoint;
+use tidegate::{clock, failpoint};
 
 use crate::support::{Tidegate, patience, wire::Wire};
 
@@ -28,6 +29,8 @@ const MARK: &str = "| ";
 
 /// What a process is told that has stopped, and is not to be killed.
 const GO: &str = "go";
+/// What a process is told whose clock is to go ahead, before the number of seconds.
+const AHEAD: &str = "ahead ";
 
 /// Where a process is to stop.
 #[derive(Debug, Clone, Copy)]
@@ -101,9 +104,10 @@ fn serve() {
     let tidegate = Tidegate::start_from(Path::new(&config), false);
     tell(format!("listening {} {}", tidegate.address(), tidegate.admin));
     for line in std::io::stdin().lines().map(Result::unwrap) {
-        match line.as_str() {
-            GO => go.send(()).unwrap(),
-            line => *told.lock().unwrap() = Told::read(line),
+        match (line.as_str(), line.strip_prefix(AHEAD)) {
+            (GO, _) => go.send(()).unwrap(),
+            (_, Some(seconds)) => clock::put_ahead(Duration::from_secs(seconds.parse().unwrap())),
+            (line, None) => *told.lock().unwrap() = Told::read(line),
         }
         tell("told".to_owned());
     }
@@ -202,6 +206,11 @@ impl Process {
     /// Lets it go on where it has stopped.
     pub fn go_on(&mut self) {
         assert_eq!(self.stop(GO), None);
+    }
+
+    /// Puts its wall clock ahead.
+    pub fn put_ahead(&mut self, by: Duration) {
+        assert_eq!(self.stop(&format!("{AHEAD}{}", by.as_secs())), None);
     }
 
     /// Kills it, and waits until it is gone.
