@@ -243,6 +243,10 @@ impl Controller {
     pub fn start(inputs: Inputs<'_>) -> prometheus::Result<Self> {
         let Inputs { config, publisher, hub, tick, store, registry } = inputs;
         let metrics = Metrics::register(registry)?;
+        // Of all services, before anything happens to one.
+        for kept in store.services().iter().map(|name| store.found(name).recent) {
+            events::go_on_after(kept.iter().map(|entry| entry.at));
+        }
         let notifier = Arc::new(Notifier::new(registry)?);
         notifier.take_up(&config.notifications);
         let (readings, reading) = watch::channel(Reading::default());

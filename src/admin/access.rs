@@ -7,11 +7,11 @@ use std::{net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use axum::{
-    extract::{Request, State},
+    extract::{FromRef, FromRequestParts, Request, State},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
 use super::{
@@ -66,6 +66,46 @@ impl Access {
     }
 }
 
+/// What an actor was recognised by, for what lasts longer than a request.
+#[derive(Debug)]
+pub(super) struct Shown {
+    access: Access,
+    actor: Actor,
+    peer: Peer,
+    headers: HeaderMap,
+    /// As it was configured when it was last looked at.
+    config: Option<Arc<Admin>>,
+}
+
+impl Shown {
+    /// Whether the same would be recognised by it now, and may do the same.
+    pub(super) fn is_valid(&mut self) -> bool {
+        let config = self.access.config();
+        if self.config.as_ref().is_some_and(|known| Arc::ptr_eq(known, &config)) {
+            return true;
+        }
+        let is_valid = recognise(&config, &self.peer, &self.headers).is_ok_and(|actor| actor == self.actor);
+        self.config = Some(config).filter(|_| is_valid);
+        is_valid
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Shown
+where
+    Access: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let actor = Actor::from_request_parts(parts, state).await?;
+        let peer = parts.extensions.get::<Peer>().cloned().ok_or_else(nobody)?;
+        // Nothing else of the head is looked at.
+        let field = parts.headers.get(header::AUTHORIZATION).cloned();
+        let headers = field.map(|field| (header::AUTHORIZATION, field)).into_iter().collect();
+        Ok(Self { access: Access::from_ref(state), actor, peer, headers, config: None })
+    }
+}
+
 /// Why nobody was recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unknown {
@@ -82,7 +122,7 @@ pub(super) async fn authenticate(State(access): State<Access>, mut request: Requ
         return next.run(request).await;
     }
     let Some(peer) = request.extensions().get::<Peer>().cloned() else {
-        return Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "it is not known who asks").into_response();
+        return nobody().into_response();
     };
     match recognise(&config, &peer, request.headers()) {
         Ok(actor) => {
@@ -106,6 +146,10 @@ pub(super) async fn authorise(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
+fn nobody() -> Problem {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "it is not known who asks")
+}
+
 fn is_open(config: &Admin, path: &str) -> bool {
     match path {
         "/livez" => config.open.livez,
@@ -116,7 +160,7 @@ fn is_open(config: &Admin, path: &str) -> bool {
 }
 
 /// Whoever it is.
-fn recognise(config: &Admin, peer: &Peer, headers: &http::HeaderMap) -> Result<Actor, Unknown> {
+fn recognise(config: &Admin, peer: &Peer, headers: &HeaderMap) -> Result<Actor, Unknown> {
     let certificate = peer.certificate.as_deref();
     let Some(credentials) = &config.credentials else {
         // Whom the listener's authorities know may come in; where nobody is asked, anybody may.

@@ -31,10 +31,10 @@ pub(super) struct Certificate {
 
 /// Whoever sent a request, with what they may do. It is in the extensions of each request that was let in
 /// by it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Actor(Arc<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Inner {
     who: Who,
     scope: Scope,

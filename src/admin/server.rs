@@ -80,7 +80,7 @@ pub(super) fn router(served: Served) -> Router {
         let shed = ServiceBuilder::new().layer(HandleErrorLayer::new(overloaded)).load_shed();
         shed.concurrency_limit(most).layer(middleware::from_fn(finish::read_in_time))
     };
-    let watching = Watching::new(controller.clone(), readiness.clone());
+    let watching = Watching::new(controller.clone(), readiness.clone(), access.clone());
     Router::new()
         .nest("/api/v1", api::router())
         .with_state(controller.clone())

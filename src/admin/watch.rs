@@ -11,7 +11,7 @@ use std::{
 use axum::{
     Json,
     body::Body,
-    extract::State,
+    extract::{FromRef, State},
     response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use super::{
+    access::{Access, Shown},
     actor::{Actor, Named},
     problem::Problem,
     readiness::Readiness,
@@ -53,12 +54,19 @@ const RETRY: &str = "retry: 1000\n\n";
 pub(super) struct Watching {
     controller: Controller,
     readiness: Readiness,
+    access: Access,
     free: Arc<Semaphore>,
 }
 
+impl FromRef<Watching> for Access {
+    fn from_ref(watching: &Watching) -> Self {
+        watching.access.clone()
+    }
+}
+
 impl Watching {
-    pub(super) fn new(controller: Controller, readiness: Readiness) -> Self {
-        Self { controller, readiness, free: Arc::new(Semaphore::new(PLACES)) }
+    pub(super) fn new(controller: Controller, readiness: Readiness, access: Access) -> Self {
+        Self { controller, readiness, access, free: Arc::new(Semaphore::new(PLACES)) }
     }
 
     fn place(&self) -> Result<OwnedSemaphorePermit, Problem> {
@@ -84,6 +92,7 @@ pub(super) fn answer(status: ServiceStatus) -> Response {
 pub(super) async fn service(
     State(watching): State<Watching>,
     Named(name): Named,
+    mut shown: Shown,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -98,6 +107,10 @@ pub(super) async fn service(
             // Whichever it is, what is there then is the answer.
             _ = timeout(wait, status.wait_for(|status| !is_known(status))) => {}
             () = watching.readiness.draining() => {}
+        }
+        if !shown.is_valid() {
+            let detail = "what you have shown to say who you are is not valid any more";
+            return Err(Problem::new(StatusCode::UNAUTHORIZED, detail));
         }
     }
     let status = status.borrow().clone();
@@ -124,19 +137,21 @@ fn wait(query: Option<&str>) -> Result<Duration, Problem> {
 pub(super) async fn events(
     State(watching): State<Watching>,
     actor: Actor,
+    shown: Shown,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    stream(watching, &headers, move |name| actor.may_touch(name.as_str()))
+    stream(watching, shown, &headers, move |name| actor.may_touch(name.as_str()))
 }
 
 /// `GET /api/v1/services/NAME/events`.
 pub(super) async fn service_events(
     State(watching): State<Watching>,
     Named(name): Named,
+    shown: Shown,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let wanted = watching.controller.service(&name)?.name;
-    stream(watching, &headers, move |name| *name == wanted)
+    stream(watching, shown, &headers, move |name| *name == wanted)
 }
 
 /// An event as it is sent.
@@ -147,9 +162,11 @@ struct Sent<'e> {
     event: &'e Occurrence,
 }
 
-/// Events from the one that was read last, or else from now on, as server-sent events.
+/// Events from the one that was read last, or else from now on, as server-sent events, for as long as it is valid
+/// what whoever reads them has shown.
 fn stream(
     watching: Watching,
+    mut shown: Shown,
     headers: &HeaderMap,
     wanted: impl Fn(&ServiceName) -> bool + Send + 'static,
 ) -> Result<Response, Problem> {
@@ -177,6 +194,9 @@ fn stream(
                 _ = looks.tick() => {}
                 () = &mut draining => return,
                 () = feed.closed() => return,
+            }
+            if !shown.is_valid() {
+                return;
             }
             for (service, event) in controller.events_since(last, &wanted) {
                 last = event.id;

@@ -44,6 +44,12 @@ impl Events {
     }
 }
 
+/// Has whatever happens from now on get a greater number than what was kept of these moments, also where the clock has
+/// been set back since.
+pub(super) fn go_on_after(kept: impl Iterator<Item = Timestamp>) {
+    LAST.fetch_max(kept.fold(0, next), Ordering::Relaxed);
+}
+
 /// A number greater than that of any event before, also of one before a restart: whoever has read up to one
 /// of those goes on with what has come since.
 fn next(last: u64, at: Timestamp) -> u64 {
@@ -53,6 +59,17 @@ fn next(last: u64, at: Timestamp) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_back_sets_no_numbers_back() {
+        let at = Timestamp::from_millis;
+        // Later than that of any other test in this process, which have their numbers of the same count.
+        let kept = Occurrence { id: 0, at: at(1 << 45), what: "before".to_owned(), by: None, reason: None };
+        go_on_after([kept.at].into_iter());
+        let mut events = Events::of(vec![kept]);
+        events.push(at(1000), "after".to_owned(), None, None);
+        assert!(events.to_vec().is_sorted_by(|a, b| a.id < b.id));
+    }
 
     #[test]
     fn events_are_numbered_over_a_restart() {

@@ -198,6 +198,49 @@ fn credentials_change_by_a_reload_and_a_wrong_file_changes_nothing() {
 }
 
 #[test]
+fn nobody_goes_on_listening_with_a_token_that_is_not_valid_any_more() {
+    let [revoked, narrowed, kept] = [(); 3].map(|()| Token::new().unwrap());
+    let file = |revoked: &str, services: &str| {
+        revoked.to_owned()
+            + &credential("anna", &narrowed, "read", services)
+            + &credential("ci", &kept, "admin", "")
+    };
+    let setup = Setup::new(&file(&credential("bob", &revoked, "read", ""), ""));
+    let open = |token: &Token, fields: &str, path: &str| {
+        let mut client = Raw::connect(setup.tidegate.admin);
+        client.send(format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\n{fields}{}\r\n",
+            bearer(token.reveal())
+        ));
+        client
+    };
+    let stream = |token: &Token| {
+        let mut client = open(token, "", "/api/v1/events");
+        let head = client.wire.read_head().unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+        client
+    };
+    let [mut of_bob, mut of_anna, mut of_ci] = [&revoked, &narrowed, &kept].map(stream);
+    let service = setup.ask(&revoked, "GET", "/api/v1/services/web", "");
+    let fields = format!("If-None-Match: {}\r\n", service.fields("etag")[0]);
+    let mut waits = open(&revoked, &fields, "/api/v1/services/web?wait=60s");
+    setup.write(&file("", "services = ['web']"));
+    assert_eq!(setup.ask(&kept, "POST", "/api/v1/reload", "").status, 200);
+    for ended in [&mut of_bob, &mut of_anna] {
+        // The last of its chunks.
+        while ended.wire.read_line().unwrap() != "0" {}
+    }
+    assert_eq!(setup.ask(&kept, "POST", "/api/v1/services/web/flip", "").status, 200);
+    problem(&waits.response(), 401);
+    loop {
+        let line = of_ci.wire.read_line().expect("it goes on");
+        if line.contains("flipped") {
+            break;
+        }
+    }
+}
+
+#[test]
 fn a_changed_file_of_credentials_is_noticed() {
     let (old, new) = (Token::new().unwrap(), Token::new().unwrap());
     let setup = Setup::with(&credential("ci", &old, "read", ""), "", true);

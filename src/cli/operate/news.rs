@@ -5,8 +5,8 @@ use super::seen::{Event, Service};
 /// What has been told of a service's events.
 #[derive(Debug, Default)]
 pub(super) struct News {
-    /// When the last event happened that was told, and how many of that moment.
-    told: Option<(u64, usize)>,
+    /// The number of the last event that was told.
+    told: Option<u64>,
 }
 
 impl News {
@@ -15,13 +15,11 @@ impl News {
         let events = &service.events;
         let new = match self.told {
             None => events.iter().rev().take(1).collect(),
-            Some((at, told)) => {
-                let of_that_moment = events.iter().filter(|event| event.at == at).skip(told);
-                of_that_moment.chain(events.iter().filter(|event| event.at > at)).collect()
-            }
+            Some(told) => events.iter().filter(|event| event.id > told).collect(),
         };
-        let last = events.last().map_or(0, |event| event.at);
-        self.told = Some((last, events.iter().filter(|event| event.at == last).count()));
+        let last = events.last().map_or(0, |event| event.id);
+        // After a restart those from before it may have lower numbers than they had.
+        self.told = self.told.max(Some(last));
         new
     }
 }
@@ -33,7 +31,8 @@ mod tests {
     fn told(news: &mut News, events: &[(u64, &str)]) -> String {
         let events = events
             .iter()
-            .map(|&(at, what)| Event { at, what: what.to_owned(), by: None, reason: None })
+            // As after the clock was set back.
+            .map(|&(id, what)| Event { id, at: 100 - id, what: what.to_owned(), by: None, reason: None })
             .collect();
         let (name, stable) = ("web".to_owned(), "v1".to_owned());
         let service = Service {
@@ -54,11 +53,13 @@ mod tests {
         let mut news = News::default();
         assert_eq!(told(&mut news, &[(1, "a"), (2, "b")]), "b");
         assert_eq!(told(&mut news, &[(1, "a"), (2, "b")]), "");
-        // Two in one moment, and one that has been forgotten there.
-        assert_eq!(told(&mut news, &[(2, "b"), (2, "c"), (3, "d")]), "cd");
+        // One of them has been forgotten there.
+        assert_eq!(told(&mut news, &[(2, "b"), (3, "c"), (4, "d")]), "cd");
+        // The proxy was started anew, and numbers them as well as it can.
+        assert_eq!(told(&mut news, &[(2, "c"), (3, "d"), (5, "e")]), "e");
         assert_eq!(told(&mut News::default(), &[]), "");
         let mut quiet = News::default();
         assert_eq!(told(&mut quiet, &[]), "");
-        assert_eq!(told(&mut quiet, &[(1, "a"), (1, "b")]), "ab");
+        assert_eq!(told(&mut quiet, &[(1, "a"), (2, "b")]), "ab");
     }
 }

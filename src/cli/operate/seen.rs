@@ -72,6 +72,9 @@ pub(super) struct Recent {
 /// Something that happened.
 #[derive(Debug, Deserialize)]
 pub(super) struct Event {
+    /// Greater than that of any event before; entries of the history have none.
+    #[serde(default)]
+    pub(super) id: u64,
     pub(super) at: u64,
     pub(super) what: String,
     /// Who wanted it, and why they said so.

@@ -142,7 +142,7 @@ fn frame(services: &[Service]) -> String {
         .iter()
         .flat_map(|service| service.events.iter().map(move |event| (service, event)))
         .collect();
-    latest.sort_by_key(|(_, event)| event.at);
+    latest.sort_by_key(|(_, event)| event.id);
     let mut text = view::services(services) + "\n";
     for (service, event) in latest.iter().rev().take(LATEST).rev() {
         text.push_str(&format!("{} {}\n", view::event_line(event), service.name));
