@@ -238,14 +238,22 @@ async fn run(context: Rc<Context>, mut changes: mpsc::Receiver<Change>, mut stag
     let flushing = Rc::clone(&flusher);
     tokio::task::spawn_local(async move { flushing.run().await });
     let mut listeners = Listeners::new(Rc::clone(&context), Rc::clone(&registry), flusher, stage.clone());
+    let mut announcing = stage.clone();
+    let mut announced = false;
     loop {
         tokio::select! {
+            // Changes first: who connects to a socket that no worker accepts from waits for nothing.
+            biased;
             Some(change) = changes.recv() => listeners.change(change),
-            () = reached(&mut stage, Stage::Announcing) => break,
+            () = reached(&mut stage, Stage::Finishing) => break,
+            () = reached(&mut announcing, Stage::Announcing), if !announced => {
+                context.start_draining();
+                announced = true;
+            }
         }
     }
-    context.start_draining();
-    reached(&mut stage, Stage::Finishing).await;
+    // Who still has changes is told that nobody takes them, and closes the sockets in them.
+    drop(changes);
     listeners.closed().await;
     registry.close_all();
     tokio::select! {

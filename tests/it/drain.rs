@@ -11,9 +11,9 @@ use std::{
     time::Duration,
 };
 
-use tidegate::clock;
+use tidegate::{clock, worker::drain::Stage};
 
-use crate::support::{Backend, Raw, Tidegate, Web, eventually, patience, reply};
+use crate::support::{Backend, Raw, Tidegate, Web, bare::Bare, eventually, patience, reply};
 
 /// A backend that tells of each request, and answers when it is told to.
 fn slow() -> (Backend, mpsc::Receiver<()>, mpsc::Sender<()>) {
@@ -52,6 +52,16 @@ fn while_it_announces_everything_is_served_and_asked_to_close() {
     old.expect_end();
     tidegate.wait_for_end();
     assert!(TcpStream::connect(tidegate.address()).is_err(), "nobody listens any more");
+}
+
+/// As where the end is asked for right after the start.
+#[test]
+fn who_comes_to_a_listener_that_was_opened_late_is_served() {
+    let bare = Bare::start("");
+    bare.enter(Stage::Announcing);
+    let closes = |address| Raw::connect(address).get("/").fields("connection").len();
+    eventually(|| closes(bare.address), |fields| *fields == 1);
+    assert_eq!(closes(bare.open()), 1);
 }
 
 #[test]

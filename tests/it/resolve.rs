@@ -1,28 +1,8 @@
 //! Names of endpoints, and endpoints that come and go without a change of the configuration.
 
-use std::{
-    net::{SocketAddr, TcpListener},
-    sync::Arc,
-    time::Duration,
-};
+use std::net::TcpListener;
 
-use prometheus::Registry;
-use tidegate::{
-    config::load::parse,
-    controller::publish::{Compiled, Publisher},
-    net::listen,
-    proxy::client::Patience,
-    routing::{edge::Edge, snapshot::Endpoint},
-    telemetry::ledger::Hub,
-    tls::reload::Keeper,
-    worker::{
-        drain::Stage,
-        handle::{Behind, ListenerChanges, Opening, Workers},
-        handshake::Entrance,
-    },
-};
-
-use crate::support::{Backend, Raw, Tidegate, Web, get, reply, runtime};
+use crate::support::{Backend, Raw, Tidegate, Web, bare::Bare, get, reply};
 
 /// A backend on an address of this machine that is not 127.0.0.1; nothing where there is none.
 fn on(address: &str, name: &'static str) -> Option<Backend> {
@@ -64,46 +44,6 @@ fn a_name_that_does_not_exist_has_no_endpoint_and_is_nobodys_failure() {
     let scrape = tidegate.scrape();
     scrape.expect("tidegate_local_replies_total", &[("reason", "no_endpoint")], 1.0);
     scrape.expect("tidegate_requests_total", &[], 0.0);
-}
-
-/// Workers alone, with the door through which addresses come in.
-struct Bare {
-    publisher: Arc<Publisher>,
-    workers: Option<Workers>,
-    address: SocketAddr,
-    name: Endpoint,
-}
-
-impl Bare {
-    fn start(balance: &str) -> Self {
-        let toml = Web::at(&["http://name.test:1"]).table("balance", balance).to_string();
-        let (config, _) = parse("test.toml", &toml).unwrap();
-        let name = config.services[0].backends[0].endpoints[0].clone();
-        let mut keeper = Keeper::new(&Registry::new()).unwrap();
-        let publisher = Arc::new(Publisher::new(Compiled::new(&config, &mut keeper).unwrap()));
-        let hub = Arc::new(Hub::new(1));
-        let sockets = listen::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
-        let address = sockets[0].local_addr().unwrap();
-        let patience = Patience { header: Duration::from_secs(10), idle: Duration::from_secs(10) };
-        let (entrance, edge) = (Entrance::default(), Edge::default());
-        let opening = Opening { sockets, behind: Behind { address, patience, entrance, edge } };
-        let workers = Workers::start(1, publisher.snapshots(), &hub, Vec::new()).unwrap();
-        let opened = ListenerChanges { opened: vec![opening], ..ListenerChanges::default() };
-        runtime().block_on(workers.listeners().change(opened));
-        Self { publisher, workers: Some(workers), address, name }
-    }
-
-    fn set(&self, addresses: &[SocketAddr]) -> bool {
-        self.publisher.set_addresses(&"web".parse().unwrap(), &"v1".parse().unwrap(), &self.name, addresses)
-    }
-}
-
-impl Drop for Bare {
-    fn drop(&mut self) {
-        let mut workers = self.workers.take().unwrap();
-        workers.enter(Stage::Cutting);
-        runtime().block_on(workers.ended()).unwrap();
-    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! write what they are told to, and patience.
 
 pub mod backend;
+pub mod bare;
 pub mod browser;
 pub mod certificates;
 pub mod client;
