@@ -30,7 +30,7 @@ use std::{
     thread,
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 pub use self::{error::StoreError, history::Line, sealed::SCHEMA};
 use self::{
@@ -44,6 +44,8 @@ use crate::{failpoint, model::name::ServiceName};
 const QUEUE: usize = 1024;
 /// Threads that save. More of them save no more a second: benches/README.md has the figures.
 const LANES: usize = 8;
+/// Histories that are read at a time, each in whole files.
+const READERS: usize = 2;
 
 /// What has been found of a service.
 #[derive(Debug, Clone, Default)]
@@ -78,6 +80,7 @@ enum Kept {
     InFiles {
         directory: PathBuf,
         lanes: Lanes,
+        readers: Semaphore,
         /// Held for as long as anybody may still save something.
         _lock: Option<File>,
     },
@@ -127,7 +130,8 @@ impl Store {
         let (mut files, found) = Directory::open(directory, max_history)?;
         let lock = files.lock.take();
         let lanes = Lanes::start(files.split(LANES), directory)?;
-        let kept = Kept::InFiles { directory: directory.to_owned(), lanes, _lock: lock };
+        let (directory, readers) = (directory.to_owned(), Semaphore::new(READERS));
+        let kept = Kept::InFiles { directory, lanes, readers, _lock: lock };
         Ok(Self(Arc::new(Inner { found: Mutex::new(found), kept })))
     }
 
@@ -184,16 +188,31 @@ impl Store {
         let wanted = limit.saturating_add(1);
         let mut entries = match &self.0.kept {
             Kept::InMemory(memory) => lock(memory).read(service, before, wanted),
-            Kept::InFiles { directory, .. } => {
+            Kept::InFiles { directory, readers, .. } => {
                 let folder = directory.join(service.as_str());
-                let read = move || history::read(&folder, before, wanted);
-                tokio::task::spawn_blocking(read).await.unwrap_or(Err(StoreError::Stopped))?
+                blocking(readers, move || history::read(&folder, before, wanted)).await?
             }
         };
         let has_more = entries.len() > limit;
         entries.truncate(limit);
         let next = entries.last().map(|line| line.brief.seq).filter(|_| has_more);
         Ok(Page { entries, next })
+    }
+
+    /// The entries of a service's history before number `before`, or its newest ones, the newest first: as many of them
+    /// as are read in one go, and none only where there are no more. For whoever wants all.
+    ///
+    /// # Errors
+    /// When files cannot be read.
+    pub async fn chapter(&self, service: &ServiceName, before: Option<u64>) -> Result<Vec<Line>, StoreError> {
+        let before = before.unwrap_or(u64::MAX);
+        match &self.0.kept {
+            Kept::InMemory(memory) => Ok(lock(memory).read(service, before, usize::MAX)),
+            Kept::InFiles { directory, readers, .. } => {
+                let folder = directory.join(service.as_str());
+                blocking(readers, move || history::read_chapter(&folder, before)).await
+            }
+        }
     }
 
     /// Waits until all that it was asked for so far has been done.
@@ -207,6 +226,15 @@ impl Store {
             let _gone = rested.await;
         }
     }
+}
+
+/// Does what blocks, when it is its turn.
+async fn blocking<T: Send + 'static>(
+    readers: &Semaphore,
+    read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let _turn = readers.acquire().await;
+    tokio::task::spawn_blocking(read).await.unwrap_or(Err(StoreError::Stopped))
 }
 
 impl Lanes {

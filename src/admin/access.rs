@@ -13,6 +13,7 @@ use axum::{
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
+use tokio::sync::Semaphore;
 
 use super::{
     actor::{Actor, Certificate, Peer, Who},
@@ -36,6 +37,8 @@ struct Shared {
     config: ArcSwap<Admin>,
     failures: Failures,
     refusals: Refusals,
+    /// Whoever writes to the audit's file has it: a disk that hangs holds up one thread, not one for each write.
+    pen: Arc<Semaphore>,
 }
 
 impl Access {
@@ -45,9 +48,8 @@ impl Access {
     /// When its metrics are registered already.
     pub fn new(config: Admin, registry: &prometheus::Registry) -> prometheus::Result<Self> {
         let refusals = Refusals::register(registry)?;
-        let shared =
-            Shared { config: ArcSwap::from_pointee(config), failures: Failures::default(), refusals };
-        Ok(Self(Arc::new(shared)))
+        let (config, pen) = (ArcSwap::from_pointee(config), Arc::new(Semaphore::new(1)));
+        Ok(Self(Arc::new(Shared { config, failures: Failures::default(), refusals, pen })))
     }
 
     /// From the next request on, as configured anew.
@@ -58,6 +60,11 @@ impl Access {
     /// As it is configured now.
     pub(super) fn config(&self) -> Arc<Admin> {
         self.0.config.load_full()
+    }
+
+    /// What the audit's file is written with, by one at a time.
+    pub(super) fn pen(&self) -> &Arc<Semaphore> {
+        &self.0.pen
     }
 
     /// Counts who is turned away.

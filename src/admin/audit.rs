@@ -193,11 +193,17 @@ async fn write(record: &Record<'_>, file: Option<&Path>, access: &Access) {
     tracing::info!(target: "audit", actor, by, peer, service, reason, before, after, status, problem, "{verb}");
     let Some(file) = file else { return };
     let line = serde_json::to_string(record).expect("a record has only texts and numbers") + "\n";
-    let path = file.to_owned();
-    let written = tokio::task::spawn_blocking(move || append(path, &line));
+    let (path, pen) = (file.to_owned(), Arc::clone(access.pen()));
+    let written = async move {
+        let pen = pen.acquire_owned().await.map_err(io::Error::other)?;
+        let write = move || {
+            let _until_it_is_written = pen;
+            append(path, &line)
+        };
+        tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?
+    };
     let why = match tokio::time::timeout(PATIENCE, written).await {
-        Ok(Ok(Ok(()))) => return,
-        Ok(Ok(Err(error))) => error.to_string(),
+        Ok(Ok(())) => return,
         Ok(Err(error)) => error.to_string(),
         Err(_) => "the disk does not answer".to_owned(),
     };

@@ -47,6 +47,8 @@ async fn history(
 struct Rollouts {
     /// The newest first.
     rollouts: Vec<Past>,
+    /// What `before` has to be for the next page; nothing if this is the last.
+    next: Option<u64>,
 }
 
 async fn rollouts(
@@ -54,9 +56,9 @@ async fn rollouts(
     Named(name): Named,
     RawQuery(query): RawQuery,
 ) -> Result<Json<Rollouts>, Problem> {
-    let [limit] = numbers(query.as_deref(), ["limit"])?;
-    let rollouts = controller.rollouts(&name, in_range(limit)?).await?;
-    Ok(Json(Rollouts { rollouts }))
+    let [limit, before] = numbers(query.as_deref(), ["limit", "before"])?;
+    let (rollouts, next) = controller.rollouts(&name, before, in_range(limit)?).await?;
+    Ok(Json(Rollouts { rollouts, next }))
 }
 
 /// The numbers that a query has under these keys, which are all that it may have.

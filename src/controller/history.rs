@@ -5,9 +5,6 @@ use serde::Serialize;
 use super::{CommandError, Controller};
 use crate::{model::time::Timestamp, store::Page};
 
-/// Entries that are read at a time.
-const PAGE: usize = 500;
-
 /// A rollout of the past, or the one that runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Past {
@@ -35,22 +32,34 @@ impl Controller {
         self.common.store.history(&service, before, limit).await.map_err(CommandError::Unreadable)
     }
 
-    /// A service's last rollouts, the newest first.
+    /// Up to `limit` of a service's rollouts before entry number `before`, or its last ones, the newest first; and the
+    /// number before which there are more, if there are.
     ///
     /// # Errors
     /// When there is no such service, or the history cannot be read.
-    pub async fn rollouts(&self, name: &str, limit: usize) -> Result<Vec<Past>, CommandError> {
+    pub async fn rollouts(
+        &self,
+        name: &str,
+        mut before: Option<u64>,
+        limit: usize,
+    ) -> Result<(Vec<Past>, Option<u64>), CommandError> {
+        let service = self.service(name)?.name;
         let mut found: Vec<Past> = Vec::new();
-        let mut before = None;
         loop {
-            let Page { entries, next } = self.history(name, before, PAGE).await?;
-            for brief in entries.into_iter().map(|line| line.brief) {
+            let chapter =
+                self.common.store.chapter(&service, before).await.map_err(CommandError::Unreadable)?;
+            let Some(oldest) = chapter.last() else { return Ok((found, None)) };
+            before = Some(oldest.brief.seq);
+            for brief in chapter.into_iter().map(|line| line.brief) {
                 let Some(id) = brief.rollout else { continue };
                 // One more than wanted is looked at, so that the last one is whole.
                 let is_full = found.len() == limit;
                 match found.last_mut().filter(|past| past.id == id) {
                     Some(past) => (past.started, past.entries.0) = (brief.at, brief.seq),
-                    None if is_full => return Ok(found),
+                    None if is_full => {
+                        let next = found.last().map(|past| past.entries.0);
+                        return Ok((found, next));
+                    }
                     None => found.push(Past {
                         id,
                         started: brief.at,
@@ -61,10 +70,6 @@ impl Controller {
                     }),
                 }
             }
-            if next.is_none() {
-                return Ok(found);
-            }
-            before = next;
         }
     }
 }

@@ -179,8 +179,10 @@ impl Journal {
     }
 
     fn add(&mut self, entry: Entry) {
-        if self.entries.len() == MOST && self.saving.is_none() {
-            self.entries.pop_front();
+        // Those that are being saved are counted from the front when they are.
+        let under_way = self.saving.as_ref().map_or(0, |saving| saving.entries);
+        while self.entries.len() >= MOST + under_way {
+            self.entries.remove(under_way);
         }
         self.entries.push_back(entry);
         self.is_dirty = true;

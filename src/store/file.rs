@@ -4,6 +4,7 @@
 //! DIRECTORY/.lock              held by the process that uses it
 //! DIRECTORY/web/state.json     how the service stands: one sealed line
 //! DIRECTORY/web/state.json.last    the same before that was saved
+//! DIRECTORY/web/state.json.corrupt    one that could not be read, for people to look at
 //! DIRECTORY/web/history-000000000001.jsonl    what has happened
 //! ```
 //!
@@ -156,8 +157,12 @@ impl Folder {
         let newest = read_state(&path.join(NEWEST), &mut problems)?;
         let state = match newest {
             Some(state) => Some(state),
-            // A crash between two renames leaves the one of before alone; nobody has been told of another.
-            None => read_state(&path.join(LAST), &mut problems)?,
+            None => {
+                // Or the next save would put it in the place of the good one.
+                set_aside(&path, &mut problems);
+                // A crash between two renames leaves the one of before alone; nobody has been told of another.
+                read_state(&path.join(LAST), &mut problems)?
+            }
         };
         let in_history = end.recent.last().map_or(0, |brief| brief.seq);
         let mut folder = Self { path, seq: in_history, pending: Vec::new(), log };
@@ -218,6 +223,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(25);
 const NEWEST: &str = "state.json";
 const LAST: &str = "state.json.last";
 const NEXT: &str = "state.json.next";
+const CORRUPT: &str = "state.json.corrupt";
 
 /// Puts a state in the place of the one that is there, which is kept beside.
 fn replace(folder: &Path, state: &[u8]) -> Result<(), StoreError> {
@@ -246,6 +252,16 @@ fn replace(folder: &Path, state: &[u8]) -> Result<(), StoreError> {
     sync_folder(folder)?;
     failpoint::pass("a state's folder is synced");
     Ok(())
+}
+
+/// Takes a newest state that cannot be read out of the way, if there is one.
+fn set_aside(folder: &Path, problems: &mut Vec<StoreError>) {
+    let newest = folder.join(NEWEST);
+    match fs::rename(&newest, folder.join(CORRUPT)) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => problems.push(StoreError::io("rename", &newest, &error)),
+    }
 }
 
 /// A state, if there is one that is whole.

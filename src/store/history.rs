@@ -17,8 +17,11 @@ use serde_json::value::RawValue;
 use super::{error::StoreError, file::sync_folder, record::Brief, sealed};
 use crate::failpoint;
 
-/// Files that a full history has about.
+/// Files that a full history has at least, about.
 const FILES: u64 = 4;
+/// Bytes after which a file is followed by another, however large the history may be: to read a page, a whole file is
+/// read.
+const MAX_FILE: u64 = 4 * 1024 * 1024;
 /// How much of a history is read to see how it ends.
 const TAIL: u64 = 128 * 1024;
 
@@ -73,7 +76,7 @@ impl Log {
     /// Adds entries, the first of which has number `first`, and returns when they would outlive a crash.
     pub(super) fn append(&mut self, entries: &[Box<RawValue>], first: u64) -> Result<(), StoreError> {
         let (path, whole) = match self.current.take() {
-            Some((path, whole)) if whole < self.max / FILES => (path, whole),
+            Some((path, whole)) if whole < self.max_file() => (path, whole),
             _ => (self.folder.join(format!("history-{first:012}.jsonl")), 0),
         };
         let lines: Vec<u8> = entries.iter().flat_map(|entry| sealed::seal(entry)).collect();
@@ -92,6 +95,10 @@ impl Log {
         Ok(())
     }
 
+    fn max_file(&self) -> u64 {
+        MAX_FILE.min(self.max / FILES)
+    }
+
     /// Removes the oldest files for as long as all are too large.
     fn retain(&self) -> Result<(), StoreError> {
         let mut files = files(&self.folder)?;
@@ -100,7 +107,7 @@ impl Log {
         // The newest is kept whatever it has.
         for (at, file) in files.iter().enumerate() {
             total += fs::metadata(file).map_or(0, |metadata| metadata.len());
-            if at > 0 && total + self.max / FILES > self.max {
+            if at > 0 && total + self.max_file() > self.max {
                 fs::remove_file(file).map_err(|error| StoreError::io("remove", file, &error))?;
                 failpoint::pass("a history's oldest file is removed");
             }
@@ -109,30 +116,51 @@ impl Log {
     }
 }
 
-/// Up to `limit` entries before the one of number `before`, the newest first. What is not whole is passed
-/// over; the entries of one history are never too many for a file to be read at once.
+/// The entries before the one of number `before`, the newest first, those of one file at a time. What is not whole is
+/// passed over.
+///
+/// # Errors
+/// When the folder cannot be listed; each file that cannot be read is one.
+pub(super) fn chapters(
+    folder: &Path,
+    before: u64,
+) -> Result<impl Iterator<Item = Result<Vec<Line>, StoreError>>, StoreError> {
+    let files = files(folder)?.into_iter().rev();
+    let files = files.filter(move |file| first_of(file).is_none_or(|first| first < before));
+    Ok(files.map_while(move |file| match read_file(&file, u64::MAX) {
+        Ok(Read { lines, .. }) => {
+            Some(Ok(lines.into_iter().rev().filter(|line| line.brief.seq < before).collect()))
+        }
+        // Removed meanwhile, as the oldest are.
+        Err(StoreError::Io { .. }) if !file.exists() => None,
+        Err(error) => Some(Err(error)),
+    }))
+}
+
+/// Up to `limit` of these entries.
 ///
 /// # Errors
 /// When a file cannot be read.
 pub(super) fn read(folder: &Path, before: u64, limit: usize) -> Result<Vec<Line>, StoreError> {
     let mut found = Vec::new();
-    for file in files(folder)?.into_iter().rev() {
-        if first_of(&file).is_some_and(|first| first >= before) {
-            continue;
-        }
-        let lines = match read_file(&file, u64::MAX) {
-            Ok(read) => read.lines,
-            // Removed meanwhile, as the oldest are.
-            Err(StoreError::Io { .. }) if !file.exists() => break,
-            Err(error) => return Err(error),
-        };
-        found.extend(lines.into_iter().rev().filter(|line| line.brief.seq < before));
+    for lines in chapters(folder, before)? {
+        found.extend(lines?);
         if found.len() >= limit {
             break;
         }
     }
     found.truncate(limit);
     Ok(found)
+}
+
+/// The newest of these entries, as many as one file has; none where there are none at all.
+///
+/// # Errors
+/// When a file cannot be read.
+pub(super) fn read_chapter(folder: &Path, before: u64) -> Result<Vec<Line>, StoreError> {
+    let mut chapters = chapters(folder, before)?;
+    let found = chapters.find(|lines| lines.as_ref().map_or(true, |lines| !lines.is_empty()));
+    found.unwrap_or_else(|| Ok(Vec::new()))
 }
 
 /// The files of a history, the oldest first.

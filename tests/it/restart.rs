@@ -314,12 +314,15 @@ fn the_history_is_read_in_pages_and_by_rollout() {
     assert_eq!(rollouts[0]["id"], tidegate.status()["rollout"]["id"]);
     let what = "rolled back: somebody asked for it; nothing is under way at v2 any more";
     assert_eq!(rollouts[1]["what"], what);
-    assert_eq!(tidegate.api("GET", "web/rollouts?limit=1", "")["rollouts"].as_array().unwrap().len(), 1);
+    let page = tidegate.api("GET", "web/rollouts?limit=1", "");
+    assert_eq!((&page["rollouts"], &page["next"]), (&serde_json::json!([rollouts[0]]), &6.into()));
+    let page = tidegate.api("GET", "web/rollouts?limit=1&before=6", "");
+    assert_eq!((&page["rollouts"], &page["next"]), (&serde_json::json!([rollouts[1]]), &Value::Null));
     for (path, status) in [
         ("web/history?limit=0", 400),
         ("web/history?limit=1001", 400),
         ("web/history?limti=1", 400),
-        ("web/rollouts?before=1", 400),
+        ("web/rollouts?after=1", 400),
         ("nobody/history", 404),
         ("nobody/rollouts", 404),
     ] {
