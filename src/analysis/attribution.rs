@@ -14,8 +14,8 @@
 //! If one endpoint stands out, the question is whether the others are well without it: not surely worse
 //! than the other arm, by the same measure. Only then is the version not to blame.
 //!
-//! A canary that would be rolled back, or is under suspicion, for what one endpoint does is held instead
-//! ([`Verdict::attribute`]). That costs no more than the time until the others show as much, and a canary
+//! A canary that would be rolled back, or is under suspicion, for what one endpoint fails is held instead
+//! ([`Verdict::attribute`]); never one that is slow, as time is not counted by endpoint. That costs no more than the time until the others show as much, and a canary
 //! that is bad everywhere is not spared: the others are then surely worse than stable. The evidence stays
 //! what it is, and wanes as the others do well.
 //!
@@ -30,7 +30,7 @@ use serde::Serialize;
 use super::{
     error_rate::Sample,
     incident::divergence,
-    verdict::{Decision, Reason, Stage, Verdict},
+    verdict::{CheckReport, Decision, Reason, Stage, Verdict},
 };
 use crate::model::time::Timestamp;
 
@@ -86,12 +86,11 @@ fn higher_by(one: Sample, other: Sample) -> f64 {
 }
 
 impl Verdict {
-    /// Attributes what counts against the canary, given what each of its endpoints has done in the rollout.
-    /// If one of them is to blame, and the canary would be rolled back for it or is under suspicion, it is
-    /// held instead; otherwise nothing changes. `name` is what an endpoint is called.
+    /// Attributes the failures that count against the canary, given what each of its endpoints has done in the
+    /// rollout. If one of them is to blame, and the canary would be rolled back for it or is under suspicion, it
+    /// is held instead; otherwise nothing changes. `name` is what an endpoint is called.
     pub fn attribute(&mut self, endpoints: &[Sample], name: impl FnOnce(usize) -> Arc<str>) -> Attribution {
-        let accused = matches!(self.reason, Reason::Worse(_) | Reason::Suspicious(_));
-        if self.stage != Stage::Stepping || !accused {
+        if self.stage != Stage::Stepping || !self.is_accused_of_failing() {
             return Attribution::Nobody;
         }
         let stable = self.rollout.stable;
@@ -101,6 +100,14 @@ impl Verdict {
             self.hold_for(endpoints, index, name(index));
         }
         attribution
+    }
+
+    /// Whether failures are what counts against the canary most, and it would not be rolled back without them.
+    fn is_accused_of_failing(&self) -> bool {
+        let (Reason::Worse(most) | Reason::Suspicious(most)) = &self.reason else { return false };
+        let is_enough = |report: &CheckReport| report.evidence >= report.threshold;
+        most.check.is_of_failures()
+            && !self.checks.iter().any(|report| !report.check.is_of_failures() && is_enough(report))
     }
 
     fn hold_for(&mut self, endpoints: &[Sample], index: usize, name: Arc<str>) {
@@ -176,7 +183,7 @@ const SURE: f64 = 6.907_755_278_982_137;
 mod tests {
     use super::*;
     use crate::{
-        analysis::{Analysis, ArmTick, Tick, explain::explain, settings::Settings},
+        analysis::{Analysis, ArmTick, Tick, explain::explain, settings::Settings, verdict::Check},
         model::histogram::Histogram,
     };
 
@@ -231,6 +238,47 @@ mod tests {
         assert_eq!(decided([200, 200]).0, Decision::RollBack);
         let (decision, why) = decided([1, 2]);
         assert!(decision != Decision::Hold && !why.contains("10.0.0"), "{decision:?}: {why}");
+    }
+
+    /// What a canary is rolled back for that is four times as slow on both endpoints, one of which fails so many
+    /// requests a tick; before and after failures are attributed.
+    fn decided_of_a_slow_one(failures: u64) -> [(Decision, Option<Check>); 2] {
+        let mut analysis = Analysis::new(&Settings::default(), 300);
+        analysis.begin_step(None);
+        let [fast, slow] = [10, 40].map(|millis| {
+            let mut latencies = Histogram::default();
+            (0..1_000).for_each(|_| latencies.record(Duration::from_millis(millis)));
+            latencies
+        });
+        let (stable, canary) =
+            (ArmTick::new(1_000, 0, &fast), ArmTick::new(1_000 + failures, failures, &slow));
+        let (mut ticks, mut verdict) = (0, analysis.verdict());
+        // Until its time alone is enough.
+        let is_slow = |report: &CheckReport| report.evidence >= report.threshold;
+        while !verdict.checks.get(Check::LatencyP99).is_some_and(is_slow) {
+            analysis.observe(&Tick { stable, canary, routes: &[], users: None });
+            (ticks, verdict) = (ticks + 1, analysis.verdict());
+        }
+        let of = |verdict: &Verdict| match &verdict.reason {
+            Reason::Worse(most) => (verdict.decision, Some(most.check)),
+            _ => (verdict.decision, None),
+        };
+        let before = of(&verdict);
+        let endpoint = |failures| Sample { requests: ticks * (500 + failures), failures: ticks * failures };
+        let (endpoints, other) =
+            ([0, failures].map(endpoint), Sample { requests: ticks * 1_000, failures: 0 });
+        assert_eq!(attribute(&endpoints, other), Attribution::Endpoint { index: 1 });
+        verdict.attribute(&endpoints, |index| index.to_string().into());
+        [before, of(&verdict)]
+    }
+
+    #[test]
+    fn a_slow_version_is_not_spared_for_what_an_endpoint_fails() {
+        // Not even where that is more than is known of its time.
+        for (failures, check) in [(8, Check::LatencyP99), (500, Check::ErrorRate)] {
+            let worse = (Decision::RollBack, Some(check));
+            assert_eq!(decided_of_a_slow_one(failures), [worse, worse], "{failures}");
+        }
     }
 
     /// What is decided at so many seconds of a canary that has failed so many of 2000 requests at endpoint 0, and none
