@@ -25,15 +25,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     error_rate::Sample,
     incident::divergence,
     verdict::{CheckReport, Decision, Reason, Stage, Verdict},
 };
-use crate::model::time::Timestamp;
-
 /// How long an endpoint that is to blame is passed over before it is tried again: outlier detection's shortest
 /// ejection.
 pub const EJECTION: Duration = Duration::from_secs(30);
@@ -124,40 +122,49 @@ impl Verdict {
 }
 
 /// The endpoint of a rollout's canary that was to blame last, if one was.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Suspect(Option<Blamed>);
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Blamed {
     endpoint: Arc<str>,
-    /// Until when it is not trusted.
-    until: Timestamp,
+    /// For how long it is not trusted yet. In time that was watched, so that no restart and no clock shortens it.
+    left: Duration,
 }
 
 impl Suspect {
-    /// Attributes what counts against the canary at a moment, as [`Verdict::attribute`] does, which says what
-    /// else is given; and holds the canary that may advance while its last suspect is not trusted again. One
+    /// Attributes what counts against the canary at the end of a tick, as [`Verdict::attribute`] does, which says
+    /// what else is given; and holds the canary that may advance while its last suspect is not trusted again. One
     /// that is no longer among the endpoints is no concern.
     pub fn attribute(
         &mut self,
         verdict: &mut Verdict,
-        now: Timestamp,
+        tick: Duration,
         endpoints: &[Sample],
         name: impl Fn(usize) -> Arc<str>,
     ) -> Attribution {
         let attribution = verdict.attribute(endpoints, &name);
         if let Attribution::Endpoint { index } = attribution {
-            self.0 = Some(Blamed { endpoint: name(index), until: now.plus(EJECTION + PROBATION) });
-        } else if let Some(Blamed { endpoint, until }) = &self.0
-            && verdict.stage == Stage::Stepping
-            && verdict.decision == Decision::Advance
-        {
-            match (0..endpoints.len()).find(|index| name(*index) == *endpoint) {
-                Some(index) if now < *until => verdict.hold_for(endpoints, index, Arc::clone(endpoint)),
-                _ => self.0 = None,
+            self.0 = Some(Blamed { endpoint: name(index), left: EJECTION + PROBATION });
+        } else if let Some(Blamed { endpoint, left }) = &mut self.0 {
+            *left = left.saturating_sub(tick);
+            if verdict.stage == Stage::Stepping && verdict.decision == Decision::Advance {
+                match (0..endpoints.len()).find(|index| name(*index) == *endpoint) {
+                    Some(index) if !left.is_zero() => {
+                        verdict.hold_for(endpoints, index, Arc::clone(endpoint));
+                    }
+                    _ => self.0 = None,
+                }
             }
         }
         attribution
+    }
+
+    /// Forgets it if it is not there any more, though what it has done still counts.
+    pub fn keep(&mut self, is_there: impl FnOnce(&str) -> bool) {
+        if self.0.as_ref().is_some_and(|blamed| !is_there(&blamed.endpoint)) {
+            self.0 = None;
+        }
     }
 }
 
@@ -281,9 +288,9 @@ mod tests {
         }
     }
 
-    /// What is decided at so many seconds of a canary that has failed so many of 2000 requests at endpoint 0, and none
-    /// of as many at endpoint 1.
-    fn decided_at(suspect: &mut Suspect, seconds: u64, failures: u64, fresh: bool) -> Decision {
+    /// What is decided after another second of a canary that has failed so many of 2000 requests at endpoint 0, and
+    /// none of as many at endpoint 1.
+    fn decided_next(suspect: &mut Suspect, failures: u64, fresh: bool) -> Decision {
         let mut analysis = Analysis::new(&Settings { latency_margin: None, ..Settings::default() }, 300);
         analysis.begin_step(Some(crate::model::weight::Weight::FULL));
         let none = Histogram::default();
@@ -298,32 +305,39 @@ mod tests {
         analysis.observe(&tick);
         let mut verdict = analysis.verdict();
         let endpoints = [Sample { requests: 2_000, failures }, Sample { requests: 2_000, failures: 0 }];
-        let at = Timestamp::from_millis(seconds * 1_000);
-        suspect.attribute(&mut verdict, at, &endpoints, |index| index.to_string().into());
+        let second = Duration::from_secs(1);
+        suspect.attribute(&mut verdict, second, &endpoints, |index| index.to_string().into());
         verdict.decision
     }
 
     #[test]
     fn an_endpoint_that_was_to_blame_has_to_do_well_before_the_canary_gets_more() {
         let mut suspect = Suspect::default();
-        assert_eq!(decided_at(&mut suspect, 0, 0, true), Decision::Advance);
-        assert_eq!(decided_at(&mut suspect, 1, 400, false), Decision::Hold);
-        // Passed over, then on probation.
-        for seconds in [2, 31, 60] {
-            assert_eq!(decided_at(&mut suspect, seconds, 400, true), Decision::Hold, "{seconds}");
+        assert_eq!(decided_next(&mut suspect, 0, true), Decision::Advance);
+        // To blame, and once more.
+        for _ in 0..2 {
+            assert_eq!(decided_next(&mut suspect, 400, false), Decision::Hold);
+            // Passed over, then on probation.
+            for second in 1..60 {
+                assert_eq!(decided_next(&mut suspect, 400, true), Decision::Hold, "{second}");
+                // As it is saved and restored.
+                let saved = serde_json::to_string(&suspect).unwrap();
+                suspect = serde_json::from_str(&saved).unwrap();
+            }
+            assert_eq!(decided_next(&mut suspect, 400, true), Decision::Advance);
         }
-        assert_eq!(decided_at(&mut suspect, 61, 400, true), Decision::Advance);
-        // To blame again.
-        assert_eq!(decided_at(&mut suspect, 70, 400, false), Decision::Hold);
-        assert_eq!(decided_at(&mut suspect, 129, 400, true), Decision::Hold);
-        assert_eq!(decided_at(&mut suspect, 131, 400, true), Decision::Advance);
     }
 
     #[test]
     fn an_endpoint_that_is_gone_is_no_concern() {
-        let mut suspect =
-            Suspect(Some(Blamed { endpoint: "7".into(), until: Timestamp::from_millis(u64::MAX) }));
-        assert_eq!(decided_at(&mut suspect, 1, 0, true), Decision::Advance);
+        let of = |endpoint: &str| Suspect(Some(Blamed { endpoint: endpoint.into(), left: Duration::MAX }));
+        assert_eq!(decided_next(&mut of("7"), 0, true), Decision::Advance);
+        // Nor one that is known for what it has done.
+        let mut suspect = of("0");
+        suspect.keep(|endpoint| endpoint == "0");
+        assert_eq!(decided_next(&mut suspect, 400, true), Decision::Hold);
+        suspect.keep(|endpoint| endpoint == "1");
+        assert_eq!(decided_next(&mut suspect, 400, true), Decision::Advance);
     }
 
     #[test]

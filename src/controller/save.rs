@@ -20,7 +20,7 @@ use crate::{
     rollout::{note::Note, phase::Phase, trial},
     store::{
         Saving, Store, StoreError,
-        record::{Entry, Kind, Position, Record, Rollout},
+        record::{Endpoints, Entry, Kind, Position, Record, Rollout},
     },
 };
 
@@ -228,6 +228,7 @@ impl ServiceTask {
             salt: self.salt,
             rollout,
             analysis: runs.then_some(analysis),
+            endpoints: if runs { self.endpoints.clone() } else { Endpoints::default() },
         }
     }
 
