@@ -32,6 +32,7 @@ use super::{
     incident::divergence,
     verdict::{CheckReport, Decision, Reason, Stage, Verdict},
 };
+
 /// How long an endpoint that is to blame is passed over before it is tried again: outlier detection's shortest
 /// ejection.
 pub const EJECTION: Duration = Duration::from_secs(30);
@@ -247,14 +248,15 @@ mod tests {
         assert!(decision != Decision::Hold && !why.contains("10.0.0"), "{decision:?}: {why}");
     }
 
-    /// What a canary is rolled back for that is four times as slow on both endpoints, one of which fails so many
-    /// requests a tick; before and after failures are attributed.
-    fn decided_of_a_slow_one(failures: u64) -> [(Decision, Option<Check>); 2] {
+    /// What a canary is rolled back for of which one endpoint fails so many requests a tick, and that takes four times
+    /// as long for so many of 1000 others on both; before and after failures are attributed.
+    fn decided_of_a_slow_one(failures: u64, slow: u64) -> [(Decision, Option<Check>); 2] {
         let mut analysis = Analysis::new(&Settings::default(), 300);
         analysis.begin_step(None);
-        let [fast, slow] = [10, 40].map(|millis| {
+        let [fast, slow] = [0, slow].map(|slow| {
             let mut latencies = Histogram::default();
-            (0..1_000).for_each(|_| latencies.record(Duration::from_millis(millis)));
+            let millis = |request| if request < slow { 40 } else { 10 };
+            (0..1_000).for_each(|request| latencies.record(Duration::from_millis(millis(request))));
             latencies
         });
         let (stable, canary) =
@@ -282,9 +284,9 @@ mod tests {
     #[test]
     fn a_slow_version_is_not_spared_for_what_an_endpoint_fails() {
         // Not even where that is more than is known of its time.
-        for (failures, check) in [(8, Check::LatencyP99), (500, Check::ErrorRate)] {
+        for (failures, slow, check) in [(8, 1_000, Check::LatencyP99), (500, 100, Check::ErrorRate)] {
             let worse = (Decision::RollBack, Some(check));
-            assert_eq!(decided_of_a_slow_one(failures), [worse, worse], "{failures}");
+            assert_eq!(decided_of_a_slow_one(failures, slow), [worse, worse], "{failures}");
         }
     }
 

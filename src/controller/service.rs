@@ -294,7 +294,7 @@ impl ServiceTask {
         self.test_itself(gained.stable(), halves.flatten().as_ref());
         let between = (&*self.now, &*self.before);
         let pairs = self.is_dark().then(|| gained::pairs(between, &self.config.name));
-        let at = clock::now();
+        let at = self.journal.after_what_is_given();
         let mut line = self.line(at, &phase, &gained);
         if let Some(line) = &mut line {
             line.pairs = pairs;
@@ -314,7 +314,10 @@ impl ServiceTask {
         }
         self.write_down(line, checks);
         let Some(decision) = decision else { return };
-        self.happen(Event::Tick(decision));
+        let event = Event::Tick(decision);
+        if !self.is_held_back(&event) {
+            self.happen(event);
+        }
         self.keep_to_budget();
     }
 
