@@ -14,8 +14,8 @@
 //! If one endpoint stands out, the question is whether the others are well without it: not surely worse
 //! than the other arm, by the same measure. Only then is the version not to blame.
 //!
-//! A canary that would be rolled back, or is under suspicion, for what one endpoint does is held instead
-//! ([`Verdict::attribute`]). That costs no more than the time until the others show as much, and a canary
+//! A canary that would be rolled back, or is under suspicion, for what one endpoint fails is held instead
+//! ([`Verdict::attribute`]); never one that is slow, as time is not counted by endpoint. That costs no more than the time until the others show as much, and a canary
 //! that is bad everywhere is not spared: the others are then surely worse than stable. The evidence stays
 //! what it is, and wanes as the others do well.
 //!
@@ -25,14 +25,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     error_rate::Sample,
     incident::divergence,
-    verdict::{Decision, Reason, Stage, Verdict},
+    verdict::{CheckReport, Decision, Reason, Stage, Verdict},
 };
-use crate::model::time::Timestamp;
 
 /// How long an endpoint that is to blame is passed over before it is tried again: outlier detection's shortest
 /// ejection.
@@ -86,12 +85,11 @@ fn higher_by(one: Sample, other: Sample) -> f64 {
 }
 
 impl Verdict {
-    /// Attributes what counts against the canary, given what each of its endpoints has done in the rollout.
-    /// If one of them is to blame, and the canary would be rolled back for it or is under suspicion, it is
-    /// held instead; otherwise nothing changes. `name` is what an endpoint is called.
+    /// Attributes the failures that count against the canary, given what each of its endpoints has done in the
+    /// rollout. If one of them is to blame, and the canary would be rolled back for it or is under suspicion, it
+    /// is held instead; otherwise nothing changes. `name` is what an endpoint is called.
     pub fn attribute(&mut self, endpoints: &[Sample], name: impl FnOnce(usize) -> Arc<str>) -> Attribution {
-        let accused = matches!(self.reason, Reason::Worse(_) | Reason::Suspicious(_));
-        if self.stage != Stage::Stepping || !accused {
+        if self.stage != Stage::Stepping || !self.is_accused_of_failing() {
             return Attribution::Nobody;
         }
         let stable = self.rollout.stable;
@@ -101,6 +99,14 @@ impl Verdict {
             self.hold_for(endpoints, index, name(index));
         }
         attribution
+    }
+
+    /// Whether failures are what counts against the canary most, and it would not be rolled back without them.
+    fn is_accused_of_failing(&self) -> bool {
+        let (Reason::Worse(most) | Reason::Suspicious(most)) = &self.reason else { return false };
+        let is_enough = |report: &CheckReport| report.evidence >= report.threshold;
+        most.check.is_of_failures()
+            && !self.checks.iter().any(|report| !report.check.is_of_failures() && is_enough(report))
     }
 
     fn hold_for(&mut self, endpoints: &[Sample], index: usize, name: Arc<str>) {
@@ -117,40 +123,49 @@ impl Verdict {
 }
 
 /// The endpoint of a rollout's canary that was to blame last, if one was.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Suspect(Option<Blamed>);
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Blamed {
     endpoint: Arc<str>,
-    /// Until when it is not trusted.
-    until: Timestamp,
+    /// For how long it is not trusted yet. In time that was watched, so that no restart and no clock shortens it.
+    left: Duration,
 }
 
 impl Suspect {
-    /// Attributes what counts against the canary at a moment, as [`Verdict::attribute`] does, which says what
-    /// else is given; and holds the canary that may advance while its last suspect is not trusted again. One
+    /// Attributes what counts against the canary at the end of a tick, as [`Verdict::attribute`] does, which says
+    /// what else is given; and holds the canary that may advance while its last suspect is not trusted again. One
     /// that is no longer among the endpoints is no concern.
     pub fn attribute(
         &mut self,
         verdict: &mut Verdict,
-        now: Timestamp,
+        tick: Duration,
         endpoints: &[Sample],
         name: impl Fn(usize) -> Arc<str>,
     ) -> Attribution {
         let attribution = verdict.attribute(endpoints, &name);
         if let Attribution::Endpoint { index } = attribution {
-            self.0 = Some(Blamed { endpoint: name(index), until: now.plus(EJECTION + PROBATION) });
-        } else if let Some(Blamed { endpoint, until }) = &self.0
-            && verdict.stage == Stage::Stepping
-            && verdict.decision == Decision::Advance
-        {
-            match (0..endpoints.len()).find(|index| name(*index) == *endpoint) {
-                Some(index) if now < *until => verdict.hold_for(endpoints, index, Arc::clone(endpoint)),
-                _ => self.0 = None,
+            self.0 = Some(Blamed { endpoint: name(index), left: EJECTION + PROBATION });
+        } else if let Some(Blamed { endpoint, left }) = &mut self.0 {
+            *left = left.saturating_sub(tick);
+            if verdict.stage == Stage::Stepping && verdict.decision == Decision::Advance {
+                match (0..endpoints.len()).find(|index| name(*index) == *endpoint) {
+                    Some(index) if !left.is_zero() => {
+                        verdict.hold_for(endpoints, index, Arc::clone(endpoint));
+                    }
+                    _ => self.0 = None,
+                }
             }
         }
         attribution
+    }
+
+    /// Forgets it if it is not there any more, though what it has done still counts.
+    pub fn keep(&mut self, is_there: impl FnOnce(&str) -> bool) {
+        if self.0.as_ref().is_some_and(|blamed| !is_there(&blamed.endpoint)) {
+            self.0 = None;
+        }
     }
 }
 
@@ -176,7 +191,7 @@ const SURE: f64 = 6.907_755_278_982_137;
 mod tests {
     use super::*;
     use crate::{
-        analysis::{Analysis, ArmTick, Tick, explain::explain, settings::Settings},
+        analysis::{Analysis, ArmTick, Tick, explain::explain, settings::Settings, verdict::Check},
         model::histogram::Histogram,
     };
 
@@ -233,9 +248,51 @@ mod tests {
         assert!(decision != Decision::Hold && !why.contains("10.0.0"), "{decision:?}: {why}");
     }
 
-    /// What is decided at so many seconds of a canary that has failed so many of 2000 requests at endpoint 0, and none
-    /// of as many at endpoint 1.
-    fn decided_at(suspect: &mut Suspect, seconds: u64, failures: u64, fresh: bool) -> Decision {
+    /// What a canary is rolled back for of which one endpoint fails so many requests a tick, and that takes four times
+    /// as long for so many of 1000 others on both; before and after failures are attributed.
+    fn decided_of_a_slow_one(failures: u64, slow: u64) -> [(Decision, Option<Check>); 2] {
+        let mut analysis = Analysis::new(&Settings::default(), 300);
+        analysis.begin_step(None);
+        let [fast, slow] = [0, slow].map(|slow| {
+            let mut latencies = Histogram::default();
+            let millis = |request| if request < slow { 40 } else { 10 };
+            (0..1_000).for_each(|request| latencies.record(Duration::from_millis(millis(request))));
+            latencies
+        });
+        let (stable, canary) =
+            (ArmTick::new(1_000, 0, &fast), ArmTick::new(1_000 + failures, failures, &slow));
+        let (mut ticks, mut verdict) = (0, analysis.verdict());
+        // Until its time alone is enough.
+        let is_slow = |report: &CheckReport| report.evidence >= report.threshold;
+        while !verdict.checks.get(Check::LatencyP99).is_some_and(is_slow) {
+            analysis.observe(&Tick { stable, canary, routes: &[], users: None });
+            (ticks, verdict) = (ticks + 1, analysis.verdict());
+        }
+        let of = |verdict: &Verdict| match &verdict.reason {
+            Reason::Worse(most) => (verdict.decision, Some(most.check)),
+            _ => (verdict.decision, None),
+        };
+        let before = of(&verdict);
+        let endpoint = |failures| Sample { requests: ticks * (500 + failures), failures: ticks * failures };
+        let (endpoints, other) =
+            ([0, failures].map(endpoint), Sample { requests: ticks * 1_000, failures: 0 });
+        assert_eq!(attribute(&endpoints, other), Attribution::Endpoint { index: 1 });
+        verdict.attribute(&endpoints, |index| index.to_string().into());
+        [before, of(&verdict)]
+    }
+
+    #[test]
+    fn a_slow_version_is_not_spared_for_what_an_endpoint_fails() {
+        // Not even where that is more than is known of its time.
+        for (failures, slow, check) in [(8, 1_000, Check::LatencyP99), (500, 100, Check::ErrorRate)] {
+            let worse = (Decision::RollBack, Some(check));
+            assert_eq!(decided_of_a_slow_one(failures, slow), [worse, worse], "{failures}");
+        }
+    }
+
+    /// What is decided after another second of a canary that has failed so many of 2000 requests at endpoint 0, and
+    /// none of as many at endpoint 1.
+    fn decided_next(suspect: &mut Suspect, failures: u64, fresh: bool) -> Decision {
         let mut analysis = Analysis::new(&Settings { latency_margin: None, ..Settings::default() }, 300);
         analysis.begin_step(Some(crate::model::weight::Weight::FULL));
         let none = Histogram::default();
@@ -250,32 +307,39 @@ mod tests {
         analysis.observe(&tick);
         let mut verdict = analysis.verdict();
         let endpoints = [Sample { requests: 2_000, failures }, Sample { requests: 2_000, failures: 0 }];
-        let at = Timestamp::from_millis(seconds * 1_000);
-        suspect.attribute(&mut verdict, at, &endpoints, |index| index.to_string().into());
+        let second = Duration::from_secs(1);
+        suspect.attribute(&mut verdict, second, &endpoints, |index| index.to_string().into());
         verdict.decision
     }
 
     #[test]
     fn an_endpoint_that_was_to_blame_has_to_do_well_before_the_canary_gets_more() {
         let mut suspect = Suspect::default();
-        assert_eq!(decided_at(&mut suspect, 0, 0, true), Decision::Advance);
-        assert_eq!(decided_at(&mut suspect, 1, 400, false), Decision::Hold);
-        // Passed over, then on probation.
-        for seconds in [2, 31, 60] {
-            assert_eq!(decided_at(&mut suspect, seconds, 400, true), Decision::Hold, "{seconds}");
+        assert_eq!(decided_next(&mut suspect, 0, true), Decision::Advance);
+        // To blame, and once more.
+        for _ in 0..2 {
+            assert_eq!(decided_next(&mut suspect, 400, false), Decision::Hold);
+            // Passed over, then on probation.
+            for second in 1..60 {
+                assert_eq!(decided_next(&mut suspect, 400, true), Decision::Hold, "{second}");
+                // As it is saved and restored.
+                let saved = serde_json::to_string(&suspect).unwrap();
+                suspect = serde_json::from_str(&saved).unwrap();
+            }
+            assert_eq!(decided_next(&mut suspect, 400, true), Decision::Advance);
         }
-        assert_eq!(decided_at(&mut suspect, 61, 400, true), Decision::Advance);
-        // To blame again.
-        assert_eq!(decided_at(&mut suspect, 70, 400, false), Decision::Hold);
-        assert_eq!(decided_at(&mut suspect, 129, 400, true), Decision::Hold);
-        assert_eq!(decided_at(&mut suspect, 131, 400, true), Decision::Advance);
     }
 
     #[test]
     fn an_endpoint_that_is_gone_is_no_concern() {
-        let mut suspect =
-            Suspect(Some(Blamed { endpoint: "7".into(), until: Timestamp::from_millis(u64::MAX) }));
-        assert_eq!(decided_at(&mut suspect, 1, 0, true), Decision::Advance);
+        let of = |endpoint: &str| Suspect(Some(Blamed { endpoint: endpoint.into(), left: Duration::MAX }));
+        assert_eq!(decided_next(&mut of("7"), 0, true), Decision::Advance);
+        // Nor one that is known for what it has done.
+        let mut suspect = of("0");
+        suspect.keep(|endpoint| endpoint == "0");
+        assert_eq!(decided_next(&mut suspect, 400, true), Decision::Hold);
+        suspect.keep(|endpoint| endpoint == "1");
+        assert_eq!(decided_next(&mut suspect, 400, true), Decision::Advance);
     }
 
     #[test]

@@ -253,6 +253,14 @@ pub enum Check {
 impl Check {
     /// How many there are.
     const COUNT: usize = 8;
+
+    /// Whether it looks at what fails, and not at how long what succeeds takes.
+    pub fn is_of_failures(self) -> bool {
+        match self {
+            Self::ErrorRate | Self::MaxErrorRate | Self::RouteErrorRate | Self::PairedErrorRate => true,
+            Self::LatencyP50 | Self::LatencyP99 | Self::MaxP99 | Self::PairedLatency => false,
+        }
+    }
 }
 
 /// The checks of a verdict, at most one of each kind; kept in place, so that a tick allocates nothing.

@@ -2,6 +2,7 @@
 
 use super::service::ServiceTask;
 use crate::{
+    analysis::verdict::Decision,
     clock,
     model::time::Timestamp,
     rollout::{
@@ -30,7 +31,14 @@ impl ServiceTask {
         let (Some(record), Some(until)) = (&self.record, self.frozen_until()) else { return false };
         let is_forward = match event {
             Event::Prepared => !matches!(record.phase, Phase::Preparing { full: true, .. }),
-            Event::HookAnswered(answer) => answer.is_ok(),
+            // Where evidence has it asked, its yes is kept and moves nothing by itself.
+            Event::HookAnswered(answer) => {
+                answer.is_ok() && !matches!(record.phase, Phase::Paused { earned: true, .. })
+            }
+            // A step has been stopped.
+            Event::Tick(decision) => {
+                *decision == Decision::Advance && matches!(record.phase, Phase::Paused { .. })
+            }
             _ => false,
         };
         is_forward && record.wanted_until.is_none_or(|wanted| wanted < until)

@@ -4,20 +4,18 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::{gained::sample, service::ServiceTask, status::EndpointStatus};
+use super::{service::ServiceTask, status::EndpointStatus};
 use crate::{
     analysis::{
-        attribution::{Attribution, EJECTION, Suspect},
+        attribution::{Attribution, EJECTION},
+        error_rate::Sample,
         explain::explain,
         verdict::Verdict,
     },
     clock,
     model::time::Timestamp,
-    store::record::Kind,
-    telemetry::{
-        ledger::Key,
-        reader::{Counted, Endpoints},
-    },
+    store::record::{Endpoints, Kind},
+    telemetry::{ledger::Key, reader::Counted},
 };
 
 /// How long after the decision a worker may still send somebody to the canary.
@@ -26,10 +24,20 @@ const SWAP: Duration = Duration::from_millis(10);
 impl ServiceTask {
     /// A rollout begins: whatever the endpoints did before is another version's.
     pub(super) fn begin_endpoints(&mut self) {
-        self.began = self.now.clone();
-        self.suspect = Suspect::default();
+        self.endpoints = Endpoints::default();
         if let Some(key) = self.canary_key() {
             self.hub.health().backend(&key).cool();
+        }
+    }
+
+    /// A tick: counts what each of them has done in it.
+    pub(super) fn count_endpoints(&mut self) {
+        let Some(key) = self.canary_key() else { return };
+        let before = self.before.endpoints.get(&key);
+        for (address, now) in self.now.endpoints.get(&key).into_iter().flatten() {
+            let before = before.and_then(|before| before.get(address)).copied().unwrap_or_default();
+            let Counted { requests, failures } = now.since(before);
+            self.endpoints.counted.entry(*address).or_default().add(Sample { requests, failures });
         }
     }
 
@@ -45,18 +53,21 @@ impl ServiceTask {
         }
     }
 
-    /// What each of the canary's endpoints has done since the rollout began.
-    pub(super) fn endpoints(&self) -> Vec<EndpointStatus> {
-        let counted = self.counted().into_iter();
-        counted.map(|(endpoint, counted)| status(endpoint, counted)).collect()
+    /// What each of the canary's endpoints that are there has done since the rollout began.
+    pub(super) fn endpoint_status(&self) -> Vec<EndpointStatus> {
+        let there = self.counted().filter(|(address, _)| self.is_there(*address));
+        there.map(|(endpoint, counted)| status(endpoint, counted)).collect()
     }
 
     /// Takes back what was concluded from the failures of one endpoint alone, and has it passed over.
-    pub(super) fn tell_endpoint_from_version(&mut self, verdict: &mut Verdict, at: Timestamp) {
-        let counted = self.counted();
-        let samples: Vec<_> = counted.iter().map(|(_, counted)| sample(*counted)).collect();
+    pub(super) fn tell_endpoint_from_version(&mut self, verdict: &mut Verdict) {
+        let mut suspect = std::mem::take(&mut self.endpoints.suspect);
+        suspect.keep(|name| name.parse().is_ok_and(|address| self.is_there(address)));
+        let counted: Vec<_> = self.counted().collect();
+        let samples: Vec<_> = counted.iter().map(|(_, counted)| *counted).collect();
         let name = |index: usize| counted[index].0.to_string().into();
-        let attribution = self.suspect.attribute(verdict, at, &samples, name);
+        let attribution = suspect.attribute(verdict, self.tick, &samples, name);
+        self.endpoints.suspect = suspect;
         let Attribution::Endpoint { index } = attribution else { return };
         let (Some(key), (address, _)) = (self.canary_key(), counted[index]) else { return };
         let health = self.hub.health();
@@ -69,14 +80,16 @@ impl ServiceTask {
         }
     }
 
-    pub(super) fn counted(&self) -> Vec<(SocketAddr, Counted)> {
-        let Some(key) = self.canary_key() else { return Vec::new() };
-        let of = |endpoints: &Endpoints<Counted>| endpoints.get(&key).cloned().unwrap_or_default();
-        let began = of(&self.began.endpoints);
-        let since = |(address, now): (SocketAddr, Counted)| {
-            (address, now.since(began.get(&address).copied().unwrap_or_default()))
-        };
-        of(&self.now.endpoints).into_iter().map(since).collect()
+    /// What each of them has done since the rollout began. Those that are gone are among them: what they have
+    /// failed counts against the canary still.
+    pub(super) fn counted(&self) -> impl Iterator<Item = (SocketAddr, Sample)> {
+        self.endpoints.counted.iter().map(|(address, counted)| (*address, *counted))
+    }
+
+    pub(super) fn is_there(&self, address: SocketAddr) -> bool {
+        self.canary_key()
+            .and_then(|key| self.now.endpoints.get(&key))
+            .is_some_and(|there| there.contains_key(&address))
     }
 
     /// The rollout's canary, whatever it has become.
@@ -86,7 +99,7 @@ impl ServiceTask {
     }
 }
 
-fn status(endpoint: SocketAddr, counted: Counted) -> EndpointStatus {
-    let Counted { requests, failures } = counted;
-    EndpointStatus { endpoint, requests, failures, error_rate: sample(counted).rate() }
+fn status(endpoint: SocketAddr, counted: Sample) -> EndpointStatus {
+    let Sample { requests, failures } = counted;
+    EndpointStatus { endpoint, requests, failures, error_rate: counted.rate() }
 }

@@ -124,7 +124,7 @@ impl<'t> Arm<'t> {
     }
 }
 
-pub(super) fn sample(Counted { requests, failures }: Counted) -> Sample {
+fn sample(Counted { requests, failures }: Counted) -> Sample {
     Sample { requests, failures: failures.min(requests) }
 }
 

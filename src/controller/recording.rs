@@ -21,11 +21,7 @@ use std::{
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
-use super::{
-    Answer,
-    gained::{Gained, sample},
-    service::ServiceTask,
-};
+use super::{Answer, gained::Gained, service::ServiceTask};
 use crate::{
     analysis::error_rate::Sample,
     config::Recordings,
@@ -35,7 +31,6 @@ use crate::{
         phase::Phase,
         recording::{Endpoint, Line},
     },
-    telemetry::reader::Counted,
 };
 
 /// Lines that may wait for the disk.
@@ -131,11 +126,11 @@ impl ServiceTask {
         }
         line.guards_only = self.record.as_ref().is_some_and(|record| record.guards_only);
         if phase.step().is_some() {
-            let endpoint = |(address, counted): (SocketAddr, Counted)| {
-                let Sample { requests, failures } = sample(counted);
-                Endpoint { endpoint: address.to_string().into(), requests, failures }
+            let endpoint = |(address, Sample { requests, failures }): (SocketAddr, Sample)| {
+                let gone = !self.is_there(address);
+                Endpoint { endpoint: address.to_string().into(), requests, failures, gone }
             };
-            line.endpoints = self.counted().into_iter().map(endpoint).collect();
+            line.endpoints = self.counted().map(endpoint).collect();
         }
         Some(line)
     }

@@ -17,10 +17,11 @@ use super::{Answer, CommandError, Request, context::Context, service::ServiceTas
 use crate::{
     analysis::{Analysis, verdict::Verdict},
     clock, failpoint,
+    model::time::Timestamp,
     rollout::{note::Note, phase::Phase, trial},
     store::{
         Saving, Store, StoreError,
-        record::{Entry, Kind, Position, Record, Rollout},
+        record::{Endpoints, Entry, Kind, Position, Record, Rollout},
     },
 };
 
@@ -54,6 +55,8 @@ pub(super) struct Journal {
     /// Whether to wait for the next tick, as the last save failed.
     rests: bool,
     last: Instant,
+    /// The time that what the store was given last bears.
+    given: Timestamp,
 }
 
 /// A save under way.
@@ -107,7 +110,14 @@ impl Journal {
             problem: None,
             rests: false,
             last: Instant::now(),
+            given: Timestamp::from_millis(0),
         }
+    }
+
+    /// When a tick ends that ends now. What is saved is told from what came after it by its time, and both may be
+    /// in one millisecond.
+    pub(super) fn after_what_is_given(&self) -> Timestamp {
+        clock::now().max(self.given.plus(Duration::from_millis(1)))
     }
 
     /// Whether an advance waits for its save.
@@ -230,6 +240,7 @@ impl ServiceTask {
             salt: self.salt,
             rollout,
             analysis: runs.then_some(analysis),
+            endpoints: if runs { self.endpoints.clone() } else { Endpoints::default() },
         }
     }
 
@@ -310,6 +321,7 @@ impl ServiceTask {
         if let Purpose::Advance(advance) = &purpose {
             entries.push(advance.entry.clone());
         }
+        self.journal.given = record.saved;
         failpoint::pass("a save is to be asked for");
         let saving = self.journal.store.save(&self.config.name, record, entries);
         failpoint::pass("a save is asked for");

@@ -26,7 +26,7 @@ use super::{
     waiting::{self, Waiting},
 };
 use crate::{
-    analysis::{Analysis, attribution::Suspect, explain::explain, verdict::Verdict},
+    analysis::{Analysis, explain::explain, verdict::Verdict},
     clock,
     config::{Backend, Service},
     failpoint,
@@ -38,7 +38,7 @@ use crate::{
         weight::Weight,
     },
     rollout::{event::Event, phase::Phase, plan::Plan, trial},
-    store::record::{Entry, Kind, Position, Rollout},
+    store::record::{Endpoints, Entry, Kind, Position, Rollout},
     telemetry::{ledger::Hub, reader::Totals},
 };
 
@@ -83,10 +83,8 @@ pub(super) struct ServiceTask {
     revised: Revised,
     pub(super) now: Reading,
     pub(super) before: Reading,
-    /// When the rollout began.
-    pub(super) began: Reading,
-    /// The canary's endpoint that was to blame last.
-    pub(super) suspect: Suspect,
+    /// The canary's, since the rollout began.
+    pub(super) endpoints: Endpoints,
     pub(super) window: Window,
     /// As they were at the last tick.
     pub(super) clocks: Clocks,
@@ -102,7 +100,8 @@ impl ServiceTask {
     pub(super) fn new(config: Service, common: &Common) -> Self {
         let Common { publisher, hub, metrics, tick, reading: _, store, notifier } = common;
         let standing = Standing::of(&config, &store.found(&config.name), clock::now());
-        let Standing { position, salt, rollout, has_ended, analysis, saved, events, news } = standing;
+        let Standing { position, salt, rollout, has_ended, analysis, endpoints, saved, events, news } =
+            standing;
         let Position { roles, weight } = position;
         metrics.begin(&config.name);
         config.backends.iter().for_each(|backend| metrics.drained(&config.name, &backend.name, false));
@@ -134,8 +133,7 @@ impl ServiceTask {
             tick: *tick,
             now: Reading::default(),
             before: Reading::default(),
-            began: Reading::default(),
-            suspect: Suspect::default(),
+            endpoints,
             window: Window { start: beginning(), next: beginning() },
             clocks: Clocks::read(),
             config,
@@ -268,6 +266,7 @@ impl ServiceTask {
         self.look_at_the_clock();
         self.before = std::mem::replace(&mut self.now, reading);
         self.window.advance(&self.now);
+        self.count_endpoints();
         let observed = |phase: &Phase| {
             matches!(phase, Phase::Stepping { .. } | Phase::Paused { .. } | Phase::Baking { .. })
         };
@@ -295,7 +294,7 @@ impl ServiceTask {
         self.test_itself(gained.stable(), halves.flatten().as_ref());
         let between = (&*self.now, &*self.before);
         let pairs = self.is_dark().then(|| gained::pairs(between, &self.config.name));
-        let at = clock::now();
+        let at = self.journal.after_what_is_given();
         let mut line = self.line(at, &phase, &gained);
         if let Some(line) = &mut line {
             line.pairs = pairs;
@@ -306,7 +305,7 @@ impl ServiceTask {
         let (mut decision, mut checks) = (observed, Vec::new());
         if is_observed && observed.is_some() {
             let mut verdict = self.analysis.verdict();
-            self.tell_endpoint_from_version(&mut verdict, at);
+            self.tell_endpoint_from_version(&mut verdict);
             self.tell_of_incident(&verdict);
             checks = self.ask_elsewhere(&mut verdict);
             decision = Some(verdict.decision);
@@ -315,7 +314,10 @@ impl ServiceTask {
         }
         self.write_down(line, checks);
         let Some(decision) = decision else { return };
-        self.happen(Event::Tick(decision));
+        let event = Event::Tick(decision);
+        if !self.is_held_back(&event) {
+            self.happen(event);
+        }
         self.keep_to_budget();
     }
 

@@ -21,7 +21,7 @@ use crate::{
     rollout::phase::{Phase, RollBackReason},
     store::{
         Found, Store,
-        record::{Brief, Kind, Position, Record, Rollout},
+        record::{Brief, Endpoints, Kind, Position, Record, Rollout},
     },
 };
 
@@ -34,6 +34,8 @@ pub(super) struct Standing {
     /// Whether that ran when it was saved, and is over by what was found since.
     pub(super) has_ended: bool,
     pub(super) analysis: Option<Analysis>,
+    /// Who of the canary's endpoints that comes from.
+    pub(super) endpoints: Endpoints,
     /// When the evidence was saved from which a rollout goes on.
     pub(super) saved: Option<Timestamp>,
     /// What happened before, to be shown.
@@ -61,6 +63,7 @@ impl Standing {
             rollout: None,
             has_ended: false,
             analysis: None,
+            endpoints: Endpoints::default(),
             saved: None,
             events: found.recent.iter().map(occurrence).collect(),
             news: problems.collect(),
@@ -125,7 +128,8 @@ impl Standing {
                 let (position, has_evidence) = (was.position.clone(), was.analysis.is_some());
                 let was = was.later(away, now).at(position.clone(), Kind::Restart, news);
                 if has_evidence {
-                    return Self { saved: Some(record.saved), ..was };
+                    let endpoints = record.endpoints.clone();
+                    return Self { saved: Some(record.saved), endpoints, ..was };
                 }
                 let news = "its evidence is another version's and cannot be read: it is gathered anew";
                 was.at(position, Kind::Restart, news.to_owned())

@@ -204,7 +204,7 @@ impl ServiceTask {
             guards_only: record.guards_only,
             steps: record.plan.steps().iter().map(Into::into).collect(),
             rollback_until: record.rollback_until(&self.roles),
-            endpoints: self.endpoints(),
+            endpoints: self.endpoint_status(),
             checks: self.checks.as_ref().map(Checks::status).unwrap_or_default(),
             verdict: self.verdict.clone(),
             explanation: self.explanation(),

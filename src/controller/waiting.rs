@@ -39,7 +39,7 @@ impl Wait {
     fn of(phase: &Phase) -> Option<Self> {
         match phase {
             Phase::Preparing { since, full: _ } => Some(Self::Ready(*since)),
-            Phase::Paused { step, since, reason: PauseReason::Hook } => Some(Self::Hook(*step, *since)),
+            Phase::Paused { step, since, reason: PauseReason::Hook, .. } => Some(Self::Hook(*step, *since)),
             _ => None,
         }
     }
@@ -340,7 +340,7 @@ mod tests {
     fn each_place_is_passed_once() {
         let at = Timestamp::from_millis(1);
         let step = |step| Phase::Stepping { step, since: at };
-        let paused = |step| Phase::Paused { step, since: at, reason: PauseReason::Hook };
+        let paused = |step| Phase::Paused { step, since: at, reason: PauseReason::Hook, earned: false };
         let preparing = Phase::Preparing { since: at, full: false };
         let promoting = Phase::Promoting { since: at };
         let back = Phase::RollingBack { since: at, reason: RollBackReason::Command };

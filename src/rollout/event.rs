@@ -19,8 +19,8 @@ pub enum Event {
     /// The canary could not be made ready, and why, as a sentence. Whoever prepares also decides
     /// how long that may take: the machine has no deadline for it, as nobody is exposed meanwhile.
     PrepareFailed(String),
-    /// The hook for which the rollout waits allows it to go on, or does not, and why, as a sentence.
-    /// Without meaning, and ignored, unless waiting for one.
+    /// The hook for which the rollout waits allows it to go on, if the evidence still does where that had it
+    /// asked; or does not, and why, as a sentence. Without meaning, and ignored, unless waiting for one.
     HookAnswered(Result<(), String>),
     /// Nothing may move forward now. What was given stays, and is watched.
     Frozen,

@@ -77,7 +77,7 @@ pub fn step(phase: Phase, plan: &Plan, event: Event, now: Timestamp) -> Result<T
 
 /// A person or CI wants something.
 fn obey(phase: Phase, plan: &Plan, command: Command, now: Timestamp) -> Result<Transition, Refused> {
-    use PauseReason::{Freeze, Gate, Hook, HookFailed, Inconclusive};
+    use PauseReason::{Freeze, Gate, Hook, HookAllowed, HookFailed, Inconclusive};
     Ok(match (command, &phase) {
         (Command::Start { force, guards_only }, _) if !phase.is_running() => match cooling(&phase, plan, now)
         {
@@ -93,9 +93,10 @@ fn obey(phase: Phase, plan: &Plan, command: Command, now: Timestamp) -> Result<T
             promote(&phase, plan, AdvancedBy::Command, now)
         }
         // Whoever says so takes the place of the hook.
-        (Command::Promote { full: false }, Phase::Paused { step, reason: Hook | HookFailed, .. }) => {
-            next_step(&phase, plan, *step, AdvancedBy::Command, now)
-        }
+        (
+            Command::Promote { full: false },
+            Phase::Paused { step, reason: Hook | HookFailed | HookAllowed, .. },
+        ) => next_step(&phase, plan, *step, AdvancedBy::Command, now),
         (Command::Promote { full: false }, Phase::Stepping { step, .. } | Phase::Paused { step, .. })
         | (Command::Resume, Phase::Paused { step, reason: Gate | HookFailed, .. }) => {
             through_the_gate(&phase, plan, *step, AdvancedBy::Command, now)
@@ -106,9 +107,10 @@ fn obey(phase: Phase, plan: &Plan, command: Command, now: Timestamp) -> Result<T
         (Command::GuardsOnly, Phase::Preparing { .. } | Phase::Stepping { .. } | Phase::Paused { .. }) => {
             go(&phase, phase.clone(), plan, Note::GuardsOnly)
         }
-        (Command::Pause, Phase::Stepping { step, .. } | Phase::Paused { step, reason: Freeze, .. }) => {
-            pause(&phase, plan, *step, PauseReason::Command, now)
-        }
+        (
+            Command::Pause,
+            Phase::Stepping { step, .. } | Phase::Paused { step, reason: Freeze | HookAllowed, .. },
+        ) => pause(&phase, plan, *step, PauseReason::Command, now),
         _ => return Err(Refused::new(command, phase)),
     })
 }
@@ -123,6 +125,9 @@ fn tick(phase: Phase, plan: &Plan, decision: Decision, now: Timestamp) -> Transi
                 go(&phase, to, plan, Note::ClockWentBack { by })
             }
         },
+        Phase::Paused { step, reason: PauseReason::HookAllowed, .. } if decision == Decision::Advance => {
+            next_step(&phase, plan, step, AdvancedBy::Hook, now)
+        }
         Phase::Promoting { .. } => {
             go(&phase, Phase::Baking { since: now }, plan, Note::Baking { bake: plan.bake() })
         }
@@ -188,14 +193,16 @@ fn prepared(phase: Phase, plan: &Plan, now: Timestamp) -> Transition {
 
 /// A hook was asked whether the step may be left.
 fn answered(phase: Phase, plan: &Plan, answer: Result<(), String>, now: Timestamp) -> Transition {
-    let Phase::Paused { step, reason: PauseReason::Hook, .. } = phase else { return stay(phase) };
+    let Phase::Paused { step, reason: PauseReason::Hook, earned, .. } = phase else { return stay(phase) };
     match (answer, plan.hooks().on_failure) {
+        // It may have taken minutes, and a canary that came under suspicion meanwhile gets no more traffic.
+        (Ok(()), _) if earned => pause(&phase, plan, step, PauseReason::HookAllowed, now),
         (Ok(()), _) => next_step(&phase, plan, step, AdvancedBy::Hook, now),
         (Err(why), OnHookFailure::RollBack) => roll_back(RollBackReason::HookFailed { why }, now),
         (Err(why), OnHookFailure::Pause) => {
             let reason = PauseReason::HookFailed;
             let note = Note::Paused { step, reason, answer: Some(why) };
-            go(&phase, Phase::Paused { step, since: now, reason }, plan, note)
+            go(&phase, Phase::Paused { step, since: now, reason, earned }, plan, note)
         }
     }
 }
@@ -211,11 +218,17 @@ fn to_the_gate(from: &Phase, plan: &Plan, step: usize, by: AdvancedBy, now: Time
 
 /// A step may be left, if no hook has to be asked.
 fn through_the_gate(from: &Phase, plan: &Plan, step: usize, by: AdvancedBy, now: Timestamp) -> Transition {
-    if plan.has_hook_after(step) {
-        pause(from, plan, step, PauseReason::Hook, now)
-    } else {
-        next_step(from, plan, step, by, now)
+    if !plan.has_hook_after(step) {
+        return next_step(from, plan, step, by, now);
     }
+    let earned = match from {
+        // Whoever has it asked again says nothing of the evidence.
+        Phase::Paused { reason: PauseReason::HookFailed, earned, .. } => *earned,
+        _ => by == AdvancedBy::Verdict,
+    };
+    let reason = PauseReason::Hook;
+    let note = Note::Paused { step, reason, answer: None };
+    go(from, Phase::Paused { step, since: now, reason, earned }, plan, note)
 }
 
 /// How long no rollout may be started yet without force.
@@ -262,7 +275,7 @@ fn promote(from: &Phase, plan: &Plan, by: AdvancedBy, now: Timestamp) -> Transit
 
 fn pause(from: &Phase, plan: &Plan, step: usize, reason: PauseReason, now: Timestamp) -> Transition {
     let note = Note::Paused { step, reason, answer: None };
-    go(from, Phase::Paused { step, since: now, reason }, plan, note)
+    go(from, Phase::Paused { step, since: now, reason, earned: false }, plan, note)
 }
 
 fn resume(from: &Phase, plan: &Plan, step: usize, now: Timestamp) -> Transition {

@@ -38,6 +38,9 @@ pub enum Phase {
         since: Timestamp,
         /// Why it was paused.
         reason: PauseReason,
+        /// Whether evidence had a hook asked: then that has to call for it still when the hook says yes.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        earned: bool,
     },
     /// The new version gets all traffic and becomes stable.
     Promoting {
@@ -84,6 +87,8 @@ pub enum PauseReason {
     Hook,
     /// A hook did not allow the step to be left.
     HookFailed,
+    /// A hook allowed the step to be left, and the evidence has not called for it since.
+    HookAllowed,
     /// Nothing may move forward now.
     Freeze,
 }
@@ -250,6 +255,7 @@ impl fmt::Display for PauseReason {
             Self::Gate => "the plan wants somebody to let it go on",
             Self::Hook => "a hook is asked whether it may go on",
             Self::HookFailed => "a hook did not let it go on",
+            Self::HookAllowed => "a hook lets it go on as soon as the evidence does",
             Self::Freeze => "nothing may move forward now",
         })
     }

@@ -63,7 +63,8 @@ pub struct Line {
     /// In a dark step, the pairs of requests and copies that ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pairs: Option<Counts>,
-    /// What each of the canary's endpoints has done since the rollout began, where that is counted.
+    /// What each of the canary's endpoints has done since the rollout began, where that is counted; those that are
+    /// gone included.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<Endpoint>,
     /// How the checks stood of what is measured elsewhere, where there are any.
@@ -165,6 +166,9 @@ pub struct Endpoint {
     pub requests: u64,
     /// Those of them that failed.
     pub failures: u64,
+    /// Whether it is no longer one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
 }
 
 impl Endpoint {
@@ -261,10 +265,10 @@ impl Replay {
         if line.learned.is_some() {
             (self.analysis, self.phase, self.suspect) = (None, Phase::Idle, Suspect::default());
         }
-        let Self { settings, plan, tick, analysis, phase: before, suspect } = self;
+        let Self { settings, plan, tick: length, analysis, phase: before, suspect } = self;
         let analysis = analysis.get_or_insert_with(|| {
             let names = line.routes.iter().map(|route| Arc::clone(&route.route));
-            let analysis = trial::begin(settings, plan, *tick).with_routes(settings, names);
+            let analysis = trial::begin(settings, plan, *length).with_routes(settings, names);
             match &line.learned {
                 Some(learned) => analysis.knowing(learned),
                 None => analysis,
@@ -284,7 +288,9 @@ impl Replay {
         let mut verdict = decision.map(|_| analysis.verdict())?;
         let endpoints: Vec<_> = line.endpoints.iter().map(Endpoint::sample).collect();
         let name = |index: usize| Arc::clone(&line.endpoints[index].endpoint);
-        suspect.attribute(&mut verdict, line.at, &endpoints, name);
+        let is_there = |name: &str| line.endpoints.iter().any(|one| &*one.endpoint == name && !one.gone);
+        suspect.keep(is_there);
+        suspect.attribute(&mut verdict, *length, &endpoints, name);
         check::consider(&mut verdict, &line.checks);
         Some(verdict)
     }
@@ -390,6 +396,9 @@ mod tests {
         let held = decided(&format!(",{endpoints}"));
         assert_eq!(held.decision, Decision::Hold);
         assert!(matches!(&held.reason, Reason::OneEndpoint { endpoint, .. } if &**endpoint == "10.0.0.2:80"));
+        // What it has failed is explained by it also when it is gone.
+        let gone = endpoints.replace(r#""failures":200"#, r#""failures":200,"gone":true"#);
+        assert_eq!(decided(&format!(",{gone}")), held);
     }
 
     #[test]

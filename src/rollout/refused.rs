@@ -45,6 +45,9 @@ pub enum Why {
     /// A hook is being asked.
     #[error("a hook is asked whether it may go on; `promote` does not wait for the answer")]
     HookAsked,
+    /// A hook allows it, and the evidence does not now.
+    #[error("a hook allows it, and it goes on by itself as soon as the evidence does")]
+    HookAllowed,
     /// Nothing may move forward now.
     #[error("nothing may move forward now, and it goes on by itself when that is over")]
     Frozen,
@@ -104,7 +107,8 @@ pub fn allowed(phase: &Phase) -> &'static [Command] {
         Phase::Paused { reason: PauseReason::Hook, .. } => {
             &[Promote { full: false }, Promote { full: true }, RollBack, GuardsOnly]
         }
-        Phase::Stepping { .. } | Phase::Paused { reason: PauseReason::Freeze, .. } => {
+        Phase::Stepping { .. }
+        | Phase::Paused { reason: PauseReason::Freeze | PauseReason::HookAllowed, .. } => {
             &[Promote { full: false }, Promote { full: true }, RollBack, Pause, GuardsOnly]
         }
         Phase::Paused { .. } => {
@@ -127,6 +131,7 @@ fn why(command: Command, phase: &Phase) -> Why {
         Phase::Preparing { .. } => Why::Preparing,
         Phase::Stepping { .. } => Why::NotPaused,
         Phase::Paused { reason: PauseReason::Hook, .. } => Why::HookAsked,
+        Phase::Paused { reason: PauseReason::HookAllowed, .. } => Why::HookAllowed,
         Phase::Paused { reason: PauseReason::Freeze, .. } => Why::Frozen,
         Phase::Paused { .. } => Why::Paused,
         Phase::Promoting { .. } | Phase::Baking { .. } => Why::Promoted,

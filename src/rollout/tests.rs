@@ -1,6 +1,7 @@
-//! The rules of the machine, one by one. `crash` lets whole worlds run and crash.
+//! The rules of the machine, one by one; those of gates and hooks in `hooks`. `crash` lets whole worlds run and crash.
 
 mod crash;
+mod hooks;
 mod lifecycle;
 
 use std::time::Duration;
@@ -65,7 +66,7 @@ fn phases() -> [Phase; 9] {
         Phase::Idle,
         Phase::Preparing { since, full: false },
         Phase::Stepping { step: 0, since },
-        Phase::Paused { step: 0, since, reason: PauseReason::Command },
+        Phase::Paused { step: 0, since, reason: PauseReason::Command, earned: false },
         Phase::Promoting { since },
         Phase::Baking { since },
         Phase::Succeeded { at: since },
@@ -79,7 +80,7 @@ fn stepping(step: usize) -> Phase {
 }
 
 fn paused(step: usize, reason: PauseReason) -> Phase {
-    Phase::Paused { step, since: at(100), reason }
+    Phase::Paused { step, since: at(100), reason, earned: false }
 }
 
 fn happens(phase: Phase, event: Event, now: u64) -> Transition {
@@ -189,7 +190,7 @@ fn the_plan_says_what_happens_at_the_deadline() {
     let since = at(130);
     for decision in [Decision::Continue, Decision::Hold] {
         assert_eq!(at_deadline(WhenInconclusive::Hold, decision), stepping(0));
-        let waits = Phase::Paused { step: 0, since, reason: PauseReason::Inconclusive };
+        let waits = Phase::Paused { step: 0, since, reason: PauseReason::Inconclusive, earned: false };
         assert_eq!(at_deadline(WhenInconclusive::Pause, decision), waits);
         let back = Phase::RollingBack { since, reason: RollBackReason::Inconclusive };
         assert_eq!(at_deadline(WhenInconclusive::RollBack, decision), back);
@@ -362,41 +363,9 @@ fn phases_survive_saving() {
         paused,
         serde_json::json!({"phase": "paused", "step": 3, "since": 100, "reason": "inconclusive"})
     );
-}
-
-#[test]
-fn nobody_passes_a_gate_unasked_and_the_hook_comes_after_it() {
-    let mut draft = draft();
-    draft.steps[0].gate = true;
-    draft.hooks = Hooks { step: true, ..Hooks::default() };
-    let plan = Plan::new(draft).unwrap();
-    let happens = |phase, event, now| machine::step(phase, &plan, event, at(now)).unwrap();
-    let gate = happens(stepping(0), Event::Tick(Decision::Advance), 110);
-    check(&gate, &Phase::Paused { step: 0, since: at(110), reason: PauseReason::Gate }, &[Effect::Save]);
-    for decision in [Decision::Advance, Decision::Continue, Decision::Hold] {
-        check(&happens(gate.phase.clone(), Event::Tick(decision), 1_000_000), &gate.phase, &[]);
-    }
-    let hook = happens(gate.phase, Event::Command(PROMOTE), 120);
-    check(&hook, &Phase::Paused { step: 0, since: at(120), reason: PauseReason::Hook }, &[Effect::Save]);
-    let no = happens(hook.phase, Event::HookAnswered(Err("status 500".into())), 121);
-    let sentence = "paused at step 1: a hook did not let it go on: status 500";
-    assert_eq!(no.note.as_ref().unwrap().to_string(), sentence);
-    let again = happens(no.phase, Event::Command(Command::Resume), 122);
-    assert_eq!(again.phase, Phase::Paused { step: 0, since: at(122), reason: PauseReason::Hook });
-    let yes = happens(again.phase, Event::HookAnswered(Ok(())), 123);
-    let next = Effect::Publish(Exposure::canary(weight(50.0)));
-    check(&yes, &Phase::Stepping { step: 1, since: at(123) }, &[Effect::Save, next]);
-}
-
-#[test]
-fn a_hook_that_says_no_rolls_back_if_the_plan_says_so() {
-    let hooks = Hooks { promotion: true, on_failure: OnHookFailure::RollBack, ..Hooks::default() };
-    let plan = Plan::new(Draft { hooks, ..draft() }).unwrap();
-    let event = Event::HookAnswered(Err("no answer".into()));
-    let back = machine::step(paused(1, PauseReason::Hook), &plan, event, at(101)).unwrap();
-    let sentence = "rolling back: a hook did not let it go on: no answer";
-    assert_eq!(back.note.unwrap().to_string(), sentence);
-    assert_eq!(back.effects, [Effect::Publish(Exposure::NONE), Effect::Save]);
+    let asked = Phase::Paused { step: 3, since: at(100), reason: PauseReason::Hook, earned: true };
+    let text = serde_json::to_string(&asked).unwrap();
+    assert_eq!(serde_json::from_str::<Phase>(&text).unwrap(), asked);
 }
 
 #[test]

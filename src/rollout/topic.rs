@@ -68,6 +68,10 @@ impl Topic {
             Note::Stepped { .. } => Self::Stepped,
             Note::Paused { reason: PauseReason::Hook, .. } => Self::Waiting,
             Note::Paused { reason: PauseReason::Gate, .. } => Self::Gate,
+            // What it then waits for is mostly there with the next tick.
+            Note::Paused { reason: PauseReason::HookAllowed, .. } | Note::ClockWentBack { .. } => {
+                return None;
+            }
             Note::Paused { .. } => Self::Paused,
             Note::Resumed { .. } => Self::Resumed,
             Note::Hurried => Self::Hurried,
@@ -77,7 +81,6 @@ impl Topic {
             Note::Succeeded => Self::Succeeded,
             Note::RollingBack { .. } => Self::RollingBack,
             Note::RolledBack { .. } => Self::RolledBack,
-            Note::ClockWentBack { .. } => return None,
         })
     }
 

@@ -124,7 +124,7 @@ impl Course<'_> {
             if !world.endpoints().is_empty() {
                 let mut verdict = analysis.verdict();
                 let name = |index: usize| index.to_string().into();
-                let attribution = suspect.attribute(&mut verdict, at, world.endpoints(), name);
+                let attribution = suspect.attribute(&mut verdict, *length, world.endpoints(), name);
                 if let Attribution::Endpoint { index } = attribution {
                     world.pass_over(index, then + EJECTION.as_secs_f64());
                     held = true;
@@ -205,6 +205,7 @@ impl Seen<'_> {
             endpoint: index.to_string().into(),
             requests: counted.requests,
             failures: counted.failures,
+            gone: false,
         };
         let endpoints = self.world.endpoints().iter().enumerate().map(endpoint).collect();
         Some(Line { endpoints, ..Line::of(at, (self.phase, self.exposure.weight), &self.tick(), &[])? })

@@ -1,10 +1,12 @@
 //! What is saved of a service: all that a restart needs to go on, and what has happened.
 
+use std::{collections::BTreeMap, net::SocketAddr};
+
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::{
-    analysis::{Analysis, verdict::Verdict},
+    analysis::{Analysis, attribution::Suspect, error_rate::Sample, verdict::Verdict},
     model::{name::BackendName, role::Roles, time::Timestamp, weight::Weight},
     rollout::{note::Note, phase::Phase, plan::Plan},
 };
@@ -36,6 +38,25 @@ pub struct Record {
     /// alike; where it cannot be read, the rest still can.
     #[serde(deserialize_with = "if_readable")]
     pub analysis: Option<Analysis>,
+    /// Who of the canary's endpoints that evidence comes from.
+    #[serde(default, skip_serializing_if = "Endpoints::is_empty")]
+    pub endpoints: Endpoints,
+}
+
+/// What is known of the canary's endpoints in a rollout.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Endpoints {
+    /// What each has done, those that are gone included.
+    pub counted: BTreeMap<SocketAddr, Sample>,
+    /// Which of them was to blame last.
+    pub suspect: Suspect,
+}
+
+impl Endpoints {
+    /// Whether there were none.
+    pub fn is_empty(&self) -> bool {
+        self.counted.is_empty()
+    }
 }
 
 fn if_readable<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Analysis>, D::Error> {

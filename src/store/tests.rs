@@ -6,14 +6,14 @@ use serde_json::Value;
 
 use super::*;
 use crate::{
-    analysis::{Analysis, settings::Settings},
+    analysis::{Analysis, attribution::Suspect, error_rate::Sample, settings::Settings},
     model::{role::Roles, time::Timestamp, weight::Weight},
     rollout::{
         phase::Phase,
         plan::{Draft, Plan},
         trial,
     },
-    store::record::{Kind, Position, Rollout},
+    store::record::{Endpoints, Kind, Position, Rollout},
 };
 
 const MAX: u64 = 1 << 20;
@@ -49,6 +49,10 @@ fn record(percent: f64) -> Record {
             guards_only: true,
         }),
         analysis: Some(analysis),
+        endpoints: Endpoints {
+            counted: [("[::1]:80".parse().unwrap(), Sample { requests: 3, failures: 1 })].into(),
+            suspect: Suspect::default(),
+        },
     }
 }
 

@@ -179,6 +179,53 @@ fn a_recording_goes_on_after_a_restart() {
     }
 }
 
+/// Over restarts, the last of which comes without the endpoint.
+#[test]
+fn a_version_is_not_blamed_after_a_restart_for_what_an_endpoint_failed_before() {
+    let (stable, well, fine) = (Backend::named("v1"), Backend::named("v2"), Backend::named("v2"));
+    let asked = AtomicUsize::new(0);
+    // Not from the first on: of two or three failures nobody could tell whose they are.
+    let sick = Backend::answering(move |_| match asked.fetch_add(1, SeqCst) {
+        0..50 => reply("200 OK", &[], "v2"),
+        _ => reply("500 Internal Server Error", &[], ""),
+    });
+    let urls = |canaries: &[&Backend]| {
+        let urls: Vec<_> = canaries.iter().map(|backend| format!("http://{}", backend.address)).collect();
+        format!("endpoints = {urls:?}")
+    };
+    let (all, without) = (urls(&[&well, &sick, &fine]), urls(&[&well, &fine]));
+    let web = Web::new(stable.address).keys("canary = 'v2'").table("backends.v2", &all);
+    let web = web.table("rollout.analysis", "latency_margin = false");
+    let mut site = Site::new(web, "steps = [{ weight = 30, hold = '1h' }]\nwarmup = '0s'", "");
+    site.toml += &format!("[store]\npath = '{}'\n", site.folder.path().join("store").display());
+    let mut seen: Vec<Value> = Vec::new();
+    let mut rollout = String::new();
+    for run in 0..3 {
+        let toml = if run == 2 { site.toml.replace(&all, &without) } else { site.toml.clone() };
+        let tidegate = Tidegate::start(&toml);
+        let load = (run == 0).then(|| Load::on(&tidegate));
+        if run == 0 {
+            rollout = id(&tidegate.api("POST", "web/start", ""));
+        }
+        let held = |status: &Value| status["rollout"]["verdict"]["reason"]["kind"] == "one_endpoint";
+        let mut status = eventually(|| tidegate.status(), held);
+        assert_eq!(status["rollout"]["phase"], "stepping", "{run}: {status:#}");
+        seen.push(status["rollout"]["verdict"].take());
+        drop(load);
+    }
+    for verdict in &seen {
+        assert_eq!(verdict["reason"]["endpoint"], sick.address.to_string());
+    }
+    let recording = site.recordings().join(format!("{rollout}.jsonl"));
+    let replayed = site.replayed(&recording);
+    let mut rest = replayed.iter();
+    for verdict in &seen {
+        assert!(rest.any(|replayed| replayed == verdict), "not in its place among the replayed: {verdict}");
+    }
+    let is_gone = |line: &str| line.contains("\"gone\":true");
+    assert!(fs::read_to_string(&recording).unwrap().lines().last().is_some_and(is_gone));
+}
+
 #[test]
 fn the_newest_recordings_are_kept() {
     let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::{Mutex, mpsc::channel},
     time::Duration,
 };
 
@@ -11,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::{
     rollout::{Load, events},
-    support::{Backend, Tidegate, Web, eventually, reply},
+    support::{Backend, Tidegate, Web, eventually, patience, reply},
 };
 
 /// Two versions, and a directory for what outlives the proxy in front of them.
@@ -190,6 +191,45 @@ fn evidence_is_kept_and_counted_once() {
     let mut client = tidegate.client();
     let more = (0..100).filter(|_| client.get("/").text() == "v2").count() as u64;
     eventually(|| requests(&tidegate.status()), |now| *now == seen.map(|seen| seen + more));
+}
+
+#[test]
+fn a_hooks_yes_is_kept_and_moves_nothing_without_evidence() {
+    let (site, (answer, told)) = (Site::new(), channel());
+    let told = Mutex::new(told);
+    let hook = Backend::answering(move |_| {
+        let _told = told.lock().unwrap().recv_timeout(patience());
+        reply("200 OK", &[], "")
+    });
+    let rollout = format!(
+        "steps = [{{ weight = 20, hold = '50ms' }}, {{ weight = 50, hold = '1h' }}]\n\
+         hooks = [{{ at = 'step', url = 'http://{}/', timeout = '1h', deadline = '1h' }}]",
+        hook.address
+    );
+    let tidegate = site.start(&rollout);
+    let waits = |tidegate: &Tidegate, reason: &str| {
+        let status = eventually(|| tidegate.status(), |status| status["rollout"]["reason"] == reason);
+        assert_eq!((&status["rollout"]["step"], &status["weight"]), (&0.into(), &20.0.into()));
+    };
+    let load = Load::on(&tidegate);
+    tidegate.api("POST", "web/start", "");
+    waits(&tidegate, "hook");
+    // With nobody there nothing is known of how the canary is now.
+    drop(load);
+    let is_silent = |status: &Value| status["rollout"]["verdict"]["reason"]["kind"] == "no_canary_traffic";
+    eventually(|| tidegate.status(), is_silent);
+    answer.send(()).unwrap();
+    waits(&tidegate, "hook_allowed");
+    site.stop(tidegate);
+    let tidegate = site.start(&rollout);
+    let ticks = || tidegate.scrape().sum("tidegate_tick_seconds_count", &[]);
+    eventually(ticks, |ticks| *ticks >= 3.0);
+    waits(&tidegate, "hook_allowed");
+    let load = Load::on(&tidegate);
+    let status = eventually(|| tidegate.status(), |status| status["rollout"]["step"] == 1);
+    assert_eq!((&status["rollout"]["phase"], &status["weight"]), (&"stepping".into(), &50.0.into()));
+    drop(load);
+    assert_eq!(hook.count(), 1, "it is not asked again");
 }
 
 #[test]

@@ -47,6 +47,10 @@ const HOOK: &str = "steps = [{ weight = 20, hold = '1h' }, { weight = 50, hold =
     hooks = [{ at = 'step', url = 'http://127.0.0.1:9/', retries = 100, deadline = '1h' }]";
 const HOOK_FAILED: &str = "steps = [{ weight = 20, hold = '1h' }, { weight = 50, hold = '1h' }]
     hooks = [{ at = 'step', url = 'http://127.0.0.1:9/' }]";
+const HOOK_ALLOWED: &str = "steps = [{ weight = 20, hold = '1ms' }, { weight = 50, hold = '1h' }]
+    hooks = [{ at = 'step', exec = ['/bin/sleep', '3'] }]
+    [hooks]
+    allow_exec = true";
 
 /// In the order of a rollout.
 fn cases() -> Vec<Case> {
@@ -65,6 +69,13 @@ fn cases() -> Vec<Case> {
             promote,
             "paused 0 hook_failed, v1 20.0",
             ("resume", "stepping 1, v1 50.0"),
+        ),
+        case(
+            "hook-allowed",
+            HOOK_ALLOWED,
+            earned,
+            "paused 0 hook_allowed, v1 20.0",
+            ("promote", "stepping 1, v1 50.0"),
         ),
         case("freeze", FREEZE, start, "paused 0 freeze, v1 20.0", ("", "stepping 0, v1 20.0")),
         case(
@@ -121,6 +132,14 @@ fn promote(web: &Tidegate) {
     start(web);
     web.wait_for_phase("stepping");
     web.api("POST", "web/promote", "");
+}
+
+/// To a hook by evidence, which then ends.
+fn earned(web: &Tidegate) {
+    start(web);
+    let load = Load::on(web);
+    eventually(|| web.status(), |status| status["rollout"]["earned"] == true);
+    drop(load);
 }
 
 fn promote_full(web: &Tidegate) {

@@ -109,6 +109,7 @@ pub(super) fn waits_for(rollout: &Rollout) -> &'static str {
         Some("gate") => "at a gate: `promote` opens it",
         Some("hook") => "until a hook has answered",
         Some("hook_failed") => "as a hook did not allow it: `promote`, `resume` to ask again, or `rollback`",
+        Some("hook_allowed") => "until the evidence allows it, as a hook does: `promote` does not wait",
         Some("freeze") => "until a freeze is over",
         Some("inconclusive") => "without a verdict: `promote`, `resume` or `rollback`",
         _ => "by a person: `resume`, `promote` or `rollback`",

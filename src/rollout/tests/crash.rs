@@ -94,7 +94,8 @@ impl World {
         let earned = match (event, before) {
             (Event::Prepared, Phase::Preparing { full: true, .. }) => ladder.len(),
             (Event::Prepared, Phase::Preparing { .. }) => 1,
-            (Event::HookAnswered(Ok(())), Phase::Paused { reason: PauseReason::Hook, .. }) => 1,
+            (Event::HookAnswered(Ok(())), Phase::Paused { reason: PauseReason::Hook, earned: false, .. })
+            | (Event::Tick(Decision::Advance), Phase::Paused { reason: PauseReason::HookAllowed, .. }) => 1,
             (
                 Event::Command(Command::Resume),
                 Phase::Paused { reason: PauseReason::Gate | PauseReason::HookFailed, .. },
@@ -114,8 +115,13 @@ impl World {
     fn gates_and_hooks_are_passed_by_those_who_may(&self, before: &Phase, event: &Event) {
         let Some(step) = before.step().filter(|step| has_left(*step, &self.saved)) else { return };
         let by_person = matches!(event, Event::Command(Command::Promote { .. } | Command::Resume));
-        let waited = matches!(before, Phase::Paused { reason: PauseReason::Hook, .. });
-        let by_hook = waited && *event == Event::HookAnswered(Ok(()));
+        let by_hook = match before {
+            Phase::Paused { reason: PauseReason::Hook, .. } => *event == Event::HookAnswered(Ok(())),
+            Phase::Paused { reason: PauseReason::HookAllowed, .. } => {
+                *event == Event::Tick(Decision::Advance)
+            }
+            _ => false,
+        };
         assert!(by_person || by_hook || !self.plan.has_gate_after(step), "{event:?} in {before:?}");
         let instead = matches!(event, Event::Command(Command::Promote { .. }));
         assert!(instead || by_hook || !self.plan.has_hook_after(step), "{event:?} in {before:?}");

@@ -51,6 +51,12 @@ fn rows() -> Vec<(&'static str, Phase, Plan)> {
         ("paused at a gate", paused(0, PauseReason::Gate), gate()),
         ("paused at a gate, before a hook", paused(0, PauseReason::Gate), both()),
         ("paused for a hook", paused(0, PauseReason::Hook), hook()),
+        (
+            "paused for a hook by evidence",
+            Phase::Paused { step: 0, since, reason: PauseReason::Hook, earned: true },
+            hook(),
+        ),
+        ("paused after a hook's yes", paused(0, PauseReason::HookAllowed), hook()),
         ("paused by a hook's no", paused(0, PauseReason::HookFailed), hook()),
         ("paused by a freeze", paused(0, PauseReason::Freeze), plan()),
         ("promoting", Phase::Promoting { since }, plan()),
@@ -101,11 +107,13 @@ fn columns() -> Vec<(&'static str, Event, u64)> {
 fn in_words(phase: &Phase) -> String {
     match phase {
         Phase::Stepping { step, .. } => format!("step {}", step + 1),
-        Phase::Paused { reason, .. } => match reason {
+        Phase::Paused { reason, earned, .. } => match reason {
             PauseReason::Command => "paused by a person",
             PauseReason::Inconclusive => "paused without a verdict",
             PauseReason::Gate => "paused at a gate",
+            PauseReason::Hook if *earned => "paused for a hook by evidence",
             PauseReason::Hook => "paused for a hook",
+            PauseReason::HookAllowed => "paused after a hook's yes",
             PauseReason::HookFailed => "paused by a hook's no",
             PauseReason::Freeze => "paused by a freeze",
         }
