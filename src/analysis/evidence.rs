@@ -90,21 +90,13 @@ impl Tally {
         *self = Self { rollout: self.rollout, ..Self::default() };
     }
 
-    /// What limits hold for in a step: all of the canary's requests since the rollout began, and since the
-    /// step began.
-    pub(super) fn limited(&self) -> [Sample; 2] {
-        let (mut rollout, mut step) = (self.rollout.canary, self.step.canary);
-        rollout.add(self.sent.canary);
+    /// What limits hold for in the step.
+    pub(super) fn limited(&self) -> Sample {
+        let mut all = self.step.canary;
         if let Some(sent) = &self.sent_in_step {
-            step.add(sent.sample);
+            all.add(sent.sample);
         }
-        [rollout, step]
-    }
-
-    /// The latencies that limits hold for in a step.
-    pub(super) fn limited_latencies(&self) -> impl Iterator<Item = &Histogram> {
-        let sent = self.sent_in_step.iter().map(|sent| &sent.latencies.0);
-        std::iter::once(&self.latencies.canary.0).chain(sent)
+        all
     }
 
     /// The 99th percentile that limits hold for in a step, in seconds, where it is not the one of what is
@@ -114,11 +106,6 @@ impl Tally {
         let mut all = self.latencies.canary.clone();
         all.add(&sent.latencies.0);
         all.quantiles().p99_seconds
-    }
-
-    /// Stable's latencies in the step, or in baking.
-    pub(super) fn stable_latencies(&self) -> &Histogram {
-        &self.latencies.stable.0
     }
 
     /// The latency of each arm in the step.

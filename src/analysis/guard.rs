@@ -23,6 +23,9 @@ pub struct Guard {
     /// ln(θ / limit) for each θ.
     log_rates: [f64; RATES],
     mixture: Mixture<RATES>,
+    /// What it was given so far.
+    #[serde(default)]
+    seen: Sample,
 }
 
 impl Guard {
@@ -32,7 +35,7 @@ impl Guard {
         debug_assert!(limit > 0.0 && limit < 1.0, "a limit of {limit}");
         let rate = |k: usize| limit + (1.0 - limit) * part(k);
         let log_rates = std::array::from_fn(|k| rate(k).ln() - limit.ln());
-        Self { limit, log_rates, mixture: Mixture::restarting(planned) }
+        Self { limit, log_rates, mixture: Mixture::restarting(planned), seen: Sample::default() }
     }
 
     /// The share of requests that may be over, 0 to 1.
@@ -43,6 +46,7 @@ impl Guard {
     /// Takes in one tick by the ln LR(θ) at the head of this file; the sample's failures are the requests that were
     /// over, which come `dispersion` at a time (1 or more).
     pub fn update(&mut self, sample: Sample, dispersion: f64) {
+        self.seen.add(sample);
         let (requests, over) = sample.units(dispersion);
         let under = requests - over;
         // (1 − θ) / (1 − limit) is 1 − part, which stays finite for a limit next to 1.
@@ -53,6 +57,11 @@ impl Guard {
     /// Natural logarithm of the e-value so far.
     pub fn log_e(&self) -> f64 {
         self.mixture.log_e()
+    }
+
+    /// All requests that the evidence rests on, and those of them that were over.
+    pub(super) fn seen(&self) -> Sample {
+        self.seen
     }
 
     /// Something that is at least as much, for less than that costs.
@@ -87,7 +96,7 @@ impl SlowGuard {
     }
 
     /// The requests that are surely over the limit.
-    pub(super) fn over<'l>(&self, latencies: impl IntoIterator<Item = &'l Histogram>) -> Sample {
+    fn over<'l>(&self, latencies: impl IntoIterator<Item = &'l Histogram>) -> Sample {
         let mut over = Sample::default();
         latencies.into_iter().for_each(|latencies| over.add(slow(latencies, histogram::index(self.limit))));
         over
@@ -101,6 +110,11 @@ impl SlowGuard {
     /// Natural logarithm of the e-value so far.
     pub fn log_e(&self) -> f64 {
         self.guard.log_e()
+    }
+
+    /// All requests that the evidence rests on, and those of them that were over.
+    pub(super) fn seen(&self) -> Sample {
+        self.guard.seen()
     }
 }
 

@@ -118,3 +118,33 @@ fn the_switch_begins_a_new_question_and_survives_saving() {
     let plain = serde_json::to_string(&Analysis::new(&only_errors(), 600)).unwrap();
     assert!(!plain.contains("guards_only"), "what is compared is saved as it always was");
 }
+
+/// What it rests on are the requests since the switch, whatever came before.
+#[test]
+fn after_a_switch_numbers_are_of_what_came_since() {
+    let settings = Settings {
+        max_error_rate: Some(0.05),
+        max_p99: Some(Duration::from_millis(50)),
+        latency_margin: None,
+        ..Settings::default()
+    };
+    let mut analysis = Analysis::new(&settings, 600);
+    let tick = |analysis: &mut Analysis, failures| {
+        let (none, mut latency) = (Histogram::default(), Histogram::default());
+        (0..10 - failures).for_each(|_| latency.record(Duration::from_millis(10)));
+        let (stable, canary) = (arm((90, 90), &none), arm((10, failures), &latency));
+        observe_tick(analysis, &Tick { stable, canary, routes: &[], users: None })
+    };
+    (0..100).for_each(|_| drop(tick(&mut analysis, 0)));
+    analysis.judge_by_guards_alone();
+    let verdict = (0..4).map(|_| tick(&mut analysis, 2)).last().unwrap();
+    let of = |check| verdict.checks.get(check).unwrap().clone();
+    let (failing, slow) = (of(Check::MaxErrorRate), of(Check::MaxP99));
+    assert_eq!((failing.requests, slow.requests), (40, 32));
+    let Interval { low, high } = failing.interval.unwrap();
+    assert!(low < 0.2 && high > 0.2, "{low} to {high}");
+    assert!(matches!(verdict.reason, Reason::Suspicious(_)), "{verdict:?}");
+    let needed = verdict.requests_needed.unwrap();
+    let ticks = (1..).find(|_| tick(&mut analysis, 2).decision == Decision::RollBack).unwrap();
+    assert!((needed as f64 / (10 * ticks) as f64) < 2.0, "{needed} for {ticks} ticks of 10");
+}
