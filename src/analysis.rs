@@ -206,6 +206,7 @@ impl Analysis {
     /// A step begins, after which the canary is to get `next_weight`, or in the last one everything:
     /// its requests are counted anew. The evidence stays, since a change of weight does not touch it.
     pub fn begin_step(&mut self, next_weight: Option<Weight>) {
+        self.forget_copies();
         self.stage = Stage::Stepping;
         self.next_weight = next_weight;
         self.step_minimum = None;
@@ -270,6 +271,7 @@ impl Analysis {
     /// nothing is compared. Without a limit on its failure rate it may fail five times as often as
     /// the old stable did during the steps, outages left out, and one request in twenty in any case.
     pub fn begin_baking(&mut self) {
+        self.forget_copies();
         let Targets { max_error_rate, max_p99, planned, .. } = self.targets;
         let usual = self.tally.usual().rate().unwrap_or(0.0);
         // Below 1, for there must be something worse than the limit.
@@ -305,6 +307,11 @@ impl Analysis {
         if let Some(guard) = &mut self.max_p99 {
             guard.update(judged.latencies(), dispersion);
         }
+    }
+
+    /// The evidence that rolls back.
+    fn threshold(&self) -> f64 {
+        if self.stage == Stage::Dark { self.dark_threshold() } else { self.targets.evidence }
     }
 
     /// The evidence of all checks together, as one number: see [`budget`].
@@ -360,7 +367,7 @@ impl Analysis {
         }
         // Half the threshold is the root of 1/α. In most ticks the evidence is far below that, which costs
         // much less to see than how far.
-        let close = self.ceiling() >= self.targets.evidence / 2.0;
+        let close = self.ceiling() >= self.threshold() / 2.0;
         let evidence = if close { self.combined() } else { 0.0 };
         // Retreat comes first, whatever else is the matter: it is safe when it is wrong.
         self.retreat(evidence).unwrap_or_else(|| match self.stage {
@@ -372,7 +379,7 @@ impl Analysis {
 
     /// Whether to roll back.
     fn retreat(&self, evidence: f64) -> Option<Finding> {
-        let reason = if evidence >= self.targets.evidence {
+        let reason = if evidence >= self.threshold() {
             Reason::Worse(())
         } else if let Some(failures) = self.tally.streak.damning(self.guards_only) {
             Reason::OnlyFailures { failures }

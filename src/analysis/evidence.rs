@@ -76,6 +76,12 @@ impl Tally {
         self.latencies = Arms::default();
     }
 
+    /// Forgets all but what stable is usually like.
+    pub(super) fn forget(&mut self) {
+        let window = Window { usual: self.window.usual, ..Window::default() };
+        *self = Self { window, ..Self::default() };
+    }
+
     /// What stable did in the rollout, its outages left out.
     pub(super) fn usual(&self) -> Sample {
         let Sample { requests, failures } = self.rollout.stable;

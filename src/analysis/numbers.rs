@@ -33,7 +33,7 @@ impl Analysis {
             stage: self.stage,
             guards_only: self.guards_only,
             evidence,
-            threshold: self.targets.evidence,
+            threshold: self.threshold(),
             promotion_evidence: self.better.log_e(),
             promotion_threshold: self.targets.promotion_evidence,
             rollout: self.tally.rollout.totals(),
@@ -63,10 +63,10 @@ impl Analysis {
         let (of_service, of_route) = self.weights(&service);
         let mut checks = Checks::default();
         for (check, evidence) in service.into_iter().flatten() {
-            let threshold = self.targets.evidence - of_service.ln();
+            let threshold = self.threshold() - of_service.ln();
             checks.put(self.report(check, latency, (evidence, threshold)));
         }
-        let threshold = self.targets.evidence - of_route.ln();
+        let threshold = self.threshold() - of_route.ln();
         let routes: Arc<[_]> = self.routes().iter().map(|route| report_route(route, threshold)).collect();
         if let Some(strongest) = routes.iter().max_by(|a, b| a.evidence.total_cmp(&b.evidence)) {
             checks.put(strongest.clone());
@@ -142,7 +142,7 @@ impl Analysis {
             Reason::Suspicious(_) => {
                 let limited = self.max_error_rate.as_ref().filter(|_| self.guards_only);
                 let seen = limited.map_or(seen, |guard| guard.seen().requests);
-                requests_to_gain(self.targets.evidence - evidence, evidence, seen)
+                requests_to_gain(self.threshold() - evidence, evidence, seen)
             }
             Reason::TooFewRequests { requests, minimum } => {
                 proof().map(|proof| proof.max(minimum - requests))

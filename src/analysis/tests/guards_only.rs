@@ -102,6 +102,63 @@ fn in_a_dark_step_copies_are_what_the_canary_has_answered() {
     assert_eq!(pass(broken), Decision::RollBack);
 }
 
+/// However they went, and whatever comes after them.
+#[test]
+fn copies_are_no_evidence_of_a_live_step() {
+    let settings = Settings { max_error_rate: Some(0.5), ..Settings::default() };
+    let begin = || {
+        let mut analysis = Analysis::new(&settings, 600).with_dark_steps(&settings);
+        analysis.judge_by_guards_alone();
+        analysis.begin_dark_step();
+        analysis
+    };
+    let none = Histogram::default();
+    let copied = || {
+        let mut analysis = begin();
+        let pass = |analysis: &mut Analysis, canary| {
+            let tick =
+                Tick { stable: arm((100, 0), &none), canary: arm((0, 0), &none), routes: &[], users: None };
+            analysis.observe_dark(
+                &tick,
+                &paired::Counts { none: 19 - canary, canary, ..paired::Counts::default() },
+            )
+        };
+        for _ in 0..20 {
+            pass(&mut analysis, 9);
+        }
+        // All but so many that it would be rolled back.
+        assert_ne!(pass(&mut analysis, 19), Decision::RollBack);
+        analysis
+    };
+    let fresh = || {
+        let mut analysis = begin();
+        analysis.observe_before(&arm((100, 0), &none), None);
+        analysis
+    };
+    let [copied_live, fresh_live] = [copied(), fresh()].map(|mut analysis| {
+        analysis.begin_step(Some(Weight::FULL));
+        observe(&mut analysis, (90, 1), (10, 3))
+    });
+    assert_eq!(copied_live, fresh_live);
+    assert_eq!(copied_live.rollout.canary.requests, 10);
+    // Promoted from the dark at once.
+    let [copied_baking, fresh_baking] = [copied(), fresh()].map(|mut analysis| {
+        analysis.begin_baking();
+        bake(&mut analysis, (100, 40))
+    });
+    assert_eq!(copied_baking, fresh_baking);
+    // Both ask the same question, so they share α.
+    let mut dark = copied();
+    let copies = dark.verdict().threshold;
+    dark.begin_step(None);
+    let users = dark.verdict().threshold;
+    assert!(((-copies).exp() + (-users).exp() - settings.alpha).abs() < 1e-12);
+    // Each dark step counts its own.
+    let mut next = copied();
+    next.begin_dark_step();
+    assert_eq!(next.verdict().step.canary.requests, 0);
+}
+
 /// Switched in the middle, it begins with nothing against the canary; once is enough.
 #[test]
 fn the_switch_begins_a_new_question_and_survives_saving() {
