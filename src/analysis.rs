@@ -92,6 +92,9 @@ pub struct Analysis {
     routes: Vec<Route>,
     max_error_rate: Option<Guard>,
     max_p99: Option<SlowGuard>,
+    /// How requests over it come together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    over_max_p99: Option<Dispersion>,
     budget: Option<Budget>,
     /// Of copies, where the plan has dark steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -169,6 +172,7 @@ impl Analysis {
             routes: Vec::new(),
             max_error_rate: max_error_rate.map(|limit| Guard::new(limit, planned)),
             max_p99: max_p99.map(|limit| SlowGuard::new(limit, planned)),
+            over_max_p99: max_p99.map(|_| Dispersion::new(dispersion)),
             budget: max_harm.map(Budget::new),
             paired: None,
             users: None,
@@ -225,6 +229,7 @@ impl Analysis {
         if !stable.sample().is_outage() {
             self.dispersion.update(stable.sample());
         }
+        self.learn_of_limits(stable);
         self.tally.window.learn(stable.sample());
         if let Some(latency) = &mut self.latency {
             latency.learn(stable.latency, stable.sample().failures, users);
@@ -256,6 +261,7 @@ impl Analysis {
         for (place, (route, samples)) in self.routes.iter_mut().zip(tick.routes).enumerate() {
             route.update(*samples, tick.users.and_then(|users| users.routes.get(place)));
         }
+        self.learn_of_limits(&tick.stable);
         self.observe_guards(&tick.canary, factor);
         if !samples.stable.is_outage() {
             self.dispersion.update(samples.stable);
@@ -298,15 +304,6 @@ impl Analysis {
 
     fn difference(&self) -> Option<Interval> {
         self.difference.as_ref().and_then(Difference::interval)
-    }
-
-    fn observe_guards(&mut self, judged: &ArmTick<'_>, dispersion: f64) {
-        if let Some(guard) = &mut self.max_error_rate {
-            guard.update(judged.warm(), dispersion);
-        }
-        if let Some(guard) = &mut self.max_p99 {
-            guard.update(judged.latencies(), dispersion);
-        }
     }
 
     /// The evidence that rolls back.

@@ -33,6 +33,7 @@ impl Analysis {
         if let Dispersion::Estimated(_) = self.dispersion {
             self.dispersion = Dispersion::new(None);
         }
+        self.over_max_p99 = None;
         (self.latency, self.difference, self.budget, self.paired) = (None, None, None, None);
         self.routes.clear();
         self.users = None;

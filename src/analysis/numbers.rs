@@ -8,7 +8,7 @@ use super::{
     interval::{self, Difference},
     latency::Quantile,
     route::Route,
-    verdict::{ArmLatency, Arms, Check, CheckReport, Checks, Interval, Reason, Stage, Verdict},
+    verdict::{ArmLatency, Arms, Check, CheckReport, Checks, Reason, Stage, Verdict},
 };
 
 impl Analysis {
@@ -86,7 +86,9 @@ impl Analysis {
             let latency = self.latency.as_ref();
             (latency.and_then(|l| l.interval(quantile)), latency.map_or(0, |l| l.compared(quantile)))
         };
-        let seen = |seen: Option<Sample>| seen.map_or((None, 0), |seen| (self.share(seen), seen.requests));
+        let seen = |seen: Option<Sample>, dispersion: f64| {
+            seen.map_or((None, 0), |seen| (interval::of_one(seen.units(dispersion)), seen.requests))
+        };
         let (Arms { stable, canary }, limit, (interval, requests)) = match check {
             Check::ErrorRate | Check::RouteErrorRate => {
                 let interval = self.difference.as_ref().and_then(Difference::interval);
@@ -97,12 +99,13 @@ impl Analysis {
             Check::MaxErrorRate => {
                 let guard = self.max_error_rate.as_ref();
                 let limited = Arms { canary: self.tally.limited().rate(), ..rates };
-                (limited, guard.map(Guard::limit), seen(guard.map(Guard::seen)))
+                (limited, guard.map(Guard::limit), seen(guard.map(Guard::seen), self.dispersion.factor()))
             }
             Check::MaxP99 => {
                 let guard = self.max_p99.as_ref();
                 let limited = Arms { canary: self.tally.limited_p99().or(p99.canary), ..p99 };
-                (limited, guard.map(|guard| guard.limit().as_secs_f64()), seen(guard.map(SlowGuard::seen)))
+                let limit = guard.map(|guard| guard.limit().as_secs_f64());
+                (limited, limit, seen(guard.map(SlowGuard::seen), self.dispersion_over_max_p99()))
             }
             // Not of this stage.
             Check::PairedErrorRate | Check::PairedLatency => (Arms::default(), None, (None, 0)),
@@ -119,11 +122,6 @@ impl Analysis {
             requests,
             requests_needed: requests_to_gain(threshold - evidence, evidence, requests),
         }
-    }
-
-    /// Where the share of failures lies that a sample is of.
-    fn share(&self, sample: Sample) -> Option<Interval> {
-        interval::of_one(sample.units(self.dispersion.factor()))
     }
 
     /// Canary requests until more can be concluded; nothing where nothing is awaited, or nothing
