@@ -53,8 +53,10 @@ pub fn explain(verdict: &Verdict) -> String {
             format!("{}, within {} of it: ready to promote ({promotion})", rates(), points(*margin))
         }
         Reason::WithinLimits { requests } => format!(
-            "canary fails {} of {requests} requests, within its limits and compared with nothing: ready for more",
-            percent(verdict.step.canary.error_rate.unwrap_or(0.0))
+            "canary fails {} of {requests} {}, {} and compared with nothing: ready for more",
+            percent(verdict.step.canary.error_rate.unwrap_or(0.0)),
+            if verdict.stage == Stage::Dark { "copied requests" } else { "requests" },
+            within_limits(verdict)
         ),
         Reason::Suspicious(check) => {
             let users = users(verdict);
@@ -80,8 +82,9 @@ pub fn explain(verdict: &Verdict) -> String {
             points(*margin)
         ),
         Reason::Baking { requests, failures } => format!(
-            "{who} fails {} of {requests} requests since promotion: within its limits",
-            percent(if *requests == 0 { 0.0 } else { *failures as f64 / *requests as f64 })
+            "{who} fails {} of {requests} requests since promotion: {}",
+            percent(if *requests == 0 { 0.0 } else { *failures as f64 / *requests as f64 }),
+            within_limits(verdict)
         ),
     });
     sentence + &offer(verdict)
@@ -138,6 +141,20 @@ fn users(verdict: &Verdict) -> String {
         format!("{first_failures} of about {} users", seen.max(first_failures))
     };
     format!(" (first failures: {}, stable's {})", of(canary), of(stable))
+}
+
+/// How a version stands to limits that it does not break for certain.
+fn within_limits(verdict: &Verdict) -> String {
+    let is_over = |report: &&CheckReport| report.canary.or(report.stable) > report.limit;
+    match verdict.checks.iter().filter(|report| report.limit.is_some()).find(is_over) {
+        Some(CheckReport { check: Check::MaxP99, limit: Some(limit), .. }) => {
+            format!("not surely over its limit of {} at the 99th percentile", seconds(*limit))
+        }
+        Some(CheckReport { limit: Some(limit), .. }) => {
+            format!("not surely over its limit of {}", percent(*limit))
+        }
+        _ => "within its limits".to_owned(),
+    }
 }
 
 /// What a person may want to do, as an addition to a sentence.

@@ -338,6 +338,14 @@ fn baking_allows_five_times_what_stable_showed() {
         explain(&verdict),
         "promoted version fails 8 % of 6000 requests since promotion: within its limits"
     );
+    let verdict = baked(10);
+    assert!(explain(&verdict).ends_with(": within its limits"), "{}", explain(&verdict));
+    let verdict = baked(11);
+    assert_eq!(verdict.decision, Decision::Continue);
+    assert_eq!(
+        explain(&verdict),
+        "promoted version fails 11 % of 6000 requests since promotion: not surely over its limit of 10 %"
+    );
     let verdict = baked(20);
     assert_eq!(verdict.decision, Decision::RollBack);
     assert!(

@@ -149,7 +149,7 @@ pub enum Reason<R = CheckReport> {
         /// The margin, a share of requests.
         margin: f64,
     },
-    /// Advance, where nothing is compared: enough requests, and no limit is broken.
+    /// Advance, where nothing is compared: enough requests, and no limit is surely broken.
     WithinLimits {
         /// Canary requests in the step.
         requests: u64,
@@ -178,7 +178,7 @@ pub enum Reason<R = CheckReport> {
         /// The margin, a share of requests.
         margin: f64,
     },
-    /// Continue: the promoted version is within its limits.
+    /// Continue: the promoted version breaks no limit for certain.
     Baking {
         /// Its requests since promotion.
         requests: u64,

@@ -60,6 +60,32 @@ fn a_fix_that_is_none_is_rolled_back_whatever_stable_does() {
     assert_eq!(worse.dispersion, 1.0);
 }
 
+/// What is over a limit by chance, as far as can be told, is not said to be within it.
+#[test]
+fn over_a_limit_is_not_within_it() {
+    let settings = Settings {
+        max_error_rate: Some(0.05),
+        max_p99: Some(Duration::from_millis(50)),
+        ..Settings::default()
+    };
+    let mut analysis = alone(&settings);
+    let verdict = repeat(&mut analysis, 10, (100, 100), (10, 1));
+    assert_eq!(verdict.decision, Decision::Advance);
+    let said = "canary fails 10 % of 100 requests, not surely over its limit of 5 % and compared with nothing: ready \
+                for more";
+    assert_eq!(explain(&verdict), said);
+    let mut analysis = alone(&settings);
+    repeat(&mut analysis, 9, (100, 100), (10, 0));
+    let (none, mut slow) = (Histogram::default(), Histogram::default());
+    (0..10).for_each(|n| slow.record(Duration::from_millis(if n == 0 { 100 } else { 10 })));
+    let tick = Tick { stable: arm((9, 9), &none), canary: arm((10, 0), &slow), routes: &[], users: None };
+    let said = explain(&observe_tick(&mut analysis, &tick));
+    assert!(
+        said.contains(", not surely over its limit of 50 ms at the 99th percentile and compared"),
+        "{said}"
+    );
+}
+
 #[test]
 fn limits_that_are_set_hold_and_hold_while_it_bakes() {
     let settings = Settings {
