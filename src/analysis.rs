@@ -66,7 +66,7 @@ use self::{
     users::{Known, Users},
     verdict::{Arms, Check, Decision, Harm, Incident, Interval, Reason, Scope, Stage},
 };
-use crate::model::weight::Weight;
+use crate::model::{role::Role, weight::Weight};
 
 /// The analysis of one rollout, from its first step to the end of baking.
 ///
@@ -390,11 +390,9 @@ impl Analysis {
 
     /// Whether nothing can be concluded now.
     fn hold(&self) -> Option<Finding> {
-        let silence = self.tally.silence();
-        let reason = if let Some(ticks) = silence.canary {
-            Reason::NoCanaryTraffic { ticks }
-        } else if let Some(ticks) = silence.stable {
-            Reason::NoStableTraffic { ticks }
+        let silence = |role| self.tally.silence(role);
+        let reason = if let Some(silence) = silence(Role::Canary).or_else(|| silence(Role::Stable)) {
+            silence
         } else {
             let Incident { stable, canary, .. } =
                 self.tally.window.incident().filter(|incident| incident.scope == Scope::Both)?;

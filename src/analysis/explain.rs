@@ -8,6 +8,7 @@ pub fn explain(verdict: &Verdict) -> String {
         Stage::Dark | Stage::Stepping => "canary",
         Stage::Baking => "promoted version",
     };
+    let is_dark = verdict.stage == Stage::Dark;
     let needed = needed(verdict);
     let evidence = evidence(verdict.evidence, verdict.threshold);
     let promotion = self::evidence(verdict.promotion_evidence, verdict.promotion_threshold);
@@ -38,7 +39,8 @@ pub fn explain(verdict: &Verdict) -> String {
             percent(*others)
         ),
         Reason::NoCanaryTraffic { ticks } => {
-            format!("no canary request ended in the last {ticks} ticks: holding, nothing to judge by")
+            let what = if is_dark { "copy of a request was answered" } else { "canary request ended" };
+            format!("no {what} in the last {ticks} ticks: holding, nothing to judge by")
         }
         Reason::NoStableTraffic { ticks } => {
             format!(
@@ -46,6 +48,15 @@ pub fn explain(verdict: &Verdict) -> String {
                  `guards-only` goes on without"
             )
         }
+        Reason::WarmingUp { role, ticks: _ } => format!(
+            "{role}'s endpoints are warming up, and the {} requests that they have ended so far do not count: \
+             holding until they are warm",
+            verdict.warming.of(*role).requests
+        ),
+        Reason::OnlySent { role, ticks } => format!(
+            "{role} got no request by chance in the last {ticks} ticks, only such as were sent to it: holding, \
+             nothing to judge by"
+        ),
         Reason::Healthy { requests } => {
             format!("{} in {requests} canary requests{users}: ready for the next step", rates(), users = users(verdict))
         }
@@ -55,7 +66,7 @@ pub fn explain(verdict: &Verdict) -> String {
         Reason::WithinLimits { requests } => format!(
             "canary fails {} of {requests} {}, {} and compared with nothing: ready for more",
             percent(verdict.step.canary.error_rate.unwrap_or(0.0)),
-            if verdict.stage == Stage::Dark { "copied requests" } else { "requests" },
+            if is_dark { "copied requests" } else { "requests" },
             within_limits(verdict)
         ),
         Reason::Suspicious(check) => {
@@ -63,9 +74,8 @@ pub fn explain(verdict: &Verdict) -> String {
             format!("{who} {}{users}: not certain yet ({evidence} to roll back{needed})", finding(check))
         }
         Reason::TooFewRequests { requests, minimum } => {
-            format!(
-                "canary has ended {requests} of the {minimum} requests that the step needs: waiting{needed}"
-            )
+            let (ended, what) = if is_dark { ("answered", "copies") } else { ("ended", "requests") };
+            format!("canary has {ended} {requests} of the {minimum} {what} that the step needs: waiting{needed}")
         }
         Reason::TooFewUsers { users, minimum } => {
             format!("canary has had about {users} of the {minimum} users that it takes to go on: waiting")
@@ -92,7 +102,7 @@ pub fn explain(verdict: &Verdict) -> String {
 
 /// What copies say in a dark step, where they have words of their own.
 fn of_copies(verdict: &Verdict) -> Option<String> {
-    let Pairs { pairs, in_step, stable_only, canary_only, .. } = verdict.pairs?;
+    let Pairs { pairs, stable_only, canary_only, .. } = verdict.pairs?;
     let promotion = evidence(verdict.promotion_evidence, verdict.promotion_threshold);
     let alone = format!(
         "of {pairs} copied requests the canary alone failed {canary_only} and stable alone {stable_only}"
@@ -103,17 +113,6 @@ fn of_copies(verdict: &Verdict) -> Option<String> {
             finding(check),
             evidence(verdict.evidence, verdict.threshold)
         ),
-        Reason::NoCanaryTraffic { ticks } => {
-            format!(
-                "no copy of a request was answered in the last {ticks} ticks: holding, nothing to judge by"
-            )
-        }
-        Reason::TooFewRequests { requests: _, minimum } => {
-            format!(
-                "canary has answered {in_step} of the {minimum} copies that the step needs: waiting{}",
-                needed(verdict)
-            )
-        }
         Reason::NotYetNonInferior { margin } => format!(
             "{alone}: not certain yet that it stays within {} ({promotion} for users{})",
             points(*margin),
@@ -130,7 +129,7 @@ fn of_copies(verdict: &Verdict) -> Option<String> {
 fn needed(verdict: &Verdict) -> String {
     let Some(requests) = verdict.requests_needed else { return String::new() };
     let ticks = verdict.ticks_needed.map(|ticks| format!(", {ticks} ticks at this rate")).unwrap_or_default();
-    let what = if verdict.pairs.is_some() { "copies" } else { "requests" };
+    let what = if verdict.stage == Stage::Dark { "copies" } else { "requests" };
     format!(", about {requests} more {what}{ticks}")
 }
 

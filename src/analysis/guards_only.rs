@@ -17,7 +17,7 @@ use super::{
     paired::Counts,
     verdict::{Decision, Reason, Stage},
 };
-use crate::model::histogram::Histogram;
+use crate::model::{histogram::Histogram, role::Role};
 
 /// The failure rate that is allowed where none was set, as in baking.
 pub(super) const LIMIT: f64 = 0.05;
@@ -73,8 +73,8 @@ impl Analysis {
     pub(super) fn find_alone(&self, evidence: f64) -> Finding {
         let minimum = self.step_minimum.unwrap_or(self.targets.minimum_requests);
         let Sample { requests, .. } = self.tally.step.canary;
-        let (decision, reason) = if let Some(ticks) = self.tally.silence().canary {
-            (Decision::Hold, Reason::NoCanaryTraffic { ticks })
+        let (decision, reason) = if let Some(silence) = self.tally.silence(Role::Canary) {
+            (Decision::Hold, silence)
         } else if evidence >= self.threshold() / 2.0 {
             (Decision::Continue, Reason::Suspicious(()))
         } else if requests < minimum {

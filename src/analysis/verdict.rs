@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::error_rate::Sample;
-use crate::model::weight::Weight;
+use crate::model::{role::Role, weight::Weight};
 
 /// What the evidence of a tick calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -139,6 +139,20 @@ pub enum Reason<R = CheckReport> {
         /// For how many ticks.
         ticks: u64,
     },
+    /// Hold: endpoints of a version have served requests lately, but were all still warming up.
+    WarmingUp {
+        /// Which version.
+        role: Role,
+        /// For how many ticks none of its requests has counted.
+        ticks: u64,
+    },
+    /// Hold: a version has had requests lately, but they were all sent to it by something other than chance.
+    OnlySent {
+        /// Which version.
+        role: Role,
+        /// For how many ticks it has had no other.
+        ticks: u64,
+    },
     /// Advance: enough requests, and nothing points to harm.
     Healthy {
         /// Canary requests in the step.
@@ -203,6 +217,8 @@ impl Reason<()> {
             }
             Self::NoCanaryTraffic { ticks } => Reason::NoCanaryTraffic { ticks },
             Self::NoStableTraffic { ticks } => Reason::NoStableTraffic { ticks },
+            Self::WarmingUp { role, ticks } => Reason::WarmingUp { role, ticks },
+            Self::OnlySent { role, ticks } => Reason::OnlySent { role, ticks },
             Self::Healthy { requests } => Reason::Healthy { requests },
             Self::NonInferior { margin } => Reason::NonInferior { margin },
             Self::WithinLimits { requests } => Reason::WithinLimits { requests },
@@ -379,6 +395,14 @@ impl<T> Arms<T> {
     /// The same, lent.
     pub fn as_ref(&self) -> Arms<&T> {
         Arms { stable: &self.stable, canary: &self.canary }
+    }
+
+    /// One arm's.
+    pub fn of(&self, role: Role) -> &T {
+        match role {
+            Role::Stable => &self.stable,
+            Role::Canary => &self.canary,
+        }
     }
 
     /// What becomes of each.
