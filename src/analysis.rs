@@ -299,7 +299,9 @@ impl Analysis {
     /// What the canary has cost and which weight that allows, where the settings limit it.
     pub fn harm(&self) -> Option<Harm> {
         let Arms { stable, canary } = self.tally.window.rate();
-        self.budget.map(|budget| budget.report(stable + canary, self.difference()))
+        // In baking there is no weight to keep down.
+        let rate = if self.stage == Stage::Baking { 0.0 } else { stable + canary };
+        self.budget.map(|budget| budget.report(rate, self.difference()))
     }
 
     fn difference(&self) -> Option<Interval> {

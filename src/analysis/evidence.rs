@@ -70,6 +70,7 @@ impl Tally {
         self.step.stable.add(tick.warm());
         tick.latencies().for_each(|latency| self.latencies.stable.add(latency));
         self.warming.stable.add(tick.warming);
+        self.window.push(Arms { stable: tick.warm(), canary: Sample::default() });
         self.streak.count(tick.all(), Sample::default());
     }
 

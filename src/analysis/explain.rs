@@ -1,6 +1,9 @@
 //! A verdict in one English sentence, the same in the log, the API and on the command line.
 
-use super::verdict::{ArmUsers, Arms, Check, CheckReport, Incident, Pairs, Reason, Scope, Stage, Verdict};
+use super::{
+    evidence::Window,
+    verdict::{ArmUsers, Arms, Check, CheckReport, Incident, Pairs, Reason, Scope, Stage, Verdict},
+};
 
 /// What was decided, and the numbers why. Lower case, without a full stop.
 pub fn explain(verdict: &Verdict) -> String {
@@ -15,7 +18,7 @@ pub fn explain(verdict: &Verdict) -> String {
     let rates = || rates(verdict);
     let sentence = of_copies(verdict).unwrap_or_else(|| match &verdict.reason {
         Reason::Worse(check) => {
-            format!("{who} {}{}: rolling back ({evidence})", finding(check), users(verdict))
+            format!("{who} {}{}{}: rolling back ({evidence})", finding(check), lately(verdict, check), users(verdict))
         }
         Reason::OnlyFailures { failures } => {
             format!("{who} failed {failures} requests in a row and answered none: rolling back")
@@ -71,7 +74,8 @@ pub fn explain(verdict: &Verdict) -> String {
         ),
         Reason::Suspicious(check) => {
             let users = users(verdict);
-            format!("{who} {}{users}: not certain yet ({evidence} to roll back{needed})", finding(check))
+            let (finding, lately) = (finding(check), lately(verdict, check));
+            format!("{who} {finding}{lately}{users}: not certain yet ({evidence} to roll back{needed})")
         }
         Reason::TooFewRequests { requests, minimum } => {
             let (ended, what) = if is_dark { ("answered", "copies") } else { ("ended", "requests") };
@@ -190,6 +194,26 @@ fn finding(report: &CheckReport) -> String {
         Some(limit) => format!("{verb} {observed} {of}{on}, limit {}", unit(limit)),
         None => format!("{verb} {observed} {of}{on}, stable {}", shown(report.stable)),
     }
+}
+
+/// What the last ticks were like, as an addition to a finding about failures whose averages do not show it: by them, what
+/// is too much is less than half of what it is lately.
+fn lately(verdict: &Verdict, report: &CheckReport) -> String {
+    let Arms { stable, canary } = verdict.recent;
+    let judged = if verdict.stage == Stage::Baking { stable } else { canary };
+    let excess = |judged: Option<f64>, stable: Option<f64>| Some(judged? - report.limit.or(stable)?);
+    let on_average = excess(report.canary.or(report.stable), report.stable).unwrap_or(0.0).max(0.0);
+    let (Some(rate), Some(excess)) = (judged.error_rate, excess(judged.error_rate, stable.error_rate)) else {
+        return String::new();
+    };
+    if !matches!(report.check, Check::ErrorRate | Check::MaxErrorRate) || excess <= 2.0 * on_average {
+        return String::new();
+    }
+    let beside = match (report.limit, stable.error_rate) {
+        (None, Some(stable)) => format!(", stable {}", percent(stable)),
+        _ => String::new(),
+    };
+    format!(", in the last {} ticks {} of {}{beside}", Window::TICKS, percent(rate), judged.requests)
 }
 
 /// Both failure rates of the step; in a dark one, of its copies.

@@ -38,6 +38,7 @@ impl Analysis {
             promotion_threshold: self.targets.promotion_evidence,
             rollout: self.tally.rollout.totals(),
             step: self.tally.step.totals(),
+            recent: self.tally.window.sum().totals(),
             warming: self.tally.warming.totals(),
             sent: self.tally.sent.totals(),
             latency,

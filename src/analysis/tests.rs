@@ -375,6 +375,27 @@ fn a_rollback_is_explained_with_its_numbers() {
 }
 
 #[test]
+fn what_convicts_is_said_where_the_average_hides_it() {
+    let mut analysis = Analysis::new(&only_errors(), 7_200);
+    for _ in 0..7_200 {
+        decide(&mut analysis, (900, 1), (100, 0));
+    }
+    let verdict = (0..10).map(|_| observe(&mut analysis, (900, 1), (100, 5))).last().unwrap();
+    assert_eq!(verdict.decision, Decision::RollBack);
+    assert_eq!((verdict.recent.canary.requests, verdict.recent.canary.failures), (1_000, 50));
+    let said = "canary fails under 0.01 % of requests, stable 0.1 %, in the last 10 ticks 5 % of 1000, stable 0.1 %: \
+                rolling back (evidence ";
+    assert!(explain(&verdict).starts_with(said), "{}", explain(&verdict));
+    // So it is in baking.
+    let mut analysis = Analysis::new(&Settings { max_error_rate: Some(0.05), ..only_errors() }, 600);
+    analysis.begin_baking();
+    (0..1_000).for_each(|_| drop(bake(&mut analysis, (100, 0))));
+    let verdict = (0..10).map(|_| bake(&mut analysis, (100, 30))).last().unwrap();
+    let said = "promoted version fails 0.3 % of requests, limit 5 %, in the last 10 ticks 30 % of 1000: rolling back (";
+    assert!(explain(&verdict).starts_with(said), "{}", explain(&verdict));
+}
+
+#[test]
 fn a_restored_analysis_goes_on_bit_for_bit() {
     let settings = Settings {
         max_error_rate: Some(0.1),

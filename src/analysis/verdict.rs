@@ -56,6 +56,8 @@ pub struct Verdict {
     pub rollout: Arms<ArmTotals>,
     /// Counts since the step began; in baking, since it began, with the promoted version as stable.
     pub step: Arms<ArmTotals>,
+    /// Counts of the last ten ticks, likewise. What convicts may be too new to show in a step that has lasted.
+    pub recent: Arms<ArmTotals>,
     /// Requests since the rollout began that are in none of the above, because the endpoint that
     /// served them was still warming up.
     pub warming: Arms<ArmTotals>,
