@@ -82,7 +82,7 @@ pub fn explain(verdict: &Verdict) -> String {
             format!("canary has {ended} {requests} of the {minimum} {what} that the step needs: waiting{needed}")
         }
         Reason::TooFewUsers { users, minimum } => {
-            format!("canary has had about {users} of the {minimum} users that it takes to go on: waiting")
+            format!("canary has had about {users} of the {minimum} users that it takes to go on: waiting{needed}")
         }
         Reason::HarmPossible(harm) => format!(
             "{}: not certain yet that more of them cost no more than {:.0} requests{}",

@@ -144,7 +144,12 @@ impl Analysis {
                 requests_to_gain(self.threshold() - evidence, evidence, seen)
             }
             Reason::TooFewRequests { requests, minimum } => {
-                proof().map(|proof| proof.max(minimum - requests))
+                // What has been seen so far may say nothing yet of how fast proof comes.
+                Some(proof().unwrap_or(0).max(minimum - requests))
+            }
+            // New ones come ever more slowly, so it is at least that many.
+            Reason::TooFewUsers { users, minimum } => {
+                requests_to_gain((minimum - users) as f64, users as f64, seen)
             }
             Reason::NotYetNonInferior { .. } => proof(),
             _ => None,

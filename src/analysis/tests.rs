@@ -266,6 +266,16 @@ fn the_last_step_waits_for_proof_and_knows_how_long() {
 }
 
 #[test]
+fn the_last_step_knows_its_minimum_before_proof_has_come() {
+    let mut analysis = Analysis::new(&only_errors(), 600);
+    analysis.begin_step(None);
+    let verdict = observe(&mut analysis, (50, 0), (5, 1));
+    assert!(verdict.promotion_evidence < 0.0);
+    assert_eq!(verdict.reason, Reason::TooFewRequests { requests: 5, minimum: 100 });
+    assert_eq!(verdict.requests_needed, Some(95));
+}
+
+#[test]
 fn each_step_waits_for_proof_if_told_to() {
     let mut analysis = Analysis::new(&Settings { prove_each_step: true, ..only_errors() }, 600);
     analysis.begin_step(Some(Weight::FULL));
