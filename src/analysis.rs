@@ -66,7 +66,7 @@ use self::{
     users::{Known, Users},
     verdict::{Arms, Check, Decision, Harm, Incident, Interval, Reason, Scope, Stage},
 };
-use crate::model::weight::Weight;
+use crate::model::{role::Role, weight::Weight};
 
 /// The analysis of one rollout, from its first step to the end of baking.
 ///
@@ -92,6 +92,9 @@ pub struct Analysis {
     routes: Vec<Route>,
     max_error_rate: Option<Guard>,
     max_p99: Option<SlowGuard>,
+    /// How requests over it come together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    over_max_p99: Option<Dispersion>,
     budget: Option<Budget>,
     /// Of copies, where the plan has dark steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -169,6 +172,7 @@ impl Analysis {
             routes: Vec::new(),
             max_error_rate: max_error_rate.map(|limit| Guard::new(limit, planned)),
             max_p99: max_p99.map(|limit| SlowGuard::new(limit, planned)),
+            over_max_p99: max_p99.map(|_| Dispersion::new(dispersion)),
             budget: max_harm.map(Budget::new),
             paired: None,
             users: None,
@@ -206,6 +210,7 @@ impl Analysis {
     /// A step begins, after which the canary is to get `next_weight`, or in the last one everything:
     /// its requests are counted anew. The evidence stays, since a change of weight does not touch it.
     pub fn begin_step(&mut self, next_weight: Option<Weight>) {
+        self.forget_copies();
         self.stage = Stage::Stepping;
         self.next_weight = next_weight;
         self.step_minimum = None;
@@ -224,6 +229,7 @@ impl Analysis {
         if !stable.sample().is_outage() {
             self.dispersion.update(stable.sample());
         }
+        self.learn_of_limits(stable);
         self.tally.window.learn(stable.sample());
         if let Some(latency) = &mut self.latency {
             latency.learn(stable.latency, stable.sample().failures, users);
@@ -255,6 +261,7 @@ impl Analysis {
         for (place, (route, samples)) in self.routes.iter_mut().zip(tick.routes).enumerate() {
             route.update(*samples, tick.users.and_then(|users| users.routes.get(place)));
         }
+        self.learn_of_limits(&tick.stable);
         self.observe_guards(&tick.canary, factor);
         if !samples.stable.is_outage() {
             self.dispersion.update(samples.stable);
@@ -270,6 +277,7 @@ impl Analysis {
     /// nothing is compared. Without a limit on its failure rate it may fail five times as often as
     /// the old stable did during the steps, outages left out, and one request in twenty in any case.
     pub fn begin_baking(&mut self) {
+        self.forget_copies();
         let Targets { max_error_rate, max_p99, planned, .. } = self.targets;
         let usual = self.tally.usual().rate().unwrap_or(0.0);
         // Below 1, for there must be something worse than the limit.
@@ -291,20 +299,18 @@ impl Analysis {
     /// What the canary has cost and which weight that allows, where the settings limit it.
     pub fn harm(&self) -> Option<Harm> {
         let Arms { stable, canary } = self.tally.window.rate();
-        self.budget.map(|budget| budget.report(stable + canary, self.difference()))
+        // In baking there is no weight to keep down.
+        let rate = if self.stage == Stage::Baking { 0.0 } else { stable + canary };
+        self.budget.map(|budget| budget.report(rate, self.difference()))
     }
 
     fn difference(&self) -> Option<Interval> {
         self.difference.as_ref().and_then(Difference::interval)
     }
 
-    fn observe_guards(&mut self, judged: &ArmTick<'_>, dispersion: f64) {
-        if let Some(guard) = &mut self.max_error_rate {
-            guard.update(judged.warm(), dispersion);
-        }
-        if let Some(guard) = &mut self.max_p99 {
-            guard.update(judged.latencies(), dispersion);
-        }
+    /// The evidence that rolls back.
+    fn threshold(&self) -> f64 {
+        if self.stage == Stage::Dark { self.dark_threshold() } else { self.targets.evidence }
     }
 
     /// The evidence of all checks together, as one number: see [`budget`].
@@ -360,7 +366,7 @@ impl Analysis {
         }
         // Half the threshold is the root of 1/α. In most ticks the evidence is far below that, which costs
         // much less to see than how far.
-        let close = self.ceiling() >= self.targets.evidence / 2.0;
+        let close = self.ceiling() >= self.threshold() / 2.0;
         let evidence = if close { self.combined() } else { 0.0 };
         // Retreat comes first, whatever else is the matter: it is safe when it is wrong.
         self.retreat(evidence).unwrap_or_else(|| match self.stage {
@@ -372,7 +378,7 @@ impl Analysis {
 
     /// Whether to roll back.
     fn retreat(&self, evidence: f64) -> Option<Finding> {
-        let reason = if evidence >= self.targets.evidence {
+        let reason = if evidence >= self.threshold() {
             Reason::Worse(())
         } else if let Some(failures) = self.tally.streak.damning(self.guards_only) {
             Reason::OnlyFailures { failures }
@@ -386,11 +392,9 @@ impl Analysis {
 
     /// Whether nothing can be concluded now.
     fn hold(&self) -> Option<Finding> {
-        let silence = self.tally.silence();
-        let reason = if let Some(ticks) = silence.canary {
-            Reason::NoCanaryTraffic { ticks }
-        } else if let Some(ticks) = silence.stable {
-            Reason::NoStableTraffic { ticks }
+        let silence = |role| self.tally.silence(role);
+        let reason = if let Some(silence) = silence(Role::Canary).or_else(|| silence(Role::Stable)) {
+            silence
         } else {
             let Incident { stable, canary, .. } =
                 self.tally.window.incident().filter(|incident| incident.scope == Scope::Both)?;

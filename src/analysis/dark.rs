@@ -30,10 +30,11 @@ impl Analysis {
         self
     }
 
-    /// A step begins in which the canary gets copies; its pairs are counted anew.
+    /// A step begins in which the canary gets copies; they are counted anew.
     pub fn begin_dark_step(&mut self) {
         self.stage = Stage::Dark;
         self.step_minimum = None;
+        self.tally.begin_step();
         if let Some(paired) = &mut self.paired {
             paired.begin_step();
         }
@@ -66,7 +67,7 @@ impl Analysis {
     }
 
     /// ln(1/α) of the copies' share.
-    fn dark_threshold(&self) -> f64 {
+    pub(super) fn dark_threshold(&self) -> f64 {
         self.targets.evidence + (1.0 - SHARE).ln() - SHARE.ln()
     }
 
@@ -112,6 +113,7 @@ impl Analysis {
             promotion_threshold: self.targets.promotion_evidence,
             rollout: self.tally.rollout.totals(),
             step: self.tally.step.totals(),
+            recent: self.tally.window.sum().totals(),
             warming: self.tally.warming.totals(),
             sent: self.tally.sent.totals(),
             latency: self.tally.latency(),

@@ -8,9 +8,12 @@ use super::{
     ArmTick, Tick,
     error_rate::Sample,
     incident::Usual,
-    verdict::{ArmLatency, ArmTotals, Arms, Incident},
+    verdict::{ArmLatency, ArmTotals, Arms, Incident, Reason},
 };
-use crate::model::histogram::{Histogram, sparse};
+use crate::model::{
+    histogram::{Histogram, sparse},
+    role::Role,
+};
 
 /// Counts of a rollout.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -56,6 +59,7 @@ impl Tally {
         latencies.stable.add(tick.stable.latency);
         latencies.canary.add(tick.canary.latency);
         window.push(samples);
+        window.count_apart(tick);
         // Who answers nothing at all need not be waited for until it is warm, or until somebody comes by
         // chance.
         streak.count(tick.canary.all(), tick.stable.all());
@@ -66,6 +70,7 @@ impl Tally {
         self.step.stable.add(tick.warm());
         tick.latencies().for_each(|latency| self.latencies.stable.add(latency));
         self.warming.stable.add(tick.warming);
+        self.window.push(Arms { stable: tick.warm(), canary: Sample::default() });
         self.streak.count(tick.all(), Sample::default());
     }
 
@@ -74,6 +79,12 @@ impl Tally {
         self.step = Arms::default();
         self.sent_in_step = None;
         self.latencies = Arms::default();
+    }
+
+    /// Forgets all but what stable is usually like.
+    pub(super) fn forget(&mut self) {
+        let window = Window { usual: self.window.usual, ..Window::default() };
+        *self = Self { window, ..Self::default() };
     }
 
     /// What stable did in the rollout, its outages left out.
@@ -90,21 +101,13 @@ impl Tally {
         *self = Self { rollout: self.rollout, ..Self::default() };
     }
 
-    /// What limits hold for in a step: all of the canary's requests since the rollout began, and since the
-    /// step began.
-    pub(super) fn limited(&self) -> [Sample; 2] {
-        let (mut rollout, mut step) = (self.rollout.canary, self.step.canary);
-        rollout.add(self.sent.canary);
+    /// What limits hold for in the step.
+    pub(super) fn limited(&self) -> Sample {
+        let mut all = self.step.canary;
         if let Some(sent) = &self.sent_in_step {
-            step.add(sent.sample);
+            all.add(sent.sample);
         }
-        [rollout, step]
-    }
-
-    /// The latencies that limits hold for in a step.
-    pub(super) fn limited_latencies(&self) -> impl Iterator<Item = &Histogram> {
-        let sent = self.sent_in_step.iter().map(|sent| &sent.latencies.0);
-        std::iter::once(&self.latencies.canary.0).chain(sent)
+        all
     }
 
     /// The 99th percentile that limits hold for in a step, in seconds, where it is not the one of what is
@@ -116,30 +119,34 @@ impl Tally {
         all.quantiles().p99_seconds
     }
 
-    /// Stable's latencies in the step, or in baking.
-    pub(super) fn stable_latencies(&self) -> &Histogram {
-        &self.latencies.stable.0
-    }
-
     /// The latency of each arm in the step.
     pub(super) fn latency(&self) -> Arms<ArmLatency> {
         Arms { stable: self.latencies.stable.quantiles(), canary: self.latencies.canary.quantiles() }
     }
 
-    /// For how many ticks each arm has had no request, where that means something. With little traffic
+    /// What there is to say of an arm that has had no request that counts for longer than usual. With little traffic
     /// a pause is no news until it is five times as long as usual, which comes once in 150 pauses: those between
     /// arrivals that know nothing of each other (a Poisson process) are exponential, and `e^−5` is 1/148.
-    pub(super) fn silence(&self) -> Arms<Option<u64>> {
-        let Window { seen, quiet, .. } = &self.window;
-        let silence = |quiet: u64, requests: u64| {
-            // Ten ticks are added, lest the first request alone makes a habit.
-            let usual = (seen - quiet + Window::TICKS) as f64 / requests as f64;
-            (quiet >= Window::TICKS && (requests == 0 || quiet as f64 >= 5.0 * usual)).then_some(quiet)
-        };
-        Arms {
-            stable: silence(quiet.stable, self.rollout.stable.requests),
-            canary: silence(quiet.canary, self.rollout.canary.requests),
+    pub(super) fn silence(&self, role: Role) -> Option<Reason<()>> {
+        let Window { seen, quiet, warming, sent, .. } = &self.window;
+        let (quiet, requests) = (*quiet.of(role), self.rollout.of(role).requests);
+        // Ten ticks are added, lest the first request alone makes a habit.
+        let usual = (seen - quiet + Window::TICKS) as f64 / requests as f64;
+        if quiet < Window::TICKS || (requests > 0 && (quiet as f64) < 5.0 * usual) {
+            return None;
         }
+        let [warming, sent] = [warming, sent].map(|ticks| ticks.of(role).unwrap_or(u64::MAX));
+        Some(if warming < Window::TICKS {
+            Reason::WarmingUp { role, ticks: quiet }
+        } else if sent < Window::TICKS {
+            Reason::OnlySent { role, ticks: quiet }
+        } else {
+            let ticks = quiet.min(warming).min(sent);
+            match role {
+                Role::Canary => Reason::NoCanaryTraffic { ticks },
+                Role::Stable => Reason::NoStableTraffic { ticks },
+            }
+        })
     }
 }
 
@@ -162,6 +169,12 @@ pub(super) struct Window {
     seen: u64,
     /// Ticks since each arm's last request.
     quiet: Arms<u64>,
+    /// Ticks since the last one of an endpoint that was warming up, if there was one.
+    #[serde(default)]
+    warming: Arms<Option<u64>>,
+    /// The same of those that were sent.
+    #[serde(default)]
+    sent: Arms<Option<u64>>,
     pub(super) usual: Usual,
 }
 
@@ -179,6 +192,19 @@ impl Window {
         let count = |quiet: &mut u64, arm: Sample| *quiet = if arm.requests > 0 { 0 } else { *quiet + 1 };
         count(&mut self.quiet.stable, tick.stable);
         count(&mut self.quiet.canary, tick.canary);
+    }
+
+    /// Counts the ticks since there was a request that is counted apart.
+    fn count_apart(&mut self, tick: &Tick<'_>) {
+        let count = |quiet: &mut Option<u64>, apart: Sample| {
+            *quiet = if apart.requests > 0 { Some(0) } else { quiet.map(|ticks| ticks + 1) };
+        };
+        let apart =
+            [(&mut self.warming, tick.arms(|arm| arm.warming)), (&mut self.sent, tick.arms(ArmTick::sent))];
+        for (quiet, arms) in apart {
+            count(&mut quiet.stable, arms.stable);
+            count(&mut quiet.canary, arms.canary);
+        }
     }
 
     /// Takes in a tick of stable before the canary gets anything.

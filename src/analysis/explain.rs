@@ -1,6 +1,9 @@
 //! A verdict in one English sentence, the same in the log, the API and on the command line.
 
-use super::verdict::{ArmUsers, Arms, Check, CheckReport, Incident, Pairs, Reason, Scope, Stage, Verdict};
+use super::{
+    evidence::Window,
+    verdict::{ArmUsers, Arms, Check, CheckReport, Incident, Pairs, Reason, Scope, Stage, Verdict},
+};
 
 /// What was decided, and the numbers why. Lower case, without a full stop.
 pub fn explain(verdict: &Verdict) -> String {
@@ -8,13 +11,14 @@ pub fn explain(verdict: &Verdict) -> String {
         Stage::Dark | Stage::Stepping => "canary",
         Stage::Baking => "promoted version",
     };
+    let is_dark = verdict.stage == Stage::Dark;
     let needed = needed(verdict);
     let evidence = evidence(verdict.evidence, verdict.threshold);
     let promotion = self::evidence(verdict.promotion_evidence, verdict.promotion_threshold);
     let rates = || rates(verdict);
     let sentence = of_copies(verdict).unwrap_or_else(|| match &verdict.reason {
         Reason::Worse(check) => {
-            format!("{who} {}{}: rolling back ({evidence})", finding(check), users(verdict))
+            format!("{who} {}{}{}: rolling back ({evidence})", finding(check), lately(verdict, check), users(verdict))
         }
         Reason::OnlyFailures { failures } => {
             format!("{who} failed {failures} requests in a row and answered none: rolling back")
@@ -38,7 +42,8 @@ pub fn explain(verdict: &Verdict) -> String {
             percent(*others)
         ),
         Reason::NoCanaryTraffic { ticks } => {
-            format!("no canary request ended in the last {ticks} ticks: holding, nothing to judge by")
+            let what = if is_dark { "copy of a request was answered" } else { "canary request ended" };
+            format!("no {what} in the last {ticks} ticks: holding, nothing to judge by")
         }
         Reason::NoStableTraffic { ticks } => {
             format!(
@@ -46,6 +51,15 @@ pub fn explain(verdict: &Verdict) -> String {
                  `guards-only` goes on without"
             )
         }
+        Reason::WarmingUp { role, ticks: _ } => format!(
+            "{role}'s endpoints are warming up, and the {} requests that they have ended so far do not count: \
+             holding until they are warm",
+            verdict.warming.of(*role).requests
+        ),
+        Reason::OnlySent { role, ticks } => format!(
+            "{role} got no request by chance in the last {ticks} ticks, only such as were sent to it: holding, \
+             nothing to judge by"
+        ),
         Reason::Healthy { requests } => {
             format!("{} in {requests} canary requests{users}: ready for the next step", rates(), users = users(verdict))
         }
@@ -53,20 +67,22 @@ pub fn explain(verdict: &Verdict) -> String {
             format!("{}, within {} of it: ready to promote ({promotion})", rates(), points(*margin))
         }
         Reason::WithinLimits { requests } => format!(
-            "canary fails {} of {requests} requests, within its limits and compared with nothing: ready for more",
-            percent(verdict.step.canary.error_rate.unwrap_or(0.0))
+            "canary fails {} of {requests} {}, {} and compared with nothing: ready for more",
+            percent(verdict.step.canary.error_rate.unwrap_or(0.0)),
+            if is_dark { "copied requests" } else { "requests" },
+            within_limits(verdict)
         ),
         Reason::Suspicious(check) => {
             let users = users(verdict);
-            format!("{who} {}{users}: not certain yet ({evidence} to roll back{needed})", finding(check))
+            let (finding, lately) = (finding(check), lately(verdict, check));
+            format!("{who} {finding}{lately}{users}: not certain yet ({evidence} to roll back{needed})")
         }
         Reason::TooFewRequests { requests, minimum } => {
-            format!(
-                "canary has ended {requests} of the {minimum} requests that the step needs: waiting{needed}"
-            )
+            let (ended, what) = if is_dark { ("answered", "copies") } else { ("ended", "requests") };
+            format!("canary has {ended} {requests} of the {minimum} {what} that the step needs: waiting{needed}")
         }
         Reason::TooFewUsers { users, minimum } => {
-            format!("canary has had about {users} of the {minimum} users that it takes to go on: waiting")
+            format!("canary has had about {users} of the {minimum} users that it takes to go on: waiting{needed}")
         }
         Reason::HarmPossible(harm) => format!(
             "{}: not certain yet that more of them cost no more than {:.0} requests{}",
@@ -80,8 +96,9 @@ pub fn explain(verdict: &Verdict) -> String {
             points(*margin)
         ),
         Reason::Baking { requests, failures } => format!(
-            "{who} fails {} of {requests} requests since promotion: within its limits",
-            percent(if *requests == 0 { 0.0 } else { *failures as f64 / *requests as f64 })
+            "{who} fails {} of {requests} requests since promotion: {}",
+            percent(if *requests == 0 { 0.0 } else { *failures as f64 / *requests as f64 }),
+            within_limits(verdict)
         ),
     });
     sentence + &offer(verdict)
@@ -89,7 +106,7 @@ pub fn explain(verdict: &Verdict) -> String {
 
 /// What copies say in a dark step, where they have words of their own.
 fn of_copies(verdict: &Verdict) -> Option<String> {
-    let Pairs { pairs, in_step, stable_only, canary_only, .. } = verdict.pairs?;
+    let Pairs { pairs, stable_only, canary_only, .. } = verdict.pairs?;
     let promotion = evidence(verdict.promotion_evidence, verdict.promotion_threshold);
     let alone = format!(
         "of {pairs} copied requests the canary alone failed {canary_only} and stable alone {stable_only}"
@@ -100,17 +117,6 @@ fn of_copies(verdict: &Verdict) -> Option<String> {
             finding(check),
             evidence(verdict.evidence, verdict.threshold)
         ),
-        Reason::NoCanaryTraffic { ticks } => {
-            format!(
-                "no copy of a request was answered in the last {ticks} ticks: holding, nothing to judge by"
-            )
-        }
-        Reason::TooFewRequests { requests: _, minimum } => {
-            format!(
-                "canary has answered {in_step} of the {minimum} copies that the step needs: waiting{}",
-                needed(verdict)
-            )
-        }
         Reason::NotYetNonInferior { margin } => format!(
             "{alone}: not certain yet that it stays within {} ({promotion} for users{})",
             points(*margin),
@@ -127,7 +133,7 @@ fn of_copies(verdict: &Verdict) -> Option<String> {
 fn needed(verdict: &Verdict) -> String {
     let Some(requests) = verdict.requests_needed else { return String::new() };
     let ticks = verdict.ticks_needed.map(|ticks| format!(", {ticks} ticks at this rate")).unwrap_or_default();
-    let what = if verdict.pairs.is_some() { "copies" } else { "requests" };
+    let what = if verdict.stage == Stage::Dark { "copies" } else { "requests" };
     format!(", about {requests} more {what}{ticks}")
 }
 
@@ -138,6 +144,20 @@ fn users(verdict: &Verdict) -> String {
         format!("{first_failures} of about {} users", seen.max(first_failures))
     };
     format!(" (first failures: {}, stable's {})", of(canary), of(stable))
+}
+
+/// How a version stands to limits that it does not break for certain.
+fn within_limits(verdict: &Verdict) -> String {
+    let is_over = |report: &&CheckReport| report.canary.or(report.stable) > report.limit;
+    match verdict.checks.iter().filter(|report| report.limit.is_some()).find(is_over) {
+        Some(CheckReport { check: Check::MaxP99, limit: Some(limit), .. }) => {
+            format!("not surely over its limit of {} at the 99th percentile", seconds(*limit))
+        }
+        Some(CheckReport { limit: Some(limit), .. }) => {
+            format!("not surely over its limit of {}", percent(*limit))
+        }
+        _ => "within its limits".to_owned(),
+    }
 }
 
 /// What a person may want to do, as an addition to a sentence.
@@ -174,6 +194,26 @@ fn finding(report: &CheckReport) -> String {
         Some(limit) => format!("{verb} {observed} {of}{on}, limit {}", unit(limit)),
         None => format!("{verb} {observed} {of}{on}, stable {}", shown(report.stable)),
     }
+}
+
+/// What the last ticks were like, as an addition to a finding about failures whose averages do not show it: by them, what
+/// is too much is less than half of what it is lately.
+fn lately(verdict: &Verdict, report: &CheckReport) -> String {
+    let Arms { stable, canary } = verdict.recent;
+    let judged = if verdict.stage == Stage::Baking { stable } else { canary };
+    let excess = |judged: Option<f64>, stable: Option<f64>| Some(judged? - report.limit.or(stable)?);
+    let on_average = excess(report.canary.or(report.stable), report.stable).unwrap_or(0.0).max(0.0);
+    let (Some(rate), Some(excess)) = (judged.error_rate, excess(judged.error_rate, stable.error_rate)) else {
+        return String::new();
+    };
+    if !matches!(report.check, Check::ErrorRate | Check::MaxErrorRate) || excess <= 2.0 * on_average {
+        return String::new();
+    }
+    let beside = match (report.limit, stable.error_rate) {
+        (None, Some(stable)) => format!(", stable {}", percent(stable)),
+        _ => String::new(),
+    };
+    format!(", in the last {} ticks {} of {}{beside}", Window::TICKS, percent(rate), judged.requests)
 }
 
 /// Both failure rates of the step; in a dark one, of its copies.

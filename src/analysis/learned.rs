@@ -21,6 +21,8 @@ pub struct Learned {
     dispersion: Dispersion,
     usual: Usual,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    over_max_p99: Option<Dispersion>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     latency: Option<latency::Learned>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     users: Option<Judge>,
@@ -31,6 +33,7 @@ impl Analysis {
     pub fn learned(&self) -> Learned {
         Learned {
             dispersion: self.dispersion,
+            over_max_p99: self.over_max_p99,
             usual: self.tally.window.usual,
             latency: self.latency.as_ref().map(latency::Latency::learned),
             users: self.users.as_ref().map(|known| known.judge),
@@ -40,8 +43,11 @@ impl Analysis {
     /// The same, with that known of stable. What the settings say comes first.
     #[must_use]
     pub fn knowing(mut self, learned: &Learned) -> Self {
-        let Learned { dispersion, usual, latency, users } = learned;
+        let Learned { dispersion, over_max_p99, usual, latency, users } = learned;
         self.dispersion.take_over(*dispersion);
+        if let (Some(mine), Some(learned)) = (&mut self.over_max_p99, over_max_p99) {
+            mine.take_over(*learned);
+        }
         self.tally.window.usual = *usual;
         if let (Some(mine), Some(learned)) = (&mut self.latency, latency) {
             mine.take_over(learned);

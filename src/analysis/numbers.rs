@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use super::{
     Analysis, Sample,
-    guard::SlowGuard,
+    guard::{Guard, SlowGuard},
     interval::{self, Difference},
     latency::Quantile,
     route::Route,
-    verdict::{ArmLatency, Arms, Check, CheckReport, Checks, Interval, Reason, Stage, Verdict},
+    verdict::{ArmLatency, Arms, Check, CheckReport, Checks, Reason, Stage, Verdict},
 };
 
 impl Analysis {
@@ -33,11 +33,12 @@ impl Analysis {
             stage: self.stage,
             guards_only: self.guards_only,
             evidence,
-            threshold: self.targets.evidence,
+            threshold: self.threshold(),
             promotion_evidence: self.better.log_e(),
             promotion_threshold: self.targets.promotion_evidence,
             rollout: self.tally.rollout.totals(),
             step: self.tally.step.totals(),
+            recent: self.tally.window.sum().totals(),
             warming: self.tally.warming.totals(),
             sent: self.tally.sent.totals(),
             latency,
@@ -63,10 +64,10 @@ impl Analysis {
         let (of_service, of_route) = self.weights(&service);
         let mut checks = Checks::default();
         for (check, evidence) in service.into_iter().flatten() {
-            let threshold = self.targets.evidence - of_service.ln();
+            let threshold = self.threshold() - of_service.ln();
             checks.put(self.report(check, latency, (evidence, threshold)));
         }
-        let threshold = self.targets.evidence - of_route.ln();
+        let threshold = self.threshold() - of_route.ln();
         let routes: Arc<[_]> = self.routes().iter().map(|route| report_route(route, threshold)).collect();
         if let Some(strongest) = routes.iter().max_by(|a, b| a.evidence.total_cmp(&b.evidence)) {
             checks.put(strongest.clone());
@@ -80,41 +81,32 @@ impl Analysis {
         latency: Arms<ArmLatency>,
         (evidence, threshold): (f64, f64),
     ) -> CheckReport {
-        let step = self.tally.step;
-        let rates = step.map(Sample::rate);
+        let rates = self.tally.step.map(Sample::rate);
         let (p50, p99) = (latency.map(|arm| arm.p50_seconds), latency.map(|arm| arm.p99_seconds));
         let of_latency = |quantile| {
             let latency = self.latency.as_ref();
             (latency.and_then(|l| l.interval(quantile)), latency.map_or(0, |l| l.compared(quantile)))
         };
-        let judged = match self.stage {
-            Stage::Stepping | Stage::Dark => self.tally.rollout.canary,
-            Stage::Baking => step.stable,
-        };
-        // In baking nothing is told apart.
-        let (limited, limited_rates) = match self.stage {
-            Stage::Stepping | Stage::Dark => {
-                let [rollout, step] = self.tally.limited();
-                (rollout, Arms { canary: step.rate(), ..rates })
-            }
-            Stage::Baking => (judged, rates),
+        let seen = |seen: Option<Sample>, dispersion: f64| {
+            seen.map_or((None, 0), |seen| (interval::of_one(seen.units(dispersion)), seen.requests))
         };
         let (Arms { stable, canary }, limit, (interval, requests)) = match check {
             Check::ErrorRate | Check::RouteErrorRate => {
-                (rates, None, (self.difference.as_ref().and_then(Difference::interval), judged.requests))
+                let interval = self.difference.as_ref().and_then(Difference::interval);
+                (rates, None, (interval, self.tally.rollout.canary.requests))
             }
             Check::LatencyP50 => (p50, None, of_latency(Quantile::P50)),
             Check::LatencyP99 => (p99, None, of_latency(Quantile::P99)),
             Check::MaxErrorRate => {
-                let limit = self.max_error_rate.as_ref().map(|guard| guard.limit());
-                (limited_rates, limit, (self.share(limited), limited.requests))
+                let guard = self.max_error_rate.as_ref();
+                let limited = Arms { canary: self.tally.limited().rate(), ..rates };
+                (limited, guard.map(Guard::limit), seen(guard.map(Guard::seen), self.dispersion.factor()))
             }
             Check::MaxP99 => {
-                let over = self.over_max_p99();
-                let limit = self.max_p99.as_ref().map(|guard| guard.limit().as_secs_f64());
-                let all = self.tally.limited_p99();
-                let limited = all.map_or(p99, |canary| Arms { canary: Some(canary), ..p99 });
-                (limited, limit, (self.share(over), over.requests))
+                let guard = self.max_p99.as_ref();
+                let limited = Arms { canary: self.tally.limited_p99().or(p99.canary), ..p99 };
+                let limit = guard.map(|guard| guard.limit().as_secs_f64());
+                (limited, limit, seen(guard.map(SlowGuard::seen), self.dispersion_over_max_p99()))
             }
             // Not of this stage.
             Check::PairedErrorRate | Check::PairedLatency => (Arms::default(), None, (None, 0)),
@@ -133,20 +125,6 @@ impl Analysis {
         }
     }
 
-    /// Where the share of failures lies that a sample is of.
-    fn share(&self, sample: Sample) -> Option<Interval> {
-        interval::of_one(sample.units(self.dispersion.factor()))
-    }
-
-    /// The requests of the step, or of baking, that took longer than they may.
-    fn over_max_p99(&self) -> Sample {
-        let over = |guard: &SlowGuard| match self.stage {
-            Stage::Stepping | Stage::Dark => guard.over(self.tally.limited_latencies()),
-            Stage::Baking => guard.over([self.tally.stable_latencies()]),
-        };
-        self.max_p99.as_ref().map(over).unwrap_or_default()
-    }
-
     /// Canary requests until more can be concluded; nothing where nothing is awaited, or nothing
     /// points that way.
     fn requests_needed(&self, reason: &Reason, evidence: f64) -> Option<u64> {
@@ -160,9 +138,18 @@ impl Analysis {
             }
         };
         match *reason {
-            Reason::Suspicious(_) => requests_to_gain(self.targets.evidence - evidence, evidence, seen),
+            Reason::Suspicious(_) => {
+                let limited = self.max_error_rate.as_ref().filter(|_| self.guards_only);
+                let seen = limited.map_or(seen, |guard| guard.seen().requests);
+                requests_to_gain(self.threshold() - evidence, evidence, seen)
+            }
             Reason::TooFewRequests { requests, minimum } => {
-                proof().map(|proof| proof.max(minimum - requests))
+                // What has been seen so far may say nothing yet of how fast proof comes.
+                Some(proof().unwrap_or(0).max(minimum - requests))
+            }
+            // New ones come ever more slowly, so it is at least that many.
+            Reason::TooFewUsers { users, minimum } => {
+                requests_to_gain((minimum - users) as f64, users as f64, seen)
             }
             Reason::NotYetNonInferior { .. } => proof(),
             _ => None,

@@ -266,6 +266,16 @@ fn the_last_step_waits_for_proof_and_knows_how_long() {
 }
 
 #[test]
+fn the_last_step_knows_its_minimum_before_proof_has_come() {
+    let mut analysis = Analysis::new(&only_errors(), 600);
+    analysis.begin_step(None);
+    let verdict = observe(&mut analysis, (50, 0), (5, 1));
+    assert!(verdict.promotion_evidence < 0.0);
+    assert_eq!(verdict.reason, Reason::TooFewRequests { requests: 5, minimum: 100 });
+    assert_eq!(verdict.requests_needed, Some(95));
+}
+
+#[test]
 fn each_step_waits_for_proof_if_told_to() {
     let mut analysis = Analysis::new(&Settings { prove_each_step: true, ..only_errors() }, 600);
     analysis.begin_step(Some(Weight::FULL));
@@ -338,6 +348,14 @@ fn baking_allows_five_times_what_stable_showed() {
         explain(&verdict),
         "promoted version fails 8 % of 6000 requests since promotion: within its limits"
     );
+    let verdict = baked(10);
+    assert!(explain(&verdict).ends_with(": within its limits"), "{}", explain(&verdict));
+    let verdict = baked(11);
+    assert_eq!(verdict.decision, Decision::Continue);
+    assert_eq!(
+        explain(&verdict),
+        "promoted version fails 11 % of 6000 requests since promotion: not surely over its limit of 10 %"
+    );
     let verdict = baked(20);
     assert_eq!(verdict.decision, Decision::RollBack);
     assert!(
@@ -364,6 +382,27 @@ fn a_rollback_is_explained_with_its_numbers() {
     assert!(sentence.ends_with(" of 4.6 needed)"), "{sentence}");
     let difference = verdict.difference.unwrap();
     assert!(difference.low > 0.0 && difference.low < 0.05 && difference.high > 0.05);
+}
+
+#[test]
+fn what_convicts_is_said_where_the_average_hides_it() {
+    let mut analysis = Analysis::new(&only_errors(), 7_200);
+    for _ in 0..7_200 {
+        decide(&mut analysis, (900, 1), (100, 0));
+    }
+    let verdict = (0..10).map(|_| observe(&mut analysis, (900, 1), (100, 5))).last().unwrap();
+    assert_eq!(verdict.decision, Decision::RollBack);
+    assert_eq!((verdict.recent.canary.requests, verdict.recent.canary.failures), (1_000, 50));
+    let said = "canary fails under 0.01 % of requests, stable 0.1 %, in the last 10 ticks 5 % of 1000, stable 0.1 %: \
+                rolling back (evidence ";
+    assert!(explain(&verdict).starts_with(said), "{}", explain(&verdict));
+    // So it is in baking.
+    let mut analysis = Analysis::new(&Settings { max_error_rate: Some(0.05), ..only_errors() }, 600);
+    analysis.begin_baking();
+    (0..1_000).for_each(|_| drop(bake(&mut analysis, (100, 0))));
+    let verdict = (0..10).map(|_| bake(&mut analysis, (100, 30))).last().unwrap();
+    let said = "promoted version fails 0.3 % of requests, limit 5 %, in the last 10 ticks 30 % of 1000: rolling back (";
+    assert!(explain(&verdict).starts_with(said), "{}", explain(&verdict));
 }
 
 #[test]

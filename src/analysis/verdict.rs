@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::error_rate::Sample;
-use crate::model::weight::Weight;
+use crate::model::{role::Role, weight::Weight};
 
 /// What the evidence of a tick calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -56,6 +56,8 @@ pub struct Verdict {
     pub rollout: Arms<ArmTotals>,
     /// Counts since the step began; in baking, since it began, with the promoted version as stable.
     pub step: Arms<ArmTotals>,
+    /// Counts of the last ten ticks, likewise. What convicts may be too new to show in a step that has lasted.
+    pub recent: Arms<ArmTotals>,
     /// Requests since the rollout began that are in none of the above, because the endpoint that
     /// served them was still warming up.
     pub warming: Arms<ArmTotals>,
@@ -139,6 +141,20 @@ pub enum Reason<R = CheckReport> {
         /// For how many ticks.
         ticks: u64,
     },
+    /// Hold: endpoints of a version have served requests lately, but were all still warming up.
+    WarmingUp {
+        /// Which version.
+        role: Role,
+        /// For how many ticks none of its requests has counted.
+        ticks: u64,
+    },
+    /// Hold: a version has had requests lately, but they were all sent to it by something other than chance.
+    OnlySent {
+        /// Which version.
+        role: Role,
+        /// For how many ticks it has had no other.
+        ticks: u64,
+    },
     /// Advance: enough requests, and nothing points to harm.
     Healthy {
         /// Canary requests in the step.
@@ -149,7 +165,7 @@ pub enum Reason<R = CheckReport> {
         /// The margin, a share of requests.
         margin: f64,
     },
-    /// Advance, where nothing is compared: enough requests, and no limit is broken.
+    /// Advance, where nothing is compared: enough requests, and no limit is surely broken.
     WithinLimits {
         /// Canary requests in the step.
         requests: u64,
@@ -178,7 +194,7 @@ pub enum Reason<R = CheckReport> {
         /// The margin, a share of requests.
         margin: f64,
     },
-    /// Continue: the promoted version is within its limits.
+    /// Continue: the promoted version breaks no limit for certain.
     Baking {
         /// Its requests since promotion.
         requests: u64,
@@ -203,6 +219,8 @@ impl Reason<()> {
             }
             Self::NoCanaryTraffic { ticks } => Reason::NoCanaryTraffic { ticks },
             Self::NoStableTraffic { ticks } => Reason::NoStableTraffic { ticks },
+            Self::WarmingUp { role, ticks } => Reason::WarmingUp { role, ticks },
+            Self::OnlySent { role, ticks } => Reason::OnlySent { role, ticks },
             Self::Healthy { requests } => Reason::Healthy { requests },
             Self::NonInferior { margin } => Reason::NonInferior { margin },
             Self::WithinLimits { requests } => Reason::WithinLimits { requests },
@@ -387,6 +405,14 @@ impl<T> Arms<T> {
     /// The same, lent.
     pub fn as_ref(&self) -> Arms<&T> {
         Arms { stable: &self.stable, canary: &self.canary }
+    }
+
+    /// One arm's.
+    pub fn of(&self, role: Role) -> &T {
+        match role {
+            Role::Stable => &self.stable,
+            Role::Canary => &self.canary,
+        }
     }
 
     /// What becomes of each.

@@ -37,7 +37,8 @@ fn answer(args: &args::Plan, service: &Service) -> anyhow::Result<()> {
         bail!("a blue-green rollout has no steps: all traffic moves at once, and nothing is compared");
     }
     let traffic = traffic::of(service.name.as_str(), args)?;
-    let forecast = Forecast::new(&service.rollout.analysis, &service.rollout.plan, traffic);
+    let (settings, plan) = (&service.rollout.analysis, &service.rollout.plan);
+    let forecast = Forecast::new(settings, plan, traffic, service.routes.len());
     let text = match args.output {
         Output::Json => serde_json::to_string_pretty(&forecast)? + "\n",
         Output::Table => in_words(service, &forecast),

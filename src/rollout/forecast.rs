@@ -8,7 +8,7 @@
 //! Deliberately left out: budgets (`max_harm`), which keep weights lower than the plan's, gates and hooks,
 //! requests that rules send to the canary, and baking.
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use serde::Serialize;
 
@@ -109,9 +109,9 @@ pub enum End {
 }
 
 impl Forecast {
-    /// What a plan can show with so much traffic.
-    pub fn new(settings: &Settings, plan: &Plan, traffic: Traffic) -> Self {
-        let oracle = Oracle::new(settings, plan, traffic);
+    /// What a plan can show with so much traffic, where so many routes are compared by themselves besides.
+    pub fn new(settings: &Settings, plan: &Plan, traffic: Traffic, routes: usize) -> Self {
+        let oracle = Oracle::new(settings, plan, traffic, routes);
         let harmless = oracle.course(traffic.failing);
         let steps: Vec<_> = (0..harmless.len()).map(|step| oracle.step(&harmless, step)).collect();
         let tolerated = settings.ratio_tolerance * (traffic.failing + settings.absolute_tolerance);
@@ -125,15 +125,17 @@ impl Forecast {
         }
     }
 
-    /// What becomes of one canary that fails a share of its requests, as in [`Forecast::regressions`].
+    /// What becomes of one canary that fails a share of its requests, as in [`Forecast::regressions`], where no route is
+    /// compared by itself.
     pub fn of_regression(settings: &Settings, plan: &Plan, traffic: Traffic, failing: f64) -> Regression {
-        Oracle::new(settings, plan, traffic).regression(failing)
+        Oracle::new(settings, plan, traffic, 0).regression(failing)
     }
 }
 
 /// Whether a canary like stable is promoted in nine cases of ten.
 pub fn reaches_a_verdict(settings: &Settings, plan: &Plan, traffic: Traffic) -> bool {
-    let oracle = Oracle::new(settings, plan, traffic);
+    // What is proven does not depend on routes.
+    let oracle = Oracle::new(settings, plan, traffic, 0);
     oracle.is_whole(&oracle.course(traffic.failing))
 }
 
@@ -169,8 +171,10 @@ struct Stretch {
 }
 
 impl<'a> Oracle<'a> {
-    fn new(settings: &'a Settings, plan: &'a Plan, traffic: Traffic) -> Self {
-        let analysis = trial::begin(settings, plan, Duration::from_secs(1));
+    fn new(settings: &'a Settings, plan: &'a Plan, traffic: Traffic, routes: usize) -> Self {
+        // Their names do not matter, but that they have a part of α does.
+        let names = std::iter::repeat_n(Arc::from(""), routes);
+        let analysis = trial::begin(settings, plan, Duration::from_secs(1)).with_routes(settings, names);
         let verdict = analysis.verdict();
         let threshold = |check| verdict.checks.get(check).map(|report| report.threshold);
         Self {
@@ -380,7 +384,7 @@ mod tests {
 
     fn forecast(requests_per_second: f64, draft: Draft) -> Forecast {
         let traffic = Traffic { requests_per_second, failing: 0.001 };
-        Forecast::new(&Settings::default(), &Plan::new(draft).unwrap(), traffic)
+        Forecast::new(&Settings::default(), &Plan::new(draft).unwrap(), traffic, 0)
     }
 
     #[test]
@@ -421,18 +425,33 @@ mod tests {
         let plan = Plan::new(Draft::default()).unwrap();
         let settings = Settings::default();
         let traffic = Traffic { requests_per_second: 300.0, failing: 0.001 };
-        let oracle = Oracle::new(&settings, &plan, traffic);
-        for (index, step) in Forecast::new(&settings, &plan, traffic).steps.iter().enumerate() {
+        let oracle = Oracle::new(&settings, &plan, traffic, 0);
+        for (index, step) in Forecast::new(&settings, &plan, traffic, 0).steps.iter().enumerate() {
             let found = oracle.regression(step.finds_failing.unwrap() * 1.01);
             assert_eq!((found.end, found.step), (End::RolledBack, index), "{found:?}");
         }
     }
 
     #[test]
+    fn routes_that_are_compared_too_have_a_part_of_alpha() {
+        let (settings, plan) = (Settings::default(), Plan::new(Draft::default()).unwrap());
+        let traffic = Traffic { requests_per_second: 300.0, failing: 0.001 };
+        let of = |routes| Forecast::new(&settings, &plan, traffic, routes);
+        let (none, several) = (of(0), of(3));
+        let finds = |forecast: &Forecast| forecast.steps[0].finds_failing.unwrap();
+        assert!(finds(&several) > finds(&none));
+        assert!(several.regressions[4].seconds > none.regressions[4].seconds);
+        // They share half of it, however many there are.
+        assert_eq!(finds(&several), finds(&of(9)));
+        let proof = |forecast: &Forecast| (forecast.reaches_a_verdict, forecast.requests_per_second_needed);
+        assert_eq!(proof(&several), proof(&none));
+    }
+
+    #[test]
     fn a_plan_without_traffic_reaches_no_verdict_and_says_what_it_needs() {
         let (settings, plan) = (Settings::default(), Plan::new(Draft::default()).unwrap());
         let at = |requests_per_second| {
-            Forecast::new(&settings, &plan, Traffic { requests_per_second, failing: 0.001 })
+            Forecast::new(&settings, &plan, Traffic { requests_per_second, failing: 0.001 }, 0)
         };
         let few = at(0.1);
         // 100 requests at 1 % of a tenth a second take a day.
@@ -463,7 +482,7 @@ mod tests {
         let proving = Settings { prove_each_step: true, ..usual };
         let (hour, minute) = (Duration::from_secs(3_600), Duration::from_secs(60));
         let waits = |settings, deadline| {
-            let forecast = Forecast::new(settings, &plan(deadline), traffic);
+            let forecast = Forecast::new(settings, &plan(deadline), traffic, 0);
             forecast.steps.iter().map(|step| (step.waits_for, step.ends)).collect::<Vec<_>>()
         };
         assert_eq!(waits(&usual, hour), [(None, true); 3]);

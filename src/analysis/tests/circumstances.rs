@@ -98,6 +98,52 @@ fn a_cold_endpoint_is_left_out_unless_it_answers_nothing() {
 }
 
 #[test]
+fn requests_that_do_not_count_yet_are_not_said_to_be_none() {
+    let none = Histogram::default();
+    let pass = |analysis: &mut Analysis, ticks, canary| {
+        let tick = Tick { stable: arm((450, 0), &none), canary, routes: &[], users: None };
+        (0..ticks).map(|_| observe_tick(analysis, &tick)).last().unwrap()
+    };
+    let warming = ArmTick { warming: Sample { requests: 20, failures: 0 }, ..arm((0, 0), &none) };
+    let sent = Sent { sample: Sample { requests: 5, failures: 0 }, latency: &none };
+    let sent = ArmTick { sent: Some(sent), ..arm((0, 0), &none) };
+    for is_alone in [false, true] {
+        let mut analysis = Analysis::new(&only_errors(), 600);
+        if is_alone {
+            analysis.judge_by_guards_alone();
+        }
+        let verdict = pass(&mut analysis, 29, warming);
+        assert_eq!(
+            (verdict.decision, &verdict.reason),
+            (Decision::Hold, &Reason::WarmingUp { role: Role::Canary, ticks: 29 })
+        );
+        assert_eq!(
+            explain(&verdict),
+            "canary's endpoints are warming up, and the 580 requests that they have ended so far do not count: \
+             holding until they are warm"
+        );
+        // Sent ones alone, once the last that was warming up is some time ago.
+        let verdict = pass(&mut analysis, 11, sent);
+        assert_eq!(verdict.reason, Reason::OnlySent { role: Role::Canary, ticks: 40 });
+        assert_eq!(
+            explain(&verdict),
+            "canary got no request by chance in the last 40 ticks, only such as were sent to it: holding, nothing \
+             to judge by"
+        );
+        // None of any kind.
+        let verdict = pass(&mut analysis, 10, arm((0, 0), &none));
+        assert_eq!(verdict.reason, Reason::NoCanaryTraffic { ticks: 10 });
+        assert_ne!(pass(&mut analysis, 1, arm((5, 0), &none)).decision, Decision::Hold);
+    }
+    let mut analysis = Analysis::new(&only_errors(), 600);
+    let (stable, canary) = (warming, arm((50, 0), &none));
+    for _ in 0..10 {
+        observe_tick(&mut analysis, &Tick { stable, canary, routes: &[], users: None });
+    }
+    assert_eq!(analysis.verdict().reason, Reason::WarmingUp { role: Role::Stable, ticks: 10 });
+}
+
+#[test]
 fn who_is_sent_is_compared_with_nobody_but_limits_hold() {
     let (none, mut slow) = (Histogram::default(), Histogram::default());
     (0..20).for_each(|_| slow.record(Duration::from_millis(60)));

@@ -60,6 +60,32 @@ fn a_fix_that_is_none_is_rolled_back_whatever_stable_does() {
     assert_eq!(worse.dispersion, 1.0);
 }
 
+/// What is over a limit by chance, as far as can be told, is not said to be within it.
+#[test]
+fn over_a_limit_is_not_within_it() {
+    let settings = Settings {
+        max_error_rate: Some(0.05),
+        max_p99: Some(Duration::from_millis(50)),
+        ..Settings::default()
+    };
+    let mut analysis = alone(&settings);
+    let verdict = repeat(&mut analysis, 10, (100, 100), (10, 1));
+    assert_eq!(verdict.decision, Decision::Advance);
+    let said = "canary fails 10 % of 100 requests, not surely over its limit of 5 % and compared with nothing: ready \
+                for more";
+    assert_eq!(explain(&verdict), said);
+    let mut analysis = alone(&settings);
+    repeat(&mut analysis, 9, (100, 100), (10, 0));
+    let (none, mut slow) = (Histogram::default(), Histogram::default());
+    (0..10).for_each(|n| slow.record(Duration::from_millis(if n == 0 { 100 } else { 10 })));
+    let tick = Tick { stable: arm((9, 9), &none), canary: arm((10, 0), &slow), routes: &[], users: None };
+    let said = explain(&observe_tick(&mut analysis, &tick));
+    assert!(
+        said.contains(", not surely over its limit of 50 ms at the 99th percentile and compared"),
+        "{said}"
+    );
+}
+
 #[test]
 fn limits_that_are_set_hold_and_hold_while_it_bakes() {
     let settings = Settings {
@@ -102,6 +128,63 @@ fn in_a_dark_step_copies_are_what_the_canary_has_answered() {
     assert_eq!(pass(broken), Decision::RollBack);
 }
 
+/// However they went, and whatever comes after them.
+#[test]
+fn copies_are_no_evidence_of_a_live_step() {
+    let settings = Settings { max_error_rate: Some(0.5), ..Settings::default() };
+    let begin = || {
+        let mut analysis = Analysis::new(&settings, 600).with_dark_steps(&settings);
+        analysis.judge_by_guards_alone();
+        analysis.begin_dark_step();
+        analysis
+    };
+    let none = Histogram::default();
+    let copied = || {
+        let mut analysis = begin();
+        let pass = |analysis: &mut Analysis, canary| {
+            let tick =
+                Tick { stable: arm((100, 0), &none), canary: arm((0, 0), &none), routes: &[], users: None };
+            analysis.observe_dark(
+                &tick,
+                &paired::Counts { none: 19 - canary, canary, ..paired::Counts::default() },
+            )
+        };
+        for _ in 0..20 {
+            pass(&mut analysis, 9);
+        }
+        // All but so many that it would be rolled back.
+        assert_ne!(pass(&mut analysis, 19), Decision::RollBack);
+        analysis
+    };
+    let fresh = || {
+        let mut analysis = begin();
+        analysis.observe_before(&arm((100, 0), &none), None);
+        analysis
+    };
+    let [copied_live, fresh_live] = [copied(), fresh()].map(|mut analysis| {
+        analysis.begin_step(Some(Weight::FULL));
+        observe(&mut analysis, (90, 1), (10, 3))
+    });
+    assert_eq!(copied_live, fresh_live);
+    assert_eq!(copied_live.rollout.canary.requests, 10);
+    // Promoted from the dark at once.
+    let [copied_baking, fresh_baking] = [copied(), fresh()].map(|mut analysis| {
+        analysis.begin_baking();
+        bake(&mut analysis, (100, 40))
+    });
+    assert_eq!(copied_baking, fresh_baking);
+    // Both ask the same question, so they share α.
+    let mut dark = copied();
+    let copies = dark.verdict().threshold;
+    dark.begin_step(None);
+    let users = dark.verdict().threshold;
+    assert!(((-copies).exp() + (-users).exp() - settings.alpha).abs() < 1e-12);
+    // Each dark step counts its own.
+    let mut next = copied();
+    next.begin_dark_step();
+    assert_eq!(next.verdict().step.canary.requests, 0);
+}
+
 /// Switched in the middle, it begins with nothing against the canary; once is enough.
 #[test]
 fn the_switch_begins_a_new_question_and_survives_saving() {
@@ -117,4 +200,34 @@ fn the_switch_begins_a_new_question_and_survives_saving() {
     assert_eq!(restored.verdict(), switched);
     let plain = serde_json::to_string(&Analysis::new(&only_errors(), 600)).unwrap();
     assert!(!plain.contains("guards_only"), "what is compared is saved as it always was");
+}
+
+/// What it rests on are the requests since the switch, whatever came before.
+#[test]
+fn after_a_switch_numbers_are_of_what_came_since() {
+    let settings = Settings {
+        max_error_rate: Some(0.05),
+        max_p99: Some(Duration::from_millis(50)),
+        latency_margin: None,
+        ..Settings::default()
+    };
+    let mut analysis = Analysis::new(&settings, 600);
+    let tick = |analysis: &mut Analysis, failures| {
+        let (none, mut latency) = (Histogram::default(), Histogram::default());
+        (0..10 - failures).for_each(|_| latency.record(Duration::from_millis(10)));
+        let (stable, canary) = (arm((90, 90), &none), arm((10, failures), &latency));
+        observe_tick(analysis, &Tick { stable, canary, routes: &[], users: None })
+    };
+    (0..100).for_each(|_| drop(tick(&mut analysis, 0)));
+    analysis.judge_by_guards_alone();
+    let verdict = (0..4).map(|_| tick(&mut analysis, 2)).last().unwrap();
+    let of = |check| verdict.checks.get(check).unwrap().clone();
+    let (failing, slow) = (of(Check::MaxErrorRate), of(Check::MaxP99));
+    assert_eq!((failing.requests, slow.requests), (40, 32));
+    let Interval { low, high } = failing.interval.unwrap();
+    assert!(low < 0.2 && high > 0.2, "{low} to {high}");
+    assert!(matches!(verdict.reason, Reason::Suspicious(_)), "{verdict:?}");
+    let needed = verdict.requests_needed.unwrap();
+    let ticks = (1..).find(|_| tick(&mut analysis, 2).decision == Decision::RollBack).unwrap();
+    assert!((needed as f64 / (10 * ticks) as f64) < 2.0, "{needed} for {ticks} ticks of 10");
 }

@@ -58,3 +58,42 @@ fn a_long_tail_is_found_among_them_if_it_is_known_that_each_request_waits_for_it
     let (estimated, known) = (found(None), found(Some(1.0)));
     assert!(known >= 20 && known > estimated, "{known}, and {estimated} without");
 }
+
+/// A limit on the 99th percentile, in a service that holds up two requests in five once a minute: 0.7 % of all are over
+/// it. `over` more of a hundred are the canary's own. Whether it is rolled back in ten minutes of a step, or in as many
+/// of baking.
+fn breaks_the_limit(dispersion: Option<f64>, over: u64) -> [bool; 2] {
+    let settings = Settings {
+        max_p99: Some(Duration::from_millis(50)),
+        latency_margin: None,
+        dispersion,
+        ..Settings::default()
+    };
+    let mut analysis = Analysis::new(&settings, 600);
+    let latency = |minute: u64, over: u64| {
+        let mut latency = Histogram::default();
+        let over = if minute == 30 { 40 } else { over };
+        (0..100).for_each(|n| latency.record(Duration::from_millis(if n < over { 200 } else { 10 })));
+        latency
+    };
+    let steps = (0..600).any(|tick| {
+        let (stable, canary) = (latency(tick % 60, 0), latency(tick % 60, over));
+        let tick =
+            Tick { stable: arm((100, 0), &stable), canary: arm((100, 0), &canary), routes: &[], users: None };
+        analysis.observe(&tick) == Decision::RollBack
+    });
+    let interval = analysis.verdict().checks.get(Check::MaxP99).unwrap().interval.unwrap();
+    assert!(steps || interval.low < 0.01, "{interval:?}");
+    analysis.begin_baking();
+    let baking = (0..600)
+        .any(|tick| analysis.observe_baking(&arm((100, 0), &latency(tick % 60, over))) == Decision::RollBack);
+    [steps, baking]
+}
+
+#[test]
+fn a_pause_breaks_no_limit_on_the_99th_percentile() {
+    assert_eq!(breaks_the_limit(None, 0), [false; 2]);
+    assert_eq!(breaks_the_limit(None, 5), [true; 2]);
+    // Somebody who says that nothing comes together is believed.
+    assert_eq!(breaks_the_limit(Some(1.0), 0), [true; 2]);
+}

@@ -102,7 +102,12 @@ fn the_step_is_left_once_enough_users_were_there() {
     assert_eq!(observe(&mut analysis, (9, 1), 20), Decision::Continue);
     let verdict = analysis.verdict();
     assert_eq!(verdict.reason, Reason::TooFewUsers { users: 20, minimum: 100 });
-    assert_eq!(explain(&verdict), "canary has had about 20 of the 100 users that it takes to go on: waiting");
+    assert_eq!((verdict.requests_needed, verdict.ticks_needed), (Some(400), Some(4)));
+    assert_eq!(
+        explain(&verdict),
+        "canary has had about 20 of the 100 users that it takes to go on: waiting, about 400 more requests, 4 ticks at \
+         this rate"
+    );
     // At 10 % there are as many where the whole has a hundred.
     analysis.begin_step(Some(Weight::FULL));
     assert_eq!(observe(&mut analysis, (9, 1), 100), Decision::Advance);
