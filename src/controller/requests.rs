@@ -72,7 +72,7 @@ impl ServiceTask {
             }
             Request::Rollout(command) => {
                 self.command(command)?;
-                if self.is_waiting() {
+                if command.is_forward() && self.is_waiting() {
                     self.want_in_spite_of_a_freeze();
                 }
                 Ok(())
