@@ -55,10 +55,13 @@ impl ServiceTask {
         }
     }
 
-    /// Whether a flip would go back to what was stable before the last rollout.
+    /// Whether a flip would go back to what was stable before the last rollout; or, where none has been with these
+    /// two, to what is written as stable, from where only flips lead away.
     fn is_flip_back(&self) -> bool {
-        let roles = self.roles.clone().swapped();
-        self.record.as_ref().is_some_and(|record| record.roles == roles)
+        let swapped = self.roles.clone().swapped();
+        let record = self.record.as_ref().map(|record| &record.roles);
+        let began = record.filter(|roles| **roles == self.roles || **roles == swapped);
+        *began.unwrap_or(&self.config.roles) == swapped
     }
 
     fn accept(&mut self, request: Request) -> Result<(), CommandError> {

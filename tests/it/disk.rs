@@ -119,6 +119,28 @@ fn what_cannot_be_saved_is_no_advance_and_a_way_back_all_the_same() {
 }
 
 #[test]
+fn a_flip_back_waits_for_no_disk_where_there_has_been_no_rollout() {
+    let site = Site::new();
+    let tidegate = site.start(BY_HAND);
+    tidegate.api("POST", "web/flip", "");
+    site.stop(tidegate);
+    let tidegate = site.start(BY_HAND);
+    assert_eq!(tidegate.status()["stable"], "v2");
+    let in_the_way = site.file("state.json.next");
+    eventually(|| fs::create_dir(&in_the_way).is_ok(), |made| *made);
+    let status = tidegate.api("POST", "web/flip", "");
+    assert_eq!((&status["stable"], &status["rollout"]), (&"v1".into(), &Value::Null));
+    assert_eq!(tidegate.client().get("/").text(), "v1");
+    // Forward again is an advance.
+    let refused = tidegate.ask("POST", "/api/v1/services/web/flip", "");
+    assert_eq!((refused.status, &tidegate.status()["stable"]), (503, &"v1".into()));
+    fs::remove_dir(&in_the_way).unwrap();
+    eventually(|| tidegate.status(), |status| status["unsaved"].is_null());
+    site.stop(tidegate);
+    assert_eq!(site.saved()["position"]["stable"], "v1");
+}
+
+#[test]
 fn a_canary_that_became_ready_when_nothing_could_be_saved_is_not_forgotten() {
     let site = Site::new();
     let tidegate = site.stepping();
