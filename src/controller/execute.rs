@@ -122,10 +122,10 @@ impl ServiceTask {
                 }
             }
         }
-        self.tell_of_phase(&before, &phase);
-        failpoint::pass("a phase is told of");
         if let Some(note) = note {
             let entry = self.transition_entry(&phase, &note, self.position());
+            self.tell_of_phase(&before, &phase, &entry);
+            failpoint::pass("a phase is told of");
             self.tell_of(&entry);
             self.record(entry);
         }
@@ -160,9 +160,9 @@ impl ServiceTask {
         let (note, phase) =
             (Note::RolledBack { reason: reason.clone() }, Phase::RolledBack { at, reason: reason.clone() });
         self.metrics.entered(&self.config.name, &phase);
-        // Both at once: whoever is told of a rollback is told when the canary gets nothing more.
-        self.tell_of_phase(&Phase::Idle, &Phase::RollingBack { since: at, reason });
         let entry = self.transition_entry(&phase, &note, self.position());
+        // Both at once: whoever is told of a rollback is told when the canary gets nothing more.
+        self.tell_of_phase(&Phase::Idle, &Phase::RollingBack { since: at, reason }, &entry);
         self.tell_of(&entry);
         self.record(entry);
     }

@@ -381,7 +381,7 @@ impl ServiceTask {
         }
         self.publish(entry.position.roles.clone(), entry.position.weight);
         if let Some(phase) = &phase {
-            self.tell_of_phase(&before, phase);
+            self.tell_of_phase(&before, phase, &entry);
             failpoint::pass("a phase is told of");
         }
         self.tell_of(&entry);

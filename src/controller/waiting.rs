@@ -240,30 +240,20 @@ impl ServiceTask {
     }
 
     /// Tells those who only want to know that the rollout went from one phase to another.
-    pub(super) fn tell_of_phase(&self, before: &Phase, after: &Phase) {
-        let now = clock::now();
+    pub(super) fn tell_of_phase(&self, before: &Phase, after: &Phase, entry: &Entry) {
         for at in passed(before, after) {
-            let message = match at {
-                At::PreRollout => "the canary is ready",
-                At::Step => "the next step begins",
-                At::PrePromotion => "the canary gets everything",
-                At::PostPromotion => "the canary has got everything",
-                At::Rollback | At::Drained | At::Event => "the canary gets nothing more",
-            };
-            self.tell(at, self.happening(None, now, message.to_owned()));
+            self.tell(at, self.happened(None, entry));
         }
     }
 
-    /// Tells those who want to know of everything what has happened, who wanted it and why.
-    pub(super) fn tell_of(&self, Entry { kind, what, note, by, reason, .. }: &Entry) {
-        let topic = match note {
+    /// Tells those who want to know of everything what has happened.
+    pub(super) fn tell_of(&self, entry: &Entry) {
+        let topic = match &entry.note {
             Some(note) => Topic::of(note),
-            None => (*kind == Kind::Flip).then_some(Topic::Flipped),
+            None => (entry.kind == Kind::Flip).then_some(Topic::Flipped),
         };
         if topic.is_some() {
-            let (by, reason) = (by.clone(), reason.clone());
-            let happening = self.happening(topic, clock::now(), what.clone());
-            self.tell(At::Event, Happening { by, reason, ..happening });
+            self.tell(At::Event, self.happened(topic, entry));
         }
     }
 
@@ -299,6 +289,12 @@ impl ServiceTask {
                 None => Told::new(hook.clone(), self.metrics.clone()),
             });
         }
+    }
+
+    /// What has just happened, who wanted it and why.
+    fn happened(&self, event: Option<Topic>, Entry { what, by, reason, .. }: &Entry) -> Happening {
+        let (by, reason) = (by.clone(), reason.clone());
+        Happening { by, reason, ..self.happening(event, clock::now(), what.clone()) }
     }
 
     fn happening(&self, event: Option<Topic>, time: Timestamp, message: String) -> Happening {
