@@ -109,7 +109,7 @@ impl ServiceTask {
             };
             return self.advance(Advance { phase: Some(phase), entry, answer: None });
         }
-        self.journal.overtake();
+        self.overtake();
         for effect in effects {
             match effect {
                 Effect::Save => {
@@ -126,7 +126,11 @@ impl ServiceTask {
             let entry = self.transition_entry(&phase, &note, self.position());
             self.tell_of_phase(&before, &phase, &entry);
             failpoint::pass("a phase is told of");
-            self.tell_of(&entry);
+            if note == Note::Started {
+                self.tell_of_start_when_saved(&entry);
+            } else {
+                self.tell_of(&entry);
+            }
             self.record(entry);
         }
     }

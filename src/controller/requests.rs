@@ -106,7 +106,7 @@ impl ServiceTask {
             let entry = self.entry(kind, what, position);
             self.advance(Advance { phase: None, entry, answer: None });
         } else {
-            self.journal.overtake();
+            self.overtake();
             self.publish(position.roles, position.weight);
             let entry = self.entry(kind, what, self.position());
             self.tell_of(&entry);

@@ -219,7 +219,7 @@ impl ServiceTask {
     /// it; otherwise they stay as they have become.
     fn reconfigure(&mut self, config: Service) {
         if self.config.roles != config.roles || self.config.weight != config.weight {
-            self.journal.overtake();
+            self.overtake();
             self.metrics.published(&config.name, &self.roles, &config.roles, config.weight);
             self.roles = config.roles.clone();
             self.weight = config.weight;

@@ -110,8 +110,9 @@ impl ServiceTask {
     pub(super) fn wait_as_it_should(&mut self) {
         let wait = self.record.as_ref().and_then(|record| Wait::of(&record.phase));
         if wait != self.waiting.as_ref().map(|waiting| waiting.wait) {
-            // Not before it would survive a crash: after one it would be another question.
-            if matches!(wait, Some(Wait::Hook(..))) && !self.journal.is_settled() {
+            // Not before it would survive a crash: after one it would be another question, or of a start that has never
+            // been.
+            if wait.is_some() && !self.journal.is_settled() {
                 return self.waiting = None;
             }
             self.waiting = wait.map(|wait| {
@@ -248,13 +249,18 @@ impl ServiceTask {
 
     /// Tells those who want to know of everything what has happened.
     pub(super) fn tell_of(&self, entry: &Entry) {
+        if let Some(news) = self.news(entry) {
+            self.tell(At::Event, news);
+        }
+    }
+
+    /// What those are told; nothing where it is not for them.
+    pub(super) fn news(&self, entry: &Entry) -> Option<Happening> {
         let topic = match &entry.note {
             Some(note) => Topic::of(note),
             None => (entry.kind == Kind::Flip).then_some(Topic::Flipped),
         };
-        if topic.is_some() {
-            self.tell(At::Event, self.happened(topic, entry));
-        }
+        topic.map(|topic| self.happened(Some(topic), entry))
     }
 
     /// Tells those who wait for it, and those who want to know of everything, that a backend may be taken away.
@@ -266,7 +272,7 @@ impl ServiceTask {
         }
     }
 
-    fn tell(&self, at: At, happening: Happening) {
+    pub(super) fn tell(&self, at: At, happening: Happening) {
         if at == At::Event {
             self.notifier.tell(&happening);
         }

@@ -119,6 +119,27 @@ fn what_cannot_be_saved_is_no_advance_and_a_way_back_all_the_same() {
 }
 
 #[test]
+fn a_start_that_cannot_be_saved_has_never_been() {
+    let (site, outside) = (Site::new(), Backend::answering(|_| reply("204 No Content", &[], "")));
+    let hook = format!("[[services.web.rollout.hooks]]\nat = 'event'\nurl = 'http://{}/'", outside.address);
+    let tidegate = site.start(&format!("{BY_HAND}\n{hook}\n"));
+    tidegate.api("PUT", "web/weight", "{\"canary\": 10}");
+    let in_the_way = site.file("state.json.next");
+    eventually(|| fs::create_dir(&in_the_way).is_ok(), |made| *made);
+    for _ in 0..2 {
+        assert_eq!(tidegate.ask("POST", "/api/v1/services/web/start", "").status, 503);
+    }
+    fs::remove_dir(&in_the_way).unwrap();
+    eventually(|| tidegate.status(), |status| status["unsaved"].is_null());
+    tidegate.api("POST", "web/start", "");
+    let id = tidegate.wait_for_phase("stepping")["rollout"]["id"].clone();
+    let seen = eventually(|| outside.requests(), |seen| seen.len() >= 2);
+    let told = seen.iter().map(|seen| serde_json::from_slice::<Value>(&seen.body).unwrap());
+    let told: Vec<_> = told.map(|call| (call["event"].clone(), call["rollout"].clone())).collect();
+    assert_eq!(told, [("started".into(), id.clone()), ("stepped".into(), id)]);
+}
+
+#[test]
 fn a_flip_back_waits_for_no_disk_where_there_has_been_no_rollout() {
     let site = Site::new();
     let tidegate = site.start(BY_HAND);
