@@ -39,6 +39,7 @@ impl ServiceTask {
         if !running {
             // Nothing but a start is accepted where none runs.
             before = Some(Before {
+                revision: self.revision,
                 position: self.position(),
                 salt: self.salt,
                 record: self.record.take(),

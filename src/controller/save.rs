@@ -92,6 +92,7 @@ pub(super) struct Advance {
 
 /// What a start has changed.
 pub(super) struct Before {
+    pub(super) revision: u64,
     pub(super) position: Position,
     pub(super) salt: u64,
     pub(super) record: Option<Rollout>,
@@ -456,7 +457,7 @@ impl ServiceTask {
 
     /// Takes back a start that nobody can be told of.
     fn undo(&mut self, before: Before) {
-        let Before { position, salt, record, analysis, verdict } = before;
+        let Before { revision, position, salt, record, analysis, verdict } = before;
         (self.journal.advance, self.journal.start) = (None, None);
         let began = self.record.as_ref().map(|record| record.id.clone());
         self.journal.entries.retain(|entry| entry.rollout != began);
@@ -465,6 +466,9 @@ impl ServiceTask {
         self.recording = None;
         self.metrics.running(&self.config.name, false);
         self.publish(position.roles, position.weight);
+        // Nothing has changed, and who goes by how it stood before may ask again.
+        self.revise();
+        self.revision = revision;
     }
 }
 

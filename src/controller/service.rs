@@ -79,6 +79,8 @@ pub(super) struct ServiceTask {
     pub(super) context: Option<Context>,
     pub(super) events: Events,
     pub(super) revision: u64,
+    /// The highest that there has been: none is of two states.
+    newest: u64,
     /// What the revision is of.
     revised: Revised,
     pub(super) now: Reading,
@@ -108,6 +110,8 @@ impl ServiceTask {
         config.backends.iter().for_each(|backend| metrics.drained(&config.name, &backend.name, false));
         metrics.published(&config.name, &roles, &roles, weight);
         let revised = revised(Position { roles: roles.clone(), weight }, rollout.as_ref());
+        // No number of a task before this one, in this process or another.
+        let revision = clock::now().as_millis();
         let beginning = || (Reading::default(), tokio::time::Instant::now());
         let mut task = Self {
             roles,
@@ -128,8 +132,8 @@ impl ServiceTask {
             journal: Journal::new(store.clone()),
             context: None,
             events: Events::of(events),
-            // No number of a task before this one, in this process or another.
-            revision: clock::now().as_millis(),
+            revision,
+            newest: revision,
             revised,
             tick: *tick,
             now: Reading::default(),
@@ -251,7 +255,8 @@ impl ServiceTask {
     pub(super) fn revise(&mut self) {
         let now = revised(self.position(), self.record.as_ref());
         if now != self.revised {
-            self.revision += 1;
+            self.newest += 1;
+            self.revision = self.newest;
             self.revised = now;
             self.metrics.rollback_until(&self.config.name, self.rollback_until());
         }

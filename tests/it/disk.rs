@@ -123,16 +123,26 @@ fn a_start_that_cannot_be_saved_has_never_been() {
     let (site, outside) = (Site::new(), Backend::answering(|_| reply("204 No Content", &[], "")));
     let hook = format!("[[services.web.rollout.hooks]]\nat = 'event'\nurl = 'http://{}/'", outside.address);
     let tidegate = site.start(&format!("{BY_HAND}\n{hook}\n"));
-    tidegate.api("PUT", "web/weight", "{\"canary\": 10}");
+    let before = tidegate.api("PUT", "web/weight", "{\"canary\": 10}");
+    let start = |seen: &Value| {
+        let fields = format!("If-Match: \"{}\"\r\n", seen["revision"]);
+        tidegate.ask_with(&fields, "POST", "/api/v1/services/web/start", "")
+    };
     let in_the_way = site.file("state.json.next");
     eventually(|| fs::create_dir(&in_the_way).is_ok(), |made| *made);
     for _ in 0..2 {
-        assert_eq!(tidegate.ask("POST", "/api/v1/services/web/start", "").status, 503);
+        // With the revision that it had before the first try.
+        assert_eq!(start(&before).status, 503);
+        let status = tidegate.status();
+        assert_eq!(["revision", "weight", "rollout"].map(|field| status[field] == before[field]), [true; 3]);
     }
     fs::remove_dir(&in_the_way).unwrap();
     eventually(|| tidegate.status(), |status| status["unsaved"].is_null());
-    tidegate.api("POST", "web/start", "");
-    let id = tidegate.wait_for_phase("stepping")["rollout"]["id"].clone();
+    let started = start(&before);
+    assert_eq!(started.status, 200, "{}", started.text());
+    let status = tidegate.wait_for_phase("stepping");
+    assert!(status["revision"].as_u64() > before["revision"].as_u64());
+    let id = status["rollout"]["id"].clone();
     let seen = eventually(|| outside.requests(), |seen| seen.len() >= 2);
     let told = seen.iter().map(|seen| serde_json::from_slice::<Value>(&seen.body).unwrap());
     let told: Vec<_> = told.map(|call| (call["event"].clone(), call["rollout"].clone())).collect();
