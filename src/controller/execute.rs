@@ -39,6 +39,7 @@ impl ServiceTask {
         if !running {
             // Nothing but a start is accepted where none runs.
             before = Some(Before {
+                revision: self.revision,
                 position: self.position(),
                 salt: self.salt,
                 record: self.record.take(),
@@ -109,7 +110,7 @@ impl ServiceTask {
             };
             return self.advance(Advance { phase: Some(phase), entry, answer: None });
         }
-        self.journal.overtake();
+        self.overtake();
         for effect in effects {
             match effect {
                 Effect::Save => {
@@ -122,11 +123,15 @@ impl ServiceTask {
                 }
             }
         }
-        self.tell_of_phase(&before, &phase);
-        failpoint::pass("a phase is told of");
         if let Some(note) = note {
             let entry = self.transition_entry(&phase, &note, self.position());
-            self.tell_of(&entry);
+            self.tell_of_phase(&before, &phase, &entry);
+            failpoint::pass("a phase is told of");
+            if note == Note::Started {
+                self.tell_of_start_when_saved(&entry);
+            } else {
+                self.tell_of(&entry);
+            }
             self.record(entry);
         }
     }
@@ -160,9 +165,9 @@ impl ServiceTask {
         let (note, phase) =
             (Note::RolledBack { reason: reason.clone() }, Phase::RolledBack { at, reason: reason.clone() });
         self.metrics.entered(&self.config.name, &phase);
-        // Both at once: whoever is told of a rollback is told when the canary gets nothing more.
-        self.tell_of_phase(&Phase::Idle, &Phase::RollingBack { since: at, reason });
         let entry = self.transition_entry(&phase, &note, self.position());
+        // Both at once: whoever is told of a rollback is told when the canary gets nothing more.
+        self.tell_of_phase(&Phase::Idle, &Phase::RollingBack { since: at, reason }, &entry);
         self.tell_of(&entry);
         self.record(entry);
     }

@@ -55,10 +55,13 @@ impl ServiceTask {
         }
     }
 
-    /// Whether a flip would go back to what was stable before the last rollout.
+    /// Whether a flip would go back to what was stable before the last rollout; or, where none has been with these
+    /// two, to what is written as stable, from where only flips lead away.
     fn is_flip_back(&self) -> bool {
-        let roles = self.roles.clone().swapped();
-        self.record.as_ref().is_some_and(|record| record.roles == roles)
+        let swapped = self.roles.clone().swapped();
+        let record = self.record.as_ref().map(|record| &record.roles);
+        let began = record.filter(|roles| **roles == self.roles || **roles == swapped);
+        *began.unwrap_or(&self.config.roles) == swapped
     }
 
     fn accept(&mut self, request: Request) -> Result<(), CommandError> {
@@ -72,7 +75,7 @@ impl ServiceTask {
             }
             Request::Rollout(command) => {
                 self.command(command)?;
-                if self.is_waiting() {
+                if command.is_forward() && self.is_waiting() {
                     self.want_in_spite_of_a_freeze();
                 }
                 Ok(())
@@ -103,7 +106,7 @@ impl ServiceTask {
             let entry = self.entry(kind, what, position);
             self.advance(Advance { phase: None, entry, answer: None });
         } else {
-            self.journal.overtake();
+            self.overtake();
             self.publish(position.roles, position.weight);
             let entry = self.entry(kind, what, self.position());
             self.tell_of(&entry);

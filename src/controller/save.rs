@@ -13,10 +13,15 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Answer, CommandError, Request, context::Context, service::ServiceTask, standing::configured};
+use super::{
+    Answer, CommandError, Request, context::Context, happening::Happening, service::ServiceTask,
+    standing::configured,
+};
 use crate::{
     analysis::{Analysis, verdict::Verdict},
-    clock, failpoint,
+    clock,
+    config::hook::At,
+    failpoint,
     model::time::Timestamp,
     rollout::{note::Note, phase::Phase, trial},
     store::{
@@ -40,6 +45,8 @@ pub(super) struct Journal {
     advance: Option<Box<Advance>>,
     /// What was before a start that has not been given to the store yet.
     before: Option<Box<Before>>,
+    /// What is told of a start once it cannot be undone any more.
+    start: Option<Box<Happening>>,
     /// Whether anything else is to be saved.
     is_dirty: bool,
     /// What has happened, and is to be saved with it.
@@ -88,6 +95,7 @@ pub(super) struct Advance {
 
 /// What a start has changed.
 pub(super) struct Before {
+    pub(super) revision: u64,
     pub(super) position: Position,
     pub(super) salt: u64,
     pub(super) record: Option<Rollout>,
@@ -102,6 +110,7 @@ impl Journal {
             saving: None,
             advance: None,
             before: None,
+            start: None,
             is_dirty: false,
             entries: VecDeque::new(),
             answers: Vec::new(),
@@ -199,7 +208,7 @@ impl Journal {
     }
 
     /// What waits to be saved is not wanted any more.
-    pub(super) fn overtake(&mut self) {
+    fn overtake(&mut self) {
         // A start that something came after is not undone.
         self.before = None;
         let waiting = self.advance.take();
@@ -301,6 +310,23 @@ impl ServiceTask {
         self.journal.before = Some(Box::new(before));
     }
 
+    /// Something comes that waits for no save, and takes the place of what waits for one.
+    pub(super) fn overtake(&mut self) {
+        self.journal.overtake();
+        self.tell_of_start();
+    }
+
+    /// Of a start that cannot be saved nobody outside is to hear: it has never been.
+    pub(super) fn tell_of_start_when_saved(&mut self, entry: &Entry) {
+        self.journal.start = self.news(entry).map(Box::new);
+    }
+
+    fn tell_of_start(&mut self) {
+        if let Some(start) = self.journal.start.take() {
+            self.tell(At::Event, *start);
+        }
+    }
+
     /// Gives the store what it should have, unless it is at it.
     pub(super) fn submit(&mut self) {
         if self.journal.saving.is_some() {
@@ -371,8 +397,10 @@ impl ServiceTask {
         match saved {
             Ok(()) => {
                 self.journal.entries.drain(..entries);
-                if let Purpose::Advance(advance) = purpose {
-                    self.make(*advance);
+                match purpose {
+                    Purpose::Advance(advance) => self.make(*advance),
+                    Purpose::Start(_) => self.tell_of_start(),
+                    Purpose::Current => {}
                 }
                 self.journal.ready.extend(answers.into_iter().map(|answer| (answer, Ok(()))));
                 let what = "what happens can be saved again".to_owned();
@@ -395,7 +423,7 @@ impl ServiceTask {
         }
         self.publish(entry.position.roles.clone(), entry.position.weight);
         if let Some(phase) = &phase {
-            self.tell_of_phase(&before, phase);
+            self.tell_of_phase(&before, phase, &entry);
             failpoint::pass("a phase is told of");
         }
         self.tell_of(&entry);
@@ -443,8 +471,8 @@ impl ServiceTask {
 
     /// Takes back a start that nobody can be told of.
     fn undo(&mut self, before: Before) {
-        let Before { position, salt, record, analysis, verdict } = before;
-        self.journal.advance = None;
+        let Before { revision, position, salt, record, analysis, verdict } = before;
+        (self.journal.advance, self.journal.start) = (None, None);
         let began = self.record.as_ref().map(|record| record.id.clone());
         self.journal.entries.retain(|entry| entry.rollout != began);
         (self.record, self.analysis, self.verdict) = (record, analysis, verdict);
@@ -452,6 +480,9 @@ impl ServiceTask {
         self.recording = None;
         self.metrics.running(&self.config.name, false);
         self.publish(position.roles, position.weight);
+        // Nothing has changed, and who goes by how it stood before may ask again.
+        self.revise();
+        self.revision = revision;
     }
 }
 

@@ -79,6 +79,8 @@ pub(super) struct ServiceTask {
     pub(super) context: Option<Context>,
     pub(super) events: Events,
     pub(super) revision: u64,
+    /// The highest that there has been: none is of two states.
+    newest: u64,
     /// What the revision is of.
     revised: Revised,
     pub(super) now: Reading,
@@ -107,6 +109,8 @@ impl ServiceTask {
         config.backends.iter().for_each(|backend| metrics.drained(&config.name, &backend.name, false));
         metrics.published(&config.name, &roles, &roles, weight);
         let revised = revised(Position { roles: roles.clone(), weight }, rollout.as_ref());
+        // No number of a task before this one, in this process or another.
+        let revision = clock::now().as_millis();
         let beginning = || (Reading::default(), tokio::time::Instant::now());
         let mut task = Self {
             roles,
@@ -127,8 +131,8 @@ impl ServiceTask {
             journal: Journal::new(store.clone()),
             context: None,
             events: Events::of(events),
-            // No number of a task before this one, in this process or another.
-            revision: clock::now().as_millis(),
+            revision,
+            newest: revision,
             revised,
             tick: *tick,
             now: Reading::default(),
@@ -217,7 +221,7 @@ impl ServiceTask {
     /// it; otherwise they stay as they have become.
     fn reconfigure(&mut self, config: Service) {
         if self.config.roles != config.roles || self.config.weight != config.weight {
-            self.journal.overtake();
+            self.overtake();
             self.metrics.published(&config.name, &self.roles, &config.roles, config.weight);
             self.roles = config.roles.clone();
             self.weight = config.weight;
@@ -249,7 +253,8 @@ impl ServiceTask {
     pub(super) fn revise(&mut self) {
         let now = revised(self.position(), self.record.as_ref());
         if now != self.revised {
-            self.revision += 1;
+            self.newest += 1;
+            self.revision = self.newest;
             self.revised = now;
             self.metrics.rollback_until(&self.config.name, self.rollback_until());
         }

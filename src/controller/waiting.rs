@@ -110,8 +110,9 @@ impl ServiceTask {
     pub(super) fn wait_as_it_should(&mut self) {
         let wait = self.record.as_ref().and_then(|record| Wait::of(&record.phase));
         if wait != self.waiting.as_ref().map(|waiting| waiting.wait) {
-            // Not before it would survive a crash: after one it would be another question.
-            if matches!(wait, Some(Wait::Hook(..))) && !self.journal.is_settled() {
+            // Not before it would survive a crash: after one it would be another question, or of a start that has never
+            // been.
+            if wait.is_some() && !self.journal.is_settled() {
                 return self.waiting = None;
             }
             self.waiting = wait.map(|wait| {
@@ -240,31 +241,26 @@ impl ServiceTask {
     }
 
     /// Tells those who only want to know that the rollout went from one phase to another.
-    pub(super) fn tell_of_phase(&self, before: &Phase, after: &Phase) {
-        let now = clock::now();
+    pub(super) fn tell_of_phase(&self, before: &Phase, after: &Phase, entry: &Entry) {
         for at in passed(before, after) {
-            let message = match at {
-                At::PreRollout => "the canary is ready",
-                At::Step => "the next step begins",
-                At::PrePromotion => "the canary gets everything",
-                At::PostPromotion => "the canary has got everything",
-                At::Rollback | At::Drained | At::Event => "the canary gets nothing more",
-            };
-            self.tell(at, self.happening(None, now, message.to_owned()));
+            self.tell(at, self.happened(None, entry));
         }
     }
 
-    /// Tells those who want to know of everything what has happened, who wanted it and why.
-    pub(super) fn tell_of(&self, Entry { kind, what, note, by, reason, .. }: &Entry) {
-        let topic = match note {
-            Some(note) => Topic::of(note),
-            None => (*kind == Kind::Flip).then_some(Topic::Flipped),
-        };
-        if topic.is_some() {
-            let (by, reason) = (by.clone(), reason.clone());
-            let happening = self.happening(topic, clock::now(), what.clone());
-            self.tell(At::Event, Happening { by, reason, ..happening });
+    /// Tells those who want to know of everything what has happened.
+    pub(super) fn tell_of(&self, entry: &Entry) {
+        if let Some(news) = self.news(entry) {
+            self.tell(At::Event, news);
         }
+    }
+
+    /// What those are told; nothing where it is not for them.
+    pub(super) fn news(&self, entry: &Entry) -> Option<Happening> {
+        let topic = match &entry.note {
+            Some(note) => Topic::of(note),
+            None => (entry.kind == Kind::Flip).then_some(Topic::Flipped),
+        };
+        topic.map(|topic| self.happened(Some(topic), entry))
     }
 
     /// Tells those who wait for it, and those who want to know of everything, that a backend may be taken away.
@@ -276,7 +272,7 @@ impl ServiceTask {
         }
     }
 
-    fn tell(&self, at: At, happening: Happening) {
+    pub(super) fn tell(&self, at: At, happening: Happening) {
         if at == At::Event {
             self.notifier.tell(&happening);
         }
@@ -299,6 +295,12 @@ impl ServiceTask {
                 None => Told::new(hook.clone(), self.metrics.clone()),
             });
         }
+    }
+
+    /// What has just happened, who wanted it and why.
+    fn happened(&self, event: Option<Topic>, Entry { what, by, reason, .. }: &Entry) -> Happening {
+        let (by, reason) = (by.clone(), reason.clone());
+        Happening { by, reason, ..self.happening(event, clock::now(), what.clone()) }
     }
 
     fn happening(&self, event: Option<Topic>, time: Timestamp, message: String) -> Happening {

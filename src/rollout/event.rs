@@ -74,6 +74,14 @@ impl Command {
         Self::Pause,
         Self::Resume,
     ];
+
+    /// Whether whoever says so wants the rollout to go ahead.
+    pub fn is_forward(self) -> bool {
+        match self {
+            Self::Start { .. } | Self::Promote { .. } | Self::Resume => true,
+            Self::GuardsOnly | Self::RollBack | Self::Pause => false,
+        }
+    }
 }
 
 impl fmt::Display for Command {

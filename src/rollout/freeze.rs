@@ -79,9 +79,11 @@ impl Freeze {
         Ok(Self { span, zone })
     }
 
-    /// When the window ends that `now` is in; nothing if it is in none.
+    /// When the window ends that `now` is in; nothing if it is in none. What no calendar reaches counts as the last
+    /// moment that there is: a window without an end in sight is one all the same.
     pub fn until(&self, now: Timestamp) -> Option<Timestamp> {
-        let instant = jiff::Timestamp::from_millisecond(i64::try_from(now.as_millis()).ok()?).ok()?;
+        let millis = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+        let instant = jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::MAX);
         let civil = self.zone.to_datetime(instant);
         let end = match self.span {
             Span::Once { from, to } => (from <= civil && civil < to).then_some(to)?,
@@ -93,11 +95,11 @@ impl Freeze {
                 }
                 let day = (0..=7).map(|days| civil.date().saturating_add(jiff::Span::new().days(days)));
                 let ends = day.filter(|day| day.weekday() == to.day).map(|day| day.to_datetime(to.time));
-                ends.into_iter().find(|end| *end > civil)?
+                ends.into_iter().find(|end| *end > civil).unwrap_or(DateTime::MAX)
             }
         };
-        let end = self.zone.to_timestamp(end).ok()?;
-        Some(Timestamp::from_millis(u64::try_from(end.as_millisecond()).ok()?))
+        let end = self.zone.to_timestamp(end).unwrap_or(jiff::Timestamp::MAX);
+        Some(Timestamp::from_millis(u64::try_from(end.as_millisecond()).unwrap_or_default()))
     }
 }
 
@@ -223,6 +225,23 @@ mod tests {
         for wrong in ["", "Fr", "Fri 25:00", "16:00", "2026-13-01", "someday 12:00"] {
             assert_eq!(wrong.parse::<Moment>(), Err(InvalidMoment), "{wrong}");
         }
+    }
+
+    #[test]
+    fn an_end_that_no_calendar_reaches_is_far_away_and_no_reason_to_move() {
+        let last = Timestamp::from_millis(u64::try_from(jiff::Timestamp::MAX.as_millisecond()).unwrap());
+        for zone in ["UTC", "Pacific/Kiritimati", "Pacific/Pago_Pago"] {
+            let ever = freeze("2020-01-01", "9999-12-31 23:59", zone);
+            for now in [at("2026-11-27T12:00:00Z"), last, Timestamp::from_millis(u64::MAX)] {
+                assert_eq!(ever.until(now), Some(last), "{zone}, {now:?}");
+            }
+            assert_eq!(ever.until(at("2019-12-30T00:00:00Z")), None);
+            let begun = freeze("0001-01-01", "2100-01-01", zone);
+            assert!(begun.until(at("2026-11-27T12:00:00Z")).is_some(), "{zone}");
+        }
+        // The last moment is a Thursday, 22:00 in UTC.
+        assert_eq!(freeze("Wed 16:00", "Mon 08:00", "UTC").until(last), Some(last));
+        assert_eq!(freeze("Fri 16:00", "Mon 08:00", "UTC").until(last), None);
     }
 
     #[test]

@@ -119,6 +119,59 @@ fn what_cannot_be_saved_is_no_advance_and_a_way_back_all_the_same() {
 }
 
 #[test]
+fn a_start_that_cannot_be_saved_has_never_been() {
+    let (site, outside) = (Site::new(), Backend::answering(|_| reply("204 No Content", &[], "")));
+    let hook = format!("[[services.web.rollout.hooks]]\nat = 'event'\nurl = 'http://{}/'", outside.address);
+    let tidegate = site.start(&format!("{BY_HAND}\n{hook}\n"));
+    let before = tidegate.api("PUT", "web/weight", "{\"canary\": 10}");
+    let start = |seen: &Value| {
+        let fields = format!("If-Match: \"{}\"\r\n", seen["revision"]);
+        tidegate.ask_with(&fields, "POST", "/api/v1/services/web/start", "")
+    };
+    let in_the_way = site.file("state.json.next");
+    eventually(|| fs::create_dir(&in_the_way).is_ok(), |made| *made);
+    for _ in 0..2 {
+        // With the revision that it had before the first try.
+        assert_eq!(start(&before).status, 503);
+        let status = tidegate.status();
+        assert_eq!(["revision", "weight", "rollout"].map(|field| status[field] == before[field]), [true; 3]);
+    }
+    fs::remove_dir(&in_the_way).unwrap();
+    eventually(|| tidegate.status(), |status| status["unsaved"].is_null());
+    let started = start(&before);
+    assert_eq!(started.status, 200, "{}", started.text());
+    let status = tidegate.wait_for_phase("stepping");
+    assert!(status["revision"].as_u64() > before["revision"].as_u64());
+    let id = status["rollout"]["id"].clone();
+    let seen = eventually(|| outside.requests(), |seen| seen.len() >= 2);
+    let told = seen.iter().map(|seen| serde_json::from_slice::<Value>(&seen.body).unwrap());
+    let told: Vec<_> = told.map(|call| (call["event"].clone(), call["rollout"].clone())).collect();
+    assert_eq!(told, [("started".into(), id.clone()), ("stepped".into(), id)]);
+}
+
+#[test]
+fn a_flip_back_waits_for_no_disk_where_there_has_been_no_rollout() {
+    let site = Site::new();
+    let tidegate = site.start(BY_HAND);
+    tidegate.api("POST", "web/flip", "");
+    site.stop(tidegate);
+    let tidegate = site.start(BY_HAND);
+    assert_eq!(tidegate.status()["stable"], "v2");
+    let in_the_way = site.file("state.json.next");
+    eventually(|| fs::create_dir(&in_the_way).is_ok(), |made| *made);
+    let status = tidegate.api("POST", "web/flip", "");
+    assert_eq!((&status["stable"], &status["rollout"]), (&"v1".into(), &Value::Null));
+    assert_eq!(tidegate.client().get("/").text(), "v1");
+    // Forward again is an advance.
+    let refused = tidegate.ask("POST", "/api/v1/services/web/flip", "");
+    assert_eq!((refused.status, &tidegate.status()["stable"]), (503, &"v1".into()));
+    fs::remove_dir(&in_the_way).unwrap();
+    eventually(|| tidegate.status(), |status| status["unsaved"].is_null());
+    site.stop(tidegate);
+    assert_eq!(site.saved()["position"]["stable"], "v1");
+}
+
+#[test]
 fn a_canary_that_became_ready_when_nothing_could_be_saved_is_not_forgotten() {
     let site = Site::new();
     let tidegate = site.stepping();

@@ -211,6 +211,23 @@ fn what_a_person_wants_in_a_freeze_moves_when_the_hook_says_yes() {
     assert_eq!(status["weight"], 50.0);
 }
 
+/// By what it is judged says nothing of when it is to move.
+#[test]
+fn guards_only_in_a_freeze_moves_nothing_when_the_hook_says_yes() {
+    let (answer, backends, freezing) = asking("200 OK", "");
+    let tidegate = &freezing.tidegate;
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    promote_to_the_hook(tidegate, &backends[2]);
+    freezing.freeze(FREEZE);
+    tidegate.api("POST", "web/guards-only", r#"{"reason": "v1 is down"}"#);
+    answer.send(()).unwrap();
+    let status = freezing.later("a hook says yes; nothing moves until the freeze is over");
+    assert_eq!((stands(&status), &status["weight"]), (("paused", &"hook".into()), &20.0.into()));
+    freezing.freeze("");
+    eventually(|| tidegate.status(), |status| status["rollout"]["step"] == 1 && status["weight"] == 50.0);
+}
+
 #[test]
 fn a_hot_fix_that_is_ready_in_a_freeze_gets_everything_in_it() {
     let (stable, canary) = (Backend::named("v1"), Refusing::new());

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{
     injection::process::{Comes, Process, Stop},
     killing::ask,
-    support::{Backend, Web, eventually, eventually_is, metrics::Scrape},
+    support::{Backend, Web, eventually, eventually_is, metrics::Scrape, reply},
 };
 
 /// A process whose disk can be made to hang.
@@ -149,4 +149,31 @@ fn a_rollback_is_answered_without_it_and_people_are_told() {
     assert!(events.contains("what happens can be saved again"), "{events}");
     let rollouts = ask(admin, "GET", "/rollouts", "").unwrap().1;
     assert_eq!(rollouts["rollouts"].as_array().unwrap().len(), 2, "all is there: {rollouts:#}");
+}
+
+#[test]
+fn nobody_outside_hears_of_a_start_that_may_still_be_undone() {
+    let outside = Backend::answering(|_| reply("204 No Content", &[], ""));
+    let hook = |at: &str| {
+        format!("\n[[services.web.rollout.hooks]]\nat = '{at}'\nurl = 'http://{}/'", outside.address)
+    };
+    let plan = "steps = [{ weight = 50, hold = '1h' }]".to_owned();
+    let mut hanging = Hanging::start(&(plan + &hook("pre-rollout") + &hook("event") + "\n"), "");
+    let admin = hanging.admin();
+    hanging.hang();
+    let _started = asks(admin, "POST", "/start", "");
+    hanging.hangs();
+    eventually(|| hanging.status(), |status| status["rollout"]["phase"] == "preparing");
+    let before = hanging.ticks();
+    eventually(|| hanging.ticks(), |ticks| *ticks >= before + 3.0);
+    assert_eq!(outside.count(), 0, "neither asked nor told");
+    // What has been overtaken is not undone, and so has been.
+    let _back = asks(admin, "POST", "/rollback", "");
+    let told = || {
+        let requests = outside.requests();
+        let calls = requests.iter().map(|seen| serde_json::from_slice::<Value>(&seen.body).unwrap());
+        calls.map(|call| call["event"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let told = eventually(told, |told| told.len() >= 2);
+    assert_eq!(told[..2], ["started", "rolling_back"]);
 }

@@ -144,3 +144,38 @@ fn whoever_does_not_take_it_holds_up_nobody() {
     assert_eq!(gone.count(), 4, "what is refused is not said again");
     scrape.expect("tidegate_notifications_total", &[("kind", "slack"), ("result", "success")], 4.0);
 }
+
+#[test]
+fn hooks_that_are_only_told_hear_what_the_log_says_and_who_wanted_it() {
+    let (stable, canary, receiver) = (Backend::named("v1"), Backend::named("v2"), receiver("200 OK"));
+    let hook = |at: &str, keys: &str| {
+        let url = format!("url = 'http://{}/'", receiver.address);
+        format!("[[services.web.rollout.hooks]]\nat = '{at}'\n{url}\n{keys}\n")
+    };
+    let asked = ["pre-rollout", "step", "pre-promotion"].map(|at| hook(at, "blocking = false"));
+    let told = ["post-promotion", "rollback"].map(|at| hook(at, ""));
+    let steps =
+        "steps = [{ weight = 10, hold = '1h' }, { weight = 50, hold = '1h' }]\nbake = '1h'\n".to_owned();
+    let plan = steps + &asked.concat() + &told.concat();
+    let tidegate = Tidegate::start(Web::new(stable.address).canary(canary.address).table("rollout", &plan));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    tidegate.api("POST", "web/promote", r#"{"reason": "looks good"}"#);
+    tidegate.api("POST", "web/promote", r#"{"reason": "looks better"}"#);
+    tidegate.wait_for_phase("baking");
+    tidegate.api("POST", "web/rollback", r#"{"reason": "wrong prices"}"#);
+    let seen = eventually(|| receiver.requests(), |seen| seen.len() == 5);
+    let everything = "the canary became stable and gets all traffic (somebody asked for it)";
+    let wanted = [
+        ("pre-rollout", "step 1 began: the canary gets 10 % (it is ready)", None),
+        ("step", "step 2 began: the canary gets 50 % (somebody asked for it)", Some("looks good")),
+        ("pre-promotion", everything, Some("looks better")),
+        ("post-promotion", everything, Some("looks better")),
+        ("rollback", "rolling back: somebody asked for it", Some("wrong prices")),
+    ];
+    for (at, message, reason) in wanted {
+        let call = seen.iter().map(json).find(|call| call["at"] == at).unwrap();
+        assert_eq!((call["message"].as_str(), call["reason"].as_str()), (Some(message), reason), "{at}");
+        assert_eq!(call["by"].is_string(), reason.is_some(), "{at}: {call}");
+    }
+}
