@@ -242,6 +242,7 @@ fn split() -> Split {
         weight,
         salt: 7,
         copies: Weight::ZERO,
+        halves: None,
     })
 }
 

@@ -101,24 +101,36 @@ impl AaTest {
 }
 
 impl ServiceTask {
-    /// Whether stable is split against itself.
-    pub(super) fn tests_itself(&self) -> bool {
+    /// Whether stable is to be split against itself.
+    fn tests_itself(&self) -> bool {
         self.config.rollout.aa_test && self.weight == Weight::ZERO && self.running().is_none()
     }
 
     /// Tests stable against itself, as long as it has everything.
     pub(super) fn test_itself(&mut self, stable: &Totals, halves: Option<&Users>) {
         if !self.tests_itself() {
-            self.aa_test = None;
-            return;
+            return self.end_test();
         }
-        let rollout = &self.config.rollout;
-        let begin = || AaTest::new(&rollout.analysis, &rollout.plan, self.tick);
-        if let Some(outcome) = self.aa_test.get_or_insert_with(begin).observe(stable, halves) {
-            self.aa_test = None;
-            self.restart_users();
+        let Some(test) = &mut self.aa_test else { return self.begin_test() };
+        if let Some(outcome) = test.observe(stable, halves) {
             self.aa.count(outcome);
             self.metrics.tested(&self.config.name, outcome);
+            self.begin_test();
+        }
+    }
+
+    fn begin_test(&mut self) {
+        let rollout = &self.config.rollout;
+        self.aa_test = Some(AaTest::new(&rollout.analysis, &rollout.plan, self.tick));
+        self.restart_users();
+        self.publisher.halve(&self.config.name, Some(self.salt));
+    }
+
+    /// What runs of a test counts for nothing.
+    pub(super) fn end_test(&mut self) {
+        if self.aa_test.take().is_some() {
+            self.restart_users();
+            self.publisher.halve(&self.config.name, None);
         }
     }
 }

@@ -224,6 +224,7 @@ impl ServiceTask {
             self.roles = config.roles.clone();
             self.weight = config.weight;
             self.salt = publish::salt(&config.name, 0);
+            self.end_test();
             self.forget_evidence();
             let stable = self.roles.stable();
             let what = match self.roles.canary() {
@@ -353,6 +354,7 @@ impl ServiceTask {
     pub(super) fn begin_preparing(&mut self) {
         self.verdict = None;
         self.checks = None;
+        self.end_test();
         self.analysis = new_analysis(&self.config, &self.config.rollout.plan, self.tick)
             .knowing(&self.analysis.learned());
         self.begin_endpoints();

@@ -338,6 +338,28 @@ fn in_a_step_without_weight_those_who_are_sent_are_the_evidence() {
 }
 
 #[test]
+fn in_a_step_without_weight_routes_are_compared_too() {
+    let (stable, canary) = (Backend::named("v1"), partly_bad());
+    let steps = "steps = [{ weight = 0, hold = '1h' }, { weight = 50 }]";
+    // As little as one in a hundred is no harm for the service.
+    let web = with_a_rule(&stable, &canary, steps, "absolute_tolerance = 0.02");
+    let tidegate = Tidegate::start(format!("{web}\n[[routes]]\nservice = 'web'\npath_prefix = '/bad'"));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let mut targets = ["/?side=canary"; 100];
+    (targets[30], targets[60]) = ("/bad", "/bad?side=canary");
+    let load = Load::of(&tidegate, &targets, |_| {});
+    let status = tidegate.wait_for_phase("rolled_back");
+    drop(load);
+    let reason = &status["rollout"]["verdict"]["reason"];
+    assert_eq!(
+        (&reason["check"], &reason["route"]),
+        (&"route_error_rate".into(), &"/bad".into()),
+        "{reason}"
+    );
+}
+
+#[test]
 fn what_stable_answers_in_the_canarys_place_is_not_compared() {
     let (stable, canary) = (Backend::named("v1"), partly_bad());
     let step = "steps = [{ weight = 30, hold = '1h' }]";
