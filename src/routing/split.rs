@@ -182,6 +182,16 @@ mod tests {
     }
 
     #[test]
+    fn each_test_has_other_halves() {
+        let half = |salt, key: u32| {
+            Split { halves: Some(salt), ..split(0.0, 3) }.by_key(&key.to_le_bytes()).half.unwrap()
+        };
+        let same = (0..10_000u32).filter(|i| half(1, *i) == half(2, *i)).count();
+        // Independent halves agree half the time: standard deviation 50; five of them.
+        assert!((4_750..=5_250).contains(&same), "{same}");
+    }
+
+    #[test]
     fn another_salt_reshuffles() {
         let side = |salt, key: u32| split(50.0, salt).by_key(&key.to_le_bytes()).role;
         let same = (0..10_000u32).filter(|i| side(1, *i) == side(2, *i)).count();

@@ -249,6 +249,13 @@ fn stable_is_tested_against_itself_while_no_rollout_runs() {
     let tidegate = start("steps = [{ weight = 50, hold = '0s' }]");
     let mut targets = ["/"; 20];
     targets[10] = "/bad";
+    let outcomes = || {
+        let scrape = tidegate.scrape();
+        let tests = scrape.series().into_iter().filter(|(name, _)| *name == "tidegate_aa_tests_total");
+        tests.map(|(_, labels)| labels[0].1.clone()).collect::<Vec<_>>()
+    };
+    // Before anything has come.
+    eventually(outcomes, |outcomes| *outcomes == ["false_alarm", "passed"]);
     let load = Load::of(&tidegate, &targets, |_| {});
     let tests =
         || tidegate.scrape().sum("tidegate_aa_tests_total", &[("service", "web"), ("outcome", "passed")]);
