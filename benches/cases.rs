@@ -414,6 +414,7 @@ fn simulate(scenario: &'static str) -> Run {
     let mut setup = Setup {
         plan: Plan::new(Draft::default()).expect("the default is a plan"),
         settings: Settings::default(),
+        routes: Arc::new([]),
         tick: Duration::from_secs(1),
         scenarios,
         rates: vec![500.0],
