@@ -96,6 +96,7 @@ impl Course<'_> {
         // Stable is known when a rollout begins.
         for tick in 0..(BEFORE / seconds) as u64 {
             let now = tick as f64 * seconds - BEFORE;
+            world.look_for(|| analysis.slow_above());
             world.pass((now, seconds), [1.0, 0.0]);
             let (phase, exposure) = (&Phase::Idle, Exposure::NONE);
             let users = world.users(Weight::ZERO).filter(|_| by_users);
@@ -114,6 +115,7 @@ impl Course<'_> {
             weight = trial::weight(exposure.weight, weight, analysis.harm().as_ref());
             let share = if exposure.swapped { 1.0 } else { weight.percent() / 100.0 };
             let (now, then) = (tick as f64 * seconds, (tick + 1) as f64 * seconds);
+            world.look_for(|| analysis.slow_above());
             world.pass((now, seconds), [1.0 - share, share]);
             if !world.is_cured() {
                 harmed += share * self.rate * self.cost.between(now, then);

@@ -132,6 +132,16 @@ fn heavy_users_do_not_speak_for_the_canary() {
     assert!(rolled_back("heavy-1-to-5", Rule::Tidegate) >= 19, "{rows:?}");
 }
 
+/// The same where they are slow and do not fail.
+#[test]
+fn heavy_users_who_are_slow_do_not_speak_for_the_canary() {
+    let mut setup = setup(&["heavy-slow"], 20);
+    setup.rivals.clear();
+    let rows = simulate(&setup, |_| ());
+    assert!(row(&rows, "heavy-slow", Rule::Tidegate).rolled_back < 4, "{rows:?}");
+    assert!(row(&rows, "heavy-slow", Rule::ByRequests).rolled_back >= 7, "{rows:?}");
+}
+
 #[test]
 fn by_requests_users_are_simulated_so() {
     let mut setup = Setup { horizon: Duration::from_mins(20), ..setup(&["heavy-users"], 8) };
@@ -177,6 +187,7 @@ fn no_more_than_alpha_of_harmless_rollouts_are_rolled_back() {
         "tides",
         "clusters",
         "heavy-users",
+        "heavy-slow",
         "same-latency",
     ];
     let mut setup = setup(&names, 10_000);
