@@ -8,7 +8,13 @@ use std::{hint::black_box, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tidegate::{
-    analysis::{Analysis, ArmTick, Tick, error_rate::Sample, settings::Settings, verdict::Arms},
+    analysis::{
+        Analysis, ArmTick, Tick,
+        error_rate::Sample,
+        settings::Settings,
+        users::{Firsts, Seen, Users},
+        verdict::Arms,
+    },
     model::{
         histogram::{self, Histogram},
         outcome::Outcome,
@@ -28,7 +34,7 @@ use tidegate::{
     simulate::{self, Setup, scenario::Scenario},
     telemetry::{
         ledger::{Entry, Hub, Key, Part},
-        reader::{self, Totals},
+        reader::{self, Rules, Totals},
     },
 };
 
@@ -66,11 +72,14 @@ pub(crate) const ALL: &[Case] = &[
     each("assign/chance", assign_by_chance),
     each("assign/key", assign_by_key),
     each("telemetry/record", record),
+    each("telemetry/record/user", record_user),
     each("histogram/index", index),
     each("histogram/quantile", quantile),
     Case { name: "tick/observe", repetitions: 100, set_up: observe },
     Case { name: "tick/observe/routes", repetitions: 100, set_up: observe_routes },
+    Case { name: "tick/observe/users", repetitions: 100, set_up: observe_users },
     Case { name: "tick/read/100x2", repetitions: 10, set_up: read },
+    Case { name: "tick/read/users", repetitions: 10, set_up: read_users },
     Case { name: "tick/whole/100x2", repetitions: 10, set_up: || whole_tick(latency) },
     Case { name: "tick/whole/100x2/wide", repetitions: 10, set_up: || whole_tick(wide_latency) },
     Case { name: "simulate/500", repetitions: 10, set_up: || simulate("same-0.1") },
@@ -242,6 +251,7 @@ fn split() -> Split {
         weight,
         salt: 7,
         copies: Weight::ZERO,
+        halves: None,
     })
 }
 
@@ -264,6 +274,22 @@ fn record() -> Run {
         writer.begin();
         writer.end(Outcome::Success, false, Some(latencies[i]));
     })
+}
+
+/// The same of a pinned client, where users are counted.
+fn record_user() -> Run {
+    let (hub, entries) = (Hub::new(1), counting_users(1));
+    let writer = hub.open_ledger(0, entries).writer(0, Role::Stable, Part::Rest);
+    let (latencies, slots) = (inputs(latency), inputs(slot));
+    repeat(move |i| {
+        writer.begin();
+        writer.end_pinned(Some(slots[i]), Outcome::Success, false, Some(latencies[i]));
+    })
+}
+
+/// Of clients who make as many requests each.
+fn slot(n: u64) -> u16 {
+    Weight::slot(mixed(!n))
 }
 
 /// From 1 to 64 ms, evenly spread in the logarithm.
@@ -338,6 +364,30 @@ fn observe_routes() -> Run {
     })
 }
 
+/// The same where users are compared, and workers are told what is slow.
+fn observe_users() -> Run {
+    let (stable, canary) = (latencies(900), latencies(100));
+    let mut analysis = analysis();
+    let free = Arms { stable: 8_000, canary: 900 };
+    let firsts = |stable, canary| Firsts { free, first: Arms { stable, canary }, ..Firsts::default() };
+    let seen = |slots, of| Seen { slots, of };
+    let users = Users {
+        failed: firsts(9, 1),
+        slow: [firsts(450, 50), firsts(9, 1)],
+        seen: Arms { stable: seen(4_500, 9_000), canary: seen(500, 1_000) },
+        ..Users::default()
+    };
+    repeat(move |_| {
+        analysis.observe(black_box(&Tick {
+            stable: tick((900, 9), &stable),
+            canary: tick((100, 1), &canary),
+            routes: &[],
+            users: Some(&users),
+        }));
+        (analysis.slow_above(), analysis.verdict())
+    })
+}
+
 const SERVICES: usize = 100;
 const WORKERS: usize = 2;
 
@@ -349,17 +399,27 @@ fn entries(services: usize) -> Arc<[Entry]> {
     (0..services).flat_map(|service| ["v1", "v2"].map(|backend| key(service, backend).into())).collect()
 }
 
+/// The same where users are counted, and about half of all requests are slow by one edge, one in a hundred by the
+/// other.
+fn counting_users(services: usize) -> Arc<[Entry]> {
+    let rules = Arc::new(Rules::default());
+    let edges = [8, 62].map(|millis| Some(histogram::index(Duration::from_millis(millis))));
+    Role::ALL.into_iter().for_each(|role| rules.set_edges(role, edges));
+    let counting = |entry: &Entry| Entry { users: Some(Arc::clone(&rules)), ..entry.clone() };
+    entries(services).iter().map(counting).collect()
+}
+
 /// Has every backend of every service serve `requests` on each worker; every hundredth one fails.
-fn serve(hub: &Hub, requests: u64, latency: fn(u64) -> Duration) {
+fn serve(hub: &Hub, entries: &Arc<[Entry]>, requests: u64, latency: fn(u64) -> Duration) {
     for worker in 0..WORKERS {
-        let ledger = hub.open_ledger(worker, entries(SERVICES));
+        let ledger = hub.open_ledger(worker, Arc::clone(entries));
         for service in 0..SERVICES {
             for role in Role::ALL {
                 let writer = ledger.writer(2 * service + role.index(), role, Part::Rest);
                 for n in 0..requests {
                     let outcome = if n % 100 == 99 { Outcome::ServerError } else { Outcome::Success };
                     writer.begin();
-                    writer.end(outcome, outcome.is_failure(), Some(latency(n)));
+                    writer.end_pinned(Some(slot(n)), outcome, outcome.is_failure(), Some(latency(n)));
                 }
             }
         }
@@ -368,19 +428,26 @@ fn serve(hub: &Hub, requests: u64, latency: fn(u64) -> Duration) {
 
 fn read() -> Run {
     let hub = Hub::new(WORKERS);
-    serve(&hub, 1_000, latency);
+    serve(&hub, &entries(SERVICES), 1_000, latency);
     repeat(move |_| reader::read(black_box(&hub)))
+}
+
+/// What is read besides where users are counted, of a thousand users on each worker.
+fn read_users() -> Run {
+    let hub = Hub::new(WORKERS);
+    serve(&hub, &counting_users(SERVICES), 1_000, latency);
+    repeat(move |_| reader::read_users(black_box(&hub)))
 }
 
 /// What the controller does in a tick with every service in a rollout: read the counts, take the
 /// last reading off and observe the rest. The counts stand still meanwhile, so the same 200
 /// requests of each backend come in with every tick.
 fn whole_tick(latency: fn(u64) -> Duration) -> Run {
-    let hub = Hub::new(WORKERS);
+    let (hub, entries) = (Hub::new(WORKERS), entries(SERVICES));
     // So many that no bucket is left empty that can be used.
-    serve(&hub, 20_000, latency);
+    serve(&hub, &entries, 20_000, latency);
     let before = reader::read(&hub);
-    serve(&hub, 100, latency);
+    serve(&hub, &entries, 100, latency);
     let mut analyses = vec![analysis(); SERVICES];
     repeat(move |_| {
         let now = reader::read(black_box(&hub));
@@ -413,6 +480,7 @@ fn simulate(scenario: &'static str) -> Run {
     let mut setup = Setup {
         plan: Plan::new(Draft::default()).expect("the default is a plan"),
         settings: Settings::default(),
+        routes: Arc::new([]),
         tick: Duration::from_secs(1),
         scenarios,
         rates: vec![500.0],

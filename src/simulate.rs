@@ -17,13 +17,13 @@ pub mod rivals;
 pub mod scenario;
 pub mod world;
 
-use std::{num::NonZeroUsize, thread, time::Duration};
+use std::{num::NonZeroUsize, sync::Arc, thread, time::Duration};
 
 use serde::{Serialize, Serializer};
 
 use self::{rivals::Rival, scenario::Scenario, world::Latencies};
 use crate::{
-    analysis::settings::Settings,
+    analysis::{settings::Settings, users::Unit},
     rollout::{plan::Plan, recording::Line},
 };
 
@@ -32,8 +32,10 @@ use crate::{
 pub struct Setup {
     /// The plan of the rollouts.
     pub plan: Plan,
-    /// What is watched.
+    /// What is watched; scenarios of users are by its unit.
     pub settings: Settings,
+    /// Routes that are compared by themselves. Nothing comes on any of them, but the evidence is shared with them.
+    pub routes: Arc<[Arc<str>]>,
     /// How often it is looked at.
     pub tick: Duration,
     /// What happens.
@@ -143,7 +145,8 @@ pub struct Row {
 /// Runs everything; `done` hears of each row as it is ready.
 pub fn simulate(setup: &Setup, mut done: impl FnMut(&Row)) -> Vec<Row> {
     let rules = |scenario: &Scenario| {
-        let beside = scenario.crowd.map(|_| Rule::ByRequests);
+        let by_users = scenario.crowd.is_some() && setup.settings.unit == Unit::User;
+        let beside = by_users.then_some(Rule::ByRequests);
         let rivals = setup.rivals.iter().copied().map(Rule::Rival);
         std::iter::once(Rule::Tidegate).chain(beside).chain(rivals)
     };

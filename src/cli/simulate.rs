@@ -18,7 +18,7 @@ use super::{
     check, replay, run,
 };
 use crate::{
-    analysis::settings::Settings,
+    analysis::{settings::Settings, users::Unit},
     config::{Config, Rollout, Service},
     rollout::plan::Strategy,
     simulate::{self, Setup, plot, recorded::Recorded, report, rivals::Rival, scenario::Scenario},
@@ -30,15 +30,15 @@ pub(super) fn simulate(args: &Simulate) -> ExitCode {
         list();
         return ExitCode::SUCCESS;
     }
-    let rollout = match &args.config {
-        None => Ok(Rollout::default()),
+    let service = match &args.config {
+        None => Ok(None),
         Some(file) => {
             let config = check::load(&ConfigFile { config: file.clone() });
             let Some(config) = config else { return ExitCode::from(EXIT_CONFIG) };
-            rollout_of(config, args.service.as_deref())
+            service_of(config, args.service.as_deref()).map(Some)
         }
     };
-    run::finish(rollout.and_then(|rollout| play(args, rollout)))
+    run::finish(service.and_then(|service| play(args, service)))
 }
 
 /// The rollout of one service of a configuration.
@@ -62,7 +62,14 @@ pub(super) fn service_of(config: Config, name: Option<&str>) -> anyhow::Result<S
     }
 }
 
-fn play(args: &Simulate, Rollout { plan, analysis: settings, .. }: Rollout) -> anyhow::Result<()> {
+fn play(args: &Simulate, service: Option<Service>) -> anyhow::Result<()> {
+    let pins = service.as_ref().is_some_and(|service| service.sticky.is_some());
+    let (rollout, routes) = service.map(|service| (service.rollout, service.routes)).unwrap_or_default();
+    let Rollout { plan, analysis: mut settings, .. } = rollout;
+    if !pins {
+        // Where there are users, clients are pinned, as the service's would be then.
+        settings.unit = Unit::User;
+    }
     if plan.strategy() == Strategy::BlueGreen {
         bail!("a blue-green rollout has no steps to simulate: all traffic moves at once");
     }
@@ -84,6 +91,7 @@ fn play(args: &Simulate, Rollout { plan, analysis: settings, .. }: Rollout) -> a
         rivals: rivals(&args.against)?,
         plan,
         settings,
+        routes,
         tick: Duration::from_secs(1),
         rates,
         runs: args.runs,

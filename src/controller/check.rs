@@ -88,15 +88,18 @@ impl Measuring {
 }
 
 impl ServiceTask {
+    /// The rollout begins, or goes on in another process: it keeps the checks that are written now, as nobody is
+    /// to turn off what holds it, or put it under another limit, by the way.
+    pub(super) fn take_up_checks(&mut self) {
+        let Some(record) = &self.record else { return };
+        let subject = Subject { service: self.config.name.clone(), roles: record.roles.clone() };
+        self.checks = Some(Checks::new(&self.config.rollout.checks, subject));
+    }
+
     /// Has checks of what is measured elsewhere their say, and returns how they stood.
     pub(super) fn ask_elsewhere(&mut self, verdict: &mut Verdict) -> Vec<CheckStatus> {
-        let (Some(record), checks) = (&self.record, &self.config.rollout.checks) else { return Vec::new() };
-        if checks.is_empty() {
-            return Vec::new();
-        }
-        let subject = || Subject { service: self.config.name.clone(), roles: record.roles.clone() };
+        let (Some(record), Some(checks)) = (&self.record, &mut self.checks) else { return Vec::new() };
         let wanted = record.phase.step().and_then(|step| record.plan.checks_in(step));
-        let checks = self.checks.get_or_insert_with(|| Checks::new(checks, subject()));
         checks.watch(wanted);
         checks.consider(verdict)
     }

@@ -189,6 +189,7 @@ impl ServiceTask {
         // Both who had something until now, and who has from now on.
         self.use_backends();
         failpoint::pass("an exposure is to be published");
+        self.end_test();
         self.publisher.publish(&self.config.name, (&roles, weight, copies), self.salt);
         failpoint::pass("an exposure is published");
         self.metrics.published(&self.config.name, &self.roles, &roles, weight);

@@ -147,7 +147,7 @@ impl Publisher {
             let Some((new_id, new_backends)) = new.get(service).filter(|_| kept.contains(service)) else {
                 continue;
             };
-            let Split { stable, canary, weight, copies, salt } = *before.split(*id);
+            let Split { stable, canary, weight, copies, salt, halves } = *before.split(*id);
             // A rollout keeps its plan, and so its copies, whatever the configuration becomes.
             let rules = before.topology().service(*id).mirror.as_deref();
             if let Some(rules) = rules.filter(|_| copies > Weight::ZERO) {
@@ -155,11 +155,9 @@ impl Publisher {
             }
             let moved = |id: BackendId| new_backends.get(names[&id]).copied();
             match (moved(stable), canary.map(moved)) {
-                (Some(stable), None) => {
-                    splits[new_id.0 as usize] = Split { stable, canary: None, weight, copies, salt }
-                }
-                (Some(stable), Some(Some(canary))) => {
-                    splits[new_id.0 as usize] = Split { stable, canary: Some(canary), weight, copies, salt };
+                (Some(stable), canary @ (None | Some(Some(_)))) => {
+                    let canary = canary.flatten();
+                    splits[new_id.0 as usize] = Split { stable, canary, weight, copies, salt, halves };
                 }
                 _ => debug_assert!(false, "a kept service has the backends that hold its roles"),
             }
@@ -205,6 +203,18 @@ impl Publisher {
         let Some((id, backends)) = places.get(service) else { return };
         let split = Split { copies, ..split(backends, roles, weight, salt) };
         self.snapshots.rcu(|snapshot| snapshot.with_split(*id, split.clone()));
+    }
+
+    /// Splits a service's stable against itself by this salt, or no more, until anything else is published.
+    pub(super) fn halve(&self, service: &ServiceName, halves: Option<u64>) {
+        let places = self.places();
+        let Some((id, _)) = places.get(service) else { return };
+        self.snapshots.rcu(|snapshot| {
+            let split = snapshot.split(*id).clone();
+            // Another configuration may be in force already that gives the canary something.
+            let halves = halves.filter(|_| split.weight == Weight::ZERO);
+            snapshot.with_split(*id, Split { halves, ..split })
+        });
     }
 
     /// How a backend speaks TLS, if it does.
@@ -320,7 +330,6 @@ fn of_service(service: &config::Service, keeper: &mut Keeper) -> Result<Service,
     Ok(Service {
         name: name.clone(),
         routes: Arc::clone(routes),
-        aa_test: rollout.aa_test && roles.canary().is_some(),
         counts_users: rollout.analysis.unit == Unit::User && roles.canary().is_some(),
         sticky: sticky.clone(),
         cookie_signer: cookie_secrets.as_ref().map(|secrets| keeper.signer(secrets)).transpose()?,
@@ -338,7 +347,7 @@ fn of_service(service: &config::Service, keeper: &mut Keeper) -> Result<Service,
 
 fn split(ids: &HashMap<BackendName, BackendId>, roles: &Roles, weight: Weight, salt: u64) -> Split {
     let (stable, canary) = (ids[roles.stable()], roles.canary().map(|canary| ids[canary]));
-    Split { stable, canary, weight, copies: Weight::ZERO, salt }
+    Split { stable, canary, weight, copies: Weight::ZERO, salt, halves: None }
 }
 
 /// What decides which users go first: the same on every replica and after a restart, another one for

@@ -62,7 +62,7 @@ pub(super) struct ServiceTask {
     /// Who is told what happens.
     pub(super) told: Vec<Told>,
     pub(super) verdict: Option<Verdict>,
-    /// Of the rollout that runs, from its first step on.
+    /// Of the rollout that runs, measured from its first step on.
     pub(super) checks: Option<Checks>,
     /// Of what it is judged by, if it is recorded.
     pub(super) recording: Option<Recording>,
@@ -151,6 +151,9 @@ impl ServiceTask {
         if saved.is_some() {
             task.begin_recording(saved);
         }
+        if task.running().is_some() {
+            task.take_up_checks();
+        }
         task.take_up_hooks();
         news.into_iter().for_each(|(kind, what)| task.note(kind, what));
         if has_ended {
@@ -226,6 +229,7 @@ impl ServiceTask {
             self.roles = config.roles.clone();
             self.weight = config.weight;
             self.salt = publish::salt(&config.name, 0);
+            self.end_test();
             self.forget_evidence();
             let stable = self.roles.stable();
             let what = match self.roles.canary() {
@@ -359,7 +363,8 @@ impl ServiceTask {
     /// A new rollout is being prepared: evidence begins at nothing, with what is known of stable.
     pub(super) fn begin_preparing(&mut self) {
         self.verdict = None;
-        self.checks = None;
+        self.take_up_checks();
+        self.end_test();
         self.analysis = new_analysis(&self.config, &self.config.rollout.plan, self.tick)
             .knowing(&self.analysis.learned());
         self.begin_endpoints();

@@ -120,7 +120,7 @@ impl Tracker {
 impl ServiceTask {
     /// What users did in a tick, where they are the unit.
     pub(super) fn told_of_users(&mut self, phase: &Phase) -> Option<Told> {
-        let is_halved = self.tests_itself();
+        let is_halved = self.aa_test.is_some();
         let tracker = self.users.as_mut()?;
         // Where it has become less, what is under way is of what it was; where more, see `analysis::users`.
         let widest = self.weight.max(std::mem::replace(&mut tracker.weight, self.weight));

@@ -215,7 +215,6 @@ mod tests {
         Service {
             name: "web".parse().unwrap(),
             routes: Arc::new([]),
-            aa_test: false,
             counts_users: false,
             sticky: None,
             cookie_signer: None,

@@ -123,7 +123,7 @@ impl Way {
     pub(super) fn writer(&self, to: Assignment, endpoint: &Endpoint, now: Instant) -> (Writer, Option<u16>) {
         let part = if endpoint.is_warming(now) {
             Part::Warming
-        } else if let Some(half) = to.half.filter(|_| self.service().aa_test) {
+        } else if let Some(half) = to.half {
             Part::Half(half)
         } else {
             let route = self.route().and_then(|route| route.counted);

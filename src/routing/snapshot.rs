@@ -116,8 +116,6 @@ pub struct Service {
     pub name: ServiceName,
     /// The routes to it whose requests are counted apart.
     pub routes: Arc<[Arc<str>]>,
-    /// Whether stable is split against itself while it has everything.
-    pub aa_test: bool,
     /// Whether control wants to know which of those clients failed that are pinned.
     pub counts_users: bool,
     /// How clients are recognised, if they are.

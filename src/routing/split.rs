@@ -21,6 +21,9 @@ pub struct Split {
     pub copies: Weight,
     /// Changes with each rollout, so that it is not always the same users who go first.
     pub salt: u64,
+    /// While stable is split against itself, the salt by which its clients are, another for each test. Only
+    /// while it gets everything and no rollout runs, so that nobody's place depends on it.
+    pub halves: Option<u64>,
 }
 
 /// Why a request went where it went.
@@ -73,8 +76,8 @@ pub struct Assignment {
     pub role: Role,
     /// Why it was chosen.
     pub reason: Reason,
-    /// While stable gets everything, the half of its requests that this one is in: a hidden split of stable
-    /// against itself, by the same numbers that would decide between it and a canary.
+    /// While stable is split against itself, the half of its requests that this one is in: a hidden split, by
+    /// the same kind of numbers that would decide between it and a canary.
     pub half: Option<bool>,
     /// Where the client is pinned: its slot, which is the canary's if it is below the weight's hundredths of
     /// a percent.
@@ -93,7 +96,8 @@ impl Split {
     pub fn by_key(&self, key: &[u8]) -> Assignment {
         // SipHash-1-3 (Aumasson & Bernstein 2012), keyed by the salt: clients cannot aim at the
         // canary without knowing it, and replicas with the same salt agree.
-        let mut hasher = SipHasher13::new_with_keys(self.salt, !self.salt);
+        let salt = self.halves.unwrap_or(self.salt);
+        let mut hasher = SipHasher13::new_with_keys(salt, !salt);
         hasher.write(key);
         self.assign(hasher.finish(), Reason::Sticky)
     }
@@ -116,7 +120,7 @@ impl Split {
             _ => {
                 // A slot as a whole, as it would be in a rollout.
                 let odd = slot.map_or(uniform, u64::from) & 1 == 1;
-                let half = (self.weight == Weight::ZERO).then_some(odd);
+                let half = self.halves.map(|_| odd);
                 Assignment { backend: self.stable, role: Role::Stable, reason, half, slot }
             }
         }
@@ -131,7 +135,8 @@ mod tests {
 
     fn split(percent: f64, salt: u64) -> Split {
         let weight = Weight::from_percent(percent).unwrap();
-        Split { stable: BackendId(0), canary: Some(BackendId(1)), weight, copies: Weight::ZERO, salt }
+        let (stable, canary) = (BackendId(0), Some(BackendId(1)));
+        Split { stable, canary, weight, copies: Weight::ZERO, salt, halves: None }
     }
 
     #[test]
@@ -159,20 +164,31 @@ mod tests {
     }
 
     #[test]
-    fn stable_is_split_against_itself_while_it_has_everything() {
-        let halves = |percent| {
-            let split = split(percent, 3);
+    fn stable_is_split_against_itself_where_it_is_to_be() {
+        let halves = |halves| {
+            let split = Split { halves, ..split(0.0, 3) };
             let halves = (0..10_000u32).map(|i| split.by_key(&i.to_le_bytes()).half);
             halves.fold([0, 0, 0], |mut sums, half| {
                 sums[half.map_or(2, usize::from)] += 1;
                 sums
             })
         };
-        let [one, other, neither] = halves(0.0);
+        let [one, other, neither] = halves(Some(5));
         // 10,000 independent draws of a half: standard deviation 50; five of them.
         assert!((4_750..=5_250).contains(&one) && one + other == 10_000 && neither == 0, "{one} {other}");
-        assert_eq!(halves(1.0)[2], 10_000);
-        assert_eq!(split(0.0, 3).by_role(Role::Stable, Reason::Header).unwrap().half, None);
+        assert_eq!(halves(None)[2], 10_000);
+        let halved = Split { halves: Some(5), ..split(0.0, 3) };
+        assert_eq!(halved.by_role(Role::Stable, Reason::Header).unwrap().half, None);
+    }
+
+    #[test]
+    fn each_test_has_other_halves() {
+        let half = |salt, key: u32| {
+            Split { halves: Some(salt), ..split(0.0, 3) }.by_key(&key.to_le_bytes()).half.unwrap()
+        };
+        let same = (0..10_000u32).filter(|i| half(1, *i) == half(2, *i)).count();
+        // Independent halves agree half the time: standard deviation 50; five of them.
+        assert!((4_750..=5_250).contains(&same), "{same}");
     }
 
     #[test]

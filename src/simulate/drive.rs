@@ -1,6 +1,6 @@
 //! One rollout, from its first step to its end or the horizon.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     End, Outcome, Rule, Setup,
@@ -13,7 +13,8 @@ use crate::{
         Analysis, ArmTick, Tick,
         attribution::{Attribution, EJECTION, Suspect},
         error_rate::Sample,
-        users::Users,
+        users::{Unit, Users},
+        verdict::Arms,
     },
     model::{time::Timestamp, weight::Weight},
     rollout::{
@@ -70,8 +71,8 @@ impl Course<'_> {
     pub(super) fn run(&self, rule: Rule, seed: u64) -> Outcome {
         let world = World::new(self.scenario, self.latencies, self.rate, seed);
         match rule {
-            Rule::Tidegate => self.by_ours(world, true, |_| ()),
-            Rule::ByRequests => self.by_ours(world, false, |_| ()),
+            Rule::Tidegate => self.by_ours(world, self.setup.settings.unit, |_| ()),
+            Rule::ByRequests => self.by_ours(world, Unit::Request, |_| ()),
             Rule::Rival(rival) => self.by(rival, world),
         }
     }
@@ -79,24 +80,27 @@ impl Course<'_> {
     /// What one run of ours is given to judge by, line by line.
     pub(super) fn record(&self, seed: u64) -> Vec<Line> {
         let mut lines = Vec::new();
-        self.by_ours(World::new(self.scenario, self.latencies, self.rate, seed), true, |seen| {
-            lines.extend(seen.line());
-        });
+        let world = World::new(self.scenario, self.latencies, self.rate, seed);
+        self.by_ours(world, self.setup.settings.unit, |seen| lines.extend(seen.line()));
         lines
     }
 
-    /// By users where clients are pinned, if that is wanted.
-    fn by_ours(&self, mut world: World<'_>, by_users: bool, mut look: impl FnMut(&Seen<'_>)) -> Outcome {
-        let Setup { plan, settings, tick: length, horizon, .. } = self.setup;
-        let seconds = length.as_secs_f64();
-        let mut analysis = trial::begin(settings, plan, *length).without_intervals();
+    /// By users where clients are pinned, if they are the unit.
+    fn by_ours(&self, mut world: World<'_>, unit: Unit, mut look: impl FnMut(&Seen<'_>)) -> Outcome {
+        let Setup { plan, settings, routes, tick: length, horizon, .. } = self.setup;
+        let (seconds, by_users) = (length.as_secs_f64(), unit == Unit::User);
+        let analysis = trial::begin(settings, plan, *length);
+        let mut analysis = analysis.with_routes(settings, routes.iter().cloned()).without_intervals();
+        let nothing = vec![Arms::default(); routes.len()];
+        let routes = (&**routes, &*nothing);
         // Stable is known when a rollout begins.
         for tick in 0..(BEFORE / seconds) as u64 {
             let now = tick as f64 * seconds - BEFORE;
+            world.look_for(|| analysis.slow_above());
             world.pass((now, seconds), [1.0, 0.0]);
             let (phase, exposure) = (&Phase::Idle, Exposure::NONE);
             let users = world.users(Weight::ZERO).filter(|_| by_users);
-            let seen = Seen { phase, exposure, until: now + seconds, world: &world, users };
+            let seen = Seen { phase, exposure, until: now + seconds, world: &world, users, routes };
             look(&seen);
             analysis.observe_before(&seen.tick().stable, seen.users.as_ref());
         }
@@ -111,13 +115,14 @@ impl Course<'_> {
             weight = trial::weight(exposure.weight, weight, analysis.harm().as_ref());
             let share = if exposure.swapped { 1.0 } else { weight.percent() / 100.0 };
             let (now, then) = (tick as f64 * seconds, (tick + 1) as f64 * seconds);
+            world.look_for(|| analysis.slow_above());
             world.pass((now, seconds), [1.0 - share, share]);
             if !world.is_cured() {
                 harmed += share * self.rate * self.cost.between(now, then);
             }
             let exposure = Exposure { weight: exposure.weight.min(weight), ..exposure };
             let users = world.users(weight).filter(|_| by_users && !exposure.swapped);
-            let seen = Seen { phase: &phase, exposure, until: then, world: &world, users };
+            let seen = Seen { phase: &phase, exposure, until: then, world: &world, users, routes };
             look(&seen);
             let Some(mut decision) = trial::observe(&mut analysis, &phase, &seen.tick(), None) else { break };
             let at = Timestamp::from_millis((then * 1e3) as u64);
@@ -194,6 +199,8 @@ struct Seen<'a> {
     world: &'a World<'a>,
     /// What users did, where they are compared.
     users: Option<Users>,
+    /// Names, and what came on them.
+    routes: (&'a [Arc<str>], &'a [Arms<Sample>]),
 }
 
 impl Seen<'_> {
@@ -208,14 +215,17 @@ impl Seen<'_> {
             gone: false,
         };
         let endpoints = self.world.endpoints().iter().enumerate().map(endpoint).collect();
-        Some(Line { endpoints, ..Line::of(at, (self.phase, self.exposure.weight), &self.tick(), &[])? })
+        Some(Line {
+            endpoints,
+            ..Line::of(at, (self.phase, self.exposure.weight), &self.tick(), self.routes.0)?
+        })
     }
 
     fn tick(&self) -> Tick<'_> {
         // A promoted canary is the stable one.
         let [stable, canary] = self.world.did();
         let (stable, canary) = if self.exposure.swapped { (canary, stable) } else { (stable, canary) };
-        Tick { stable: arm(stable), canary: arm(canary), routes: &[], users: self.users.as_ref() }
+        Tick { stable: arm(stable), canary: arm(canary), routes: self.routes.1, users: self.users.as_ref() }
     }
 }
 

@@ -141,7 +141,7 @@ impl Scenario {
         if self.bad_from.is_some_and(|from| time >= from) { failing.max(slow) } else { 0.0 }
     }
 
-    /// What everybody should be asked about: eleven in which nothing is wrong with the canary, and
+    /// What everybody should be asked about: twelve in which nothing is wrong with the canary, and
     /// twelve in which something is.
     pub fn all() -> Vec<Self> {
         let fine = |name, what, rate| Self::constant(name, what, (rate, rate), false);
@@ -181,6 +181,15 @@ impl Scenario {
                 ..fine(
                     "heavy-users",
                     "of fifty users with 1 % of requests each two always fail; 0.1 % else",
+                    0.001,
+                )
+            },
+            Self {
+                crowd: Some(Crowd { doomed: 0, slow: 2, ..CROWD }),
+                latency: Some(Slowness { share: 0.0, times: 1.0 }),
+                ..fine(
+                    "heavy-slow",
+                    "of fifty users with 1 % of requests each two always wait eight times as long",
                     0.001,
                 )
             },
@@ -226,7 +235,7 @@ impl Scenario {
 }
 
 /// Half of all requests are of fifty clients, two of whom always fail, the other half of two thousand.
-const CROWD: Crowd = Crowd { heavy: 50, doomed: 2, light: 2_000 };
+const CROWD: Crowd = Crowd { heavy: 50, doomed: 2, slow: 0, light: 2_000 };
 
 #[cfg(test)]
 mod tests {

@@ -12,7 +12,8 @@ fn setup(scenarios: &[&str], runs: u32) -> Setup {
     assert_eq!(all.len(), scenarios.len());
     Setup {
         plan: Plan::new(Draft::default()).unwrap(),
-        settings: Settings::default(),
+        settings: Settings { unit: Unit::User, ..Settings::default() },
+        routes: Arc::new([]),
         tick: Duration::from_secs(1),
         scenarios: all,
         rates: vec![100.0],
@@ -131,6 +132,45 @@ fn heavy_users_do_not_speak_for_the_canary() {
     assert!(rolled_back("heavy-1-to-5", Rule::Tidegate) >= 19, "{rows:?}");
 }
 
+/// The same where they are slow and do not fail.
+#[test]
+fn heavy_users_who_are_slow_do_not_speak_for_the_canary() {
+    let mut setup = setup(&["heavy-slow"], 20);
+    setup.rivals.clear();
+    let rows = simulate(&setup, |_| ());
+    assert!(row(&rows, "heavy-slow", Rule::Tidegate).rolled_back < 4, "{rows:?}");
+    assert!(row(&rows, "heavy-slow", Rule::ByRequests).rolled_back >= 7, "{rows:?}");
+}
+
+#[test]
+fn by_requests_users_are_simulated_so() {
+    let mut setup = Setup { horizon: Duration::from_mins(20), ..setup(&["heavy-users"], 8) };
+    setup.rivals.clear();
+    let by_users = simulate(&setup, |_| ());
+    setup.settings.unit = Unit::Request;
+    let rows = simulate(&setup, |_| ());
+    assert_eq!(rows.len(), 1, "nothing beside, as that would be the same");
+    assert_eq!(
+        rows[0],
+        Row { rule: Rule::Tidegate, ..row(&by_users, "heavy-users", Rule::ByRequests).clone() }
+    );
+    assert!(record(&setup).iter().all(|line| line.users.is_none()));
+}
+
+#[test]
+fn evidence_is_shared_with_routes() {
+    let mut setup = setup(&["0.1-to-5"], 20);
+    setup.rivals.clear();
+    let alone = simulate(&setup, |_| ());
+    setup.routes = ["/cart".into(), "/search".into()].into();
+    let beside = simulate(&setup, |_| ());
+    // As many are found, and not one of them sooner.
+    assert_eq!((alone[0].rolled_back, beside[0].rolled_back), (20, 20));
+    assert!(alone[0].rollbacks < beside[0].rollbacks, "{alone:?} {beside:?}");
+    assert!(alone[0].rollbacks.iter().zip(&beside[0].rollbacks).all(|(alone, beside)| alone <= beside));
+    assert!(record(&setup).iter().all(|line| line.routes.len() == 2));
+}
+
 /// A share of at most α of harmless rollouts is rolled back by the evidence, whatever else goes on. Of
 /// 10,000 at α = 1 %, more than 148 come once in a million (Chernoff: 10,000·KL(0.0149 ‖ 0.01) = 13.9).
 #[test]
@@ -147,6 +187,7 @@ fn no_more_than_alpha_of_harmless_rollouts_are_rolled_back() {
         "tides",
         "clusters",
         "heavy-users",
+        "heavy-slow",
         "same-latency",
     ];
     let mut setup = setup(&names, 10_000);

@@ -13,11 +13,11 @@ use rand::{Rng, RngExt, SeedableRng, rngs::SmallRng};
 use rand_distr::{Distribution, Poisson};
 
 use super::{
-    crowd::Clients,
+    crowd::{Clients, Timing},
     scenario::{Scenario, Slowness},
 };
 use crate::{
-    analysis::{error_rate::Sample, users::Users},
+    analysis::{error_rate::Sample, users::Users, verdict::Arms},
     model::{
         histogram::{self, BUCKETS, Histogram},
         weight::Weight,
@@ -45,6 +45,8 @@ pub struct World<'a> {
     did: [Did; 2],
     /// Who makes the requests, where clients are pinned.
     clients: Option<Clients>,
+    /// Above which buckets those are slow.
+    edges: [Option<Arms<usize>>; 2],
     /// Counts of each of the canary's endpoints, where there are several.
     endpoints: Vec<Sample>,
     /// Which of them is passed over, and until when.
@@ -61,6 +63,7 @@ impl<'a> World<'a> {
             latencies,
             rate,
             clients: scenario.crowd.map(|crowd| Clients::new(crowd, &mut rng)),
+            edges: [None; 2],
             rng,
             draws: [[Draw::default(); 2]; 2],
             did: [Did::default(), Did::default()],
@@ -77,24 +80,23 @@ impl<'a> World<'a> {
         let stable = self.scenario.stable.at(middle);
         self.passed_over = self.passed_over.filter(|(_, until)| time < *until);
         let failing = [stable, if self.is_cured() { stable } else { self.scenario.canary.at(middle) }];
+        self.did.iter_mut().for_each(|did| did.latency.clear());
         if let Some(clients) = &mut self.clients {
-            let samples = clients.pass(requests, shares, failing, &mut self.rng);
-            self.did.iter_mut().zip(samples).for_each(|(did, sample)| did.sample = sample);
-        }
-        for arm in 0..2 {
-            if self.clients.is_none() {
-                self.fail(arm, requests * shares[arm], failing[arm]);
-            }
-            if let Some(latencies) = self.latencies {
-                let Did { sample, latency } = &mut self.did[arm];
-                latency.clear();
-                // What fails has no latency that is compared.
-                let answered = sample.requests.saturating_sub(sample.failures);
-                latencies.of[arm].draw(answered, &mut self.rng, latency);
-            }
+            self.did.iter_mut().for_each(|did| did.sample = Sample::default());
+            let timing = self.latencies.map(|latencies| -> Timing<'_> { (latencies, self.edges) });
+            clients.pass(requests, (shares, failing), timing, &mut self.rng, &mut self.did);
+        } else {
+            (0..2).for_each(|arm| self.serve(arm, requests * shares[arm], failing[arm]));
         }
         if !self.endpoints.is_empty() {
             self.spread(failing);
+        }
+    }
+
+    /// Has users looked at for latencies above these buckets, where there are users, and latencies.
+    pub(super) fn look_for(&mut self, edges: impl FnOnce() -> [Option<Arms<usize>>; 2]) {
+        if self.clients.is_some() && self.latencies.is_some() {
+            self.edges = edges();
         }
     }
 
@@ -115,12 +117,17 @@ impl<'a> World<'a> {
         &self.did
     }
 
-    fn fail(&mut self, arm: usize, requests: f64, failing: f64) {
+    fn serve(&mut self, arm: usize, requests: f64, failing: f64) {
         let cluster = self.scenario.cluster;
         let [failed, fine] = &mut self.draws[arm];
         let failures = cluster * failed.draw(requests * failing / cluster as f64, &mut self.rng);
         let successes = fine.draw(requests * (1.0 - failing), &mut self.rng);
-        self.did[arm].sample = Sample { requests: failures + successes, failures };
+        let Did { sample, latency } = &mut self.did[arm];
+        *sample = Sample { requests: failures + successes, failures };
+        if let Some(latencies) = self.latencies {
+            // What fails has no latency that is compared.
+            latencies.of[arm].draw(successes, &mut self.rng, latency);
+        }
     }
 
     /// Gives the canary's requests to its endpoints: all get as many, and the first one those that
@@ -196,6 +203,15 @@ impl Latencies {
         let mixed = usual.iter().zip(&slow).map(|(usual, slow)| (1.0 - share) * usual + share * slow);
         let mixed: Vec<f64> = mixed.collect();
         Self { of: [&usual, &mixed].map(|weights| Buckets::new(weights)) }
+    }
+
+    /// The bucket of one request of an arm.
+    pub(super) fn draw_one(&self, arm: usize, rng: &mut SmallRng) -> usize {
+        let buckets = &self.of[arm];
+        match buckets.places[rng.next_u32() as usize % PLACES] {
+            LEFT => buckets.left.bucket(rng.next_u32()),
+            place => buckets.span.start + usize::from(place),
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use crate::{
     nginx::Nginx,
+    reload::Filed,
     rollout::Load,
     support::{
         Backend, Refusing, Tidegate, Unaccepting, Web,
@@ -29,11 +30,19 @@ use crate::{
 
 /// A service whose rollout has one long step, or is over soon.
 fn web(stable: &Backend, canary: &Backend, hold: &str, check: &str) -> Tidegate {
+    Tidegate::start(unchecked(stable, canary, hold) + &written(check))
+}
+
+/// The same without a check.
+fn unchecked(stable: &Backend, canary: &Backend, hold: &str) -> String {
     let plan = format!("steps = [{{ weight = 50, hold = '{hold}' }}]\nbake = '100ms'\ndeadline = '1h'");
     let web = Web::new(stable.address).canary(canary.address).table("rollout", &plan);
-    let web = web.table("rollout.analysis", "latency_margin = false\npromotion_margin = 0.1");
+    web.table("rollout.analysis", "latency_margin = false\npromotion_margin = 0.1").to_string()
+}
+
+fn written(check: &str) -> String {
     let common = "name = 'outside'\ninterval = '20ms'";
-    Tidegate::start(format!("{web}[[services.web.rollout.checks]]\n{common}\n{check}\n"))
+    format!("[[services.web.rollout.checks]]\n{common}\n{check}\n")
 }
 
 /// A check whose number the server at `address` answers.
@@ -126,6 +135,44 @@ fn a_limit_that_is_broken_often_enough_rolls_back() {
     assert_eq!(status["rollout"]["verdict"]["reason"]["kind"], "check_failed");
     let events = status["events"].as_array().unwrap().iter().map(|event| event["what"].as_str().unwrap());
     assert!(events.into_iter().any(|what| what.starts_with("rolling back") && what.ends_with(why)));
+}
+
+#[test]
+fn a_reload_takes_no_check_from_a_rollout() {
+    let (stable, canary, value) = (Backend::named("v1"), Backend::named("v2"), Arc::new(AtomicUsize::new(5)));
+    let provider = answering(&value);
+    let unchecked = unchecked(&stable, &canary, "1h");
+    let filed = Filed::start(unchecked.clone() + &written(&json(provider.address, "max = 5")));
+    filed.tidegate.api("POST", "web/start", "");
+    wait_for(&filed.tidegate, "passed");
+    filed.take_up(unchecked);
+    value.store(6, SeqCst);
+    let status = filed.tidegate.wait_for_phase("rolled_back");
+    assert_eq!(status["rollout"]["explanation"], "check outside fails, 6 is over 5: rolling back");
+}
+
+#[test]
+fn a_reload_puts_no_rollout_under_a_check() {
+    let (stable, canary, value) = (Backend::named("v1"), Backend::named("v2"), Arc::new(AtomicUsize::new(6)));
+    let provider = answering(&value);
+    let unchecked = unchecked(&stable, &canary, "1h");
+    let filed = Filed::start(unchecked.clone());
+    filed.tidegate.api("POST", "web/start", "");
+    filed.tidegate.wait_for_phase("stepping");
+    filed.take_up(unchecked + &written(&json(provider.address, "max = 5")));
+    // A tick or two, in which it would have been asked.
+    let load = Load::on(&filed.tidegate);
+    let requests = |status: &Value| status["rollout"]["verdict"]["rollout"]["canary"]["requests"].as_u64();
+    let first = requests(&eventually(|| filed.tidegate.status(), |status| requests(status) > Some(0)));
+    eventually(|| filed.tidegate.status(), |status| requests(status) > first);
+    drop(load);
+    filed.tidegate.api("POST", "web/rollback", "");
+    filed.tidegate.wait_for_phase("rolled_back");
+    assert_eq!(provider.count(), 0);
+    // The next one is.
+    filed.tidegate.api("POST", "web/start", "");
+    let status = filed.tidegate.wait_for_phase("rolled_back");
+    assert_eq!(status["rollout"]["explanation"], "check outside fails, 6 is over 5: rolling back");
 }
 
 #[test]

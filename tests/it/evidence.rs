@@ -249,6 +249,13 @@ fn stable_is_tested_against_itself_while_no_rollout_runs() {
     let tidegate = start("steps = [{ weight = 50, hold = '0s' }]");
     let mut targets = ["/"; 20];
     targets[10] = "/bad";
+    let outcomes = || {
+        let scrape = tidegate.scrape();
+        let tests = scrape.series().into_iter().filter(|(name, _)| *name == "tidegate_aa_tests_total");
+        tests.map(|(_, labels)| labels[0].1.clone()).collect::<Vec<_>>()
+    };
+    // Before anything has come.
+    eventually(outcomes, |outcomes| *outcomes == ["false_alarm", "passed"]);
     let load = Load::of(&tidegate, &targets, |_| {});
     let tests =
         || tidegate.scrape().sum("tidegate_aa_tests_total", &[("service", "web"), ("outcome", "passed")]);
@@ -335,6 +342,28 @@ fn in_a_step_without_weight_those_who_are_sent_are_the_evidence() {
         (&"worse".into(), &"error_rate".into())
     );
     assert_eq!(requests(verdict, "sent", "canary"), [0, 0]);
+}
+
+#[test]
+fn in_a_step_without_weight_routes_are_compared_too() {
+    let (stable, canary) = (Backend::named("v1"), partly_bad());
+    let steps = "steps = [{ weight = 0, hold = '1h' }, { weight = 50 }]";
+    // As little as one in a hundred is no harm for the service.
+    let web = with_a_rule(&stable, &canary, steps, "absolute_tolerance = 0.02");
+    let tidegate = Tidegate::start(format!("{web}\n[[routes]]\nservice = 'web'\npath_prefix = '/bad'"));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let mut targets = ["/?side=canary"; 100];
+    (targets[30], targets[60]) = ("/bad", "/bad?side=canary");
+    let load = Load::of(&tidegate, &targets, |_| {});
+    let status = tidegate.wait_for_phase("rolled_back");
+    drop(load);
+    let reason = &status["rollout"]["verdict"]["reason"];
+    assert_eq!(
+        (&reason["check"], &reason["route"]),
+        (&"route_error_rate".into(), &"/bad".into()),
+        "{reason}"
+    );
 }
 
 #[test]

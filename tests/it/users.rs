@@ -22,11 +22,15 @@ fn with_bad_users(name: &'static str) -> Backend {
 /// Sharp eyes for failures, and none for latency.
 const ANALYSIS: &str = "minimum_requests = 50\nlatency_margin = false\n";
 
+/// A service whose clients are recognised by a header.
+fn sticky(stable: &Backend, canary: &Backend) -> Web {
+    Web::new(stable.address).canary(canary.address).workers(2).table("sticky", "header = 'x-user'")
+}
+
 /// A rollout whose canary has 30 % of users, and what its analysis is told besides.
 fn start(stable: &Backend, canary: &Backend, hold: &str, analysis: &str) -> Tidegate {
-    let web = Web::new(stable.address).canary(canary.address).workers(2);
     let steps = format!("steps = [{{ weight = 30, hold = '{hold}' }}, {{ weight = 50, hold = '1h' }}]");
-    let web = web.table("sticky", "header = 'x-user'").table("rollout", &steps);
+    let web = sticky(stable, canary).table("rollout", &steps);
     let tidegate = Tidegate::start(web.table("rollout.analysis", &format!("{ANALYSIS}{analysis}")));
     tidegate.api("POST", "web/start", "");
     tidegate.wait_for_phase("stepping");
@@ -127,4 +131,37 @@ fn few_users_are_not_enough_however_much_they_ask() {
     let many = load(&tidegate, &users);
     eventually(|| tidegate.status()["rollout"]["step"].clone(), |step| *step == 1);
     drop(many);
+}
+
+/// How many tests of stable against itself passed and how many found something, as soon as that will do or thirty
+/// are over, while one user makes a fifth of all requests, and fails them.
+fn outcomes(analysis: &str, will_do: impl Fn([u64; 2]) -> bool) -> [u64; 2] {
+    let (stable, canary) = (with_bad_users("v1"), Backend::named("v2"));
+    // Tests are as long as twenty ticks, however short the steps.
+    let web = sticky(&stable, &canary).table("rollout", "steps = [{ weight = 50, hold = '0s' }]");
+    let tidegate = Tidegate::start(web.table("rollout.analysis", &format!("{ANALYSIS}{analysis}")));
+    let load = load(&tidegate, &crowd("bad"));
+    let counted = || {
+        let scrape = tidegate.scrape();
+        let of = |outcome| scrape.sum("tidegate_aa_tests_total", &[("outcome", outcome)]) as u64;
+        ["passed", "false_alarm"].map(of)
+    };
+    let after = |tests: u64| eventually(counted, |[passed, alarms]| passed + alarms >= tests);
+    let outcomes = (1..=30).map(after).find(|outcomes| will_do(*outcomes));
+    drop(load);
+    outcomes.unwrap_or_else(counted)
+}
+
+#[test]
+fn one_heavy_user_raises_no_alarm_about_stable() {
+    let outcomes = outcomes("", |[passed, alarms]| passed + alarms >= 6);
+    assert_eq!(outcomes[1], 0, "{outcomes:?}");
+}
+
+/// That one is in the same half in all of thirty tests comes once in 10^9.
+#[test]
+fn by_requests_one_heavy_user_raises_an_alarm_in_some_tests_and_in_others_none() {
+    let both = |[passed, alarms]: [u64; 2]| passed > 0 && alarms > 0;
+    let outcomes = outcomes("unit = 'request'", both);
+    assert!(both(outcomes), "{outcomes:?}");
 }
