@@ -6,7 +6,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{self, AsyncReadExt as _, AsyncWriteExt as _},
     process::Command,
     time::{self, Duration},
 };
@@ -57,6 +57,8 @@ pub(super) async fn run(exec: &[String], payload: &Payload, body: &[u8]) -> anyh
             let _unread = stdin.write_all(body).await;
             drop(stdin);
             let _closed = stderr.read_to_end(&mut said).await;
+            // What is not looked at is read all the same: in a pipe that is full it would stand still.
+            let _rest = io::copy(stderr.get_mut(), &mut io::sink()).await;
             std::future::pending::<std::convert::Infallible>().await
         };
         tokio::select! {

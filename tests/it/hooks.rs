@@ -350,6 +350,14 @@ fn a_program_is_told_and_its_status_is_the_answer() {
 }
 
 #[test]
+fn a_program_may_say_more_than_anybody_looks_at() {
+    let (setup, files) = (Setup::new(), Files::new());
+    // Many times as much as a pipe holds.
+    let yes = program(&files, "yes", "head -c 1000000 /dev/zero >&2");
+    exec(&setup, &yes, "").wait_for_phase("stepping");
+}
+
+#[test]
 fn a_program_that_takes_too_long_ends_with_all_that_it_has_started() {
     let (setup, files) = (Setup::new(), Files::new());
     let pid = files.path("pid");
