@@ -358,6 +358,23 @@ fn a_program_may_say_more_than_anybody_looks_at() {
 }
 
 #[test]
+fn what_a_program_answers_is_not_asked_for_again() {
+    let (setup, files) = (Setup::new(), Files::new());
+    let runs = files.path("runs");
+    // A second run would say yes.
+    let text = format!("echo run >> {0}; test $(wc -l < {0}) -gt 1", runs.display());
+    let flaky = program(&files, "flaky", &text);
+    let status = exec(&setup, &flaky, "retries = 3").wait_for_phase("rolled_back");
+    assert_eq!(status["rollout"]["reason"]["why"], format!("the hook `{flaky}`: exit status: 1"));
+    assert_eq!(fs::read_to_string(runs).unwrap(), "run\n");
+
+    let missing = files.path("missing").display().to_string();
+    let status = exec(&setup, &missing, "retries = 1").wait_for_phase("rolled_back");
+    let why = status["rollout"]["reason"]["why"].as_str().unwrap();
+    assert!(why.starts_with(&format!("the hook `{missing}` (try 2): cannot run ")), "{why}");
+}
+
+#[test]
 fn a_program_that_takes_too_long_ends_with_all_that_it_has_started() {
     let (setup, files) = (Setup::new(), Files::new());
     let pid = files.path("pid");
