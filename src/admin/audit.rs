@@ -7,13 +7,13 @@
 use std::{
     fs::OpenOptions,
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use axum::{
-    extract::{FromRequestParts, Request, State},
+    extract::{FromRequestParts, Path, Request, State},
     middleware::Next,
     response::Response,
 };
@@ -123,7 +123,7 @@ struct Record<'r> {
     /// How it is known who it is: by a `credential`, a `certificate` or an `address` alone.
     by: &'static str,
     peer: String,
-    verb: &'r str,
+    verb: &'static str,
     service: Option<&'r str>,
     reason: Option<&'r str>,
     before: Option<Standing<'r>>,
@@ -136,19 +136,21 @@ struct Record<'r> {
 /// The middleware.
 pub(super) async fn audit(
     State((access, controller)): State<(Access, Controller)>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
     let actor = request.extensions().get::<Actor>().cloned();
     let Some(actor) = actor.filter(|_| !request.method().is_safe()) else { return next.run(request).await };
     let peer = request.extensions().get::<Peer>().map(|peer| peer.address.to_string()).unwrap_or_default();
-    let path = request.uri().path().to_owned();
-    let (service, verb) = target(&path);
-    let look = || service.and_then(|name| controller.service(name).ok());
+    let (mut parts, body) = request.into_parts();
+    let verb = verb(parts.uri.path());
+    // As the handler reads it: however it is encoded, it is the same service.
+    let service = Path::<String>::from_request_parts(&mut parts, &()).await.ok();
+    let look = || service.as_ref().and_then(|Path(name)| controller.service(name).ok());
     let notes = Notes::default();
-    request.extensions_mut().insert(notes.clone());
+    parts.extensions.insert(notes.clone());
     let before = look();
-    let response = next.run(request).await;
+    let response = next.run(Request::from_parts(parts, body)).await;
     let after = response.extensions().get::<ServiceStatus>().cloned().or_else(look);
     let record = Record {
         at: clock::now().as_millis(),
@@ -167,25 +169,21 @@ pub(super) async fn audit(
     response
 }
 
-/// The service and the verb of a path. What users of Argo Rollouts say is what it is said for here.
-fn target(path: &str) -> (Option<&str>, &str) {
+/// The verb of a path. What users of Argo Rollouts say is what it is said for here.
+fn verb(path: &str) -> &'static str {
     let path = path.strip_prefix("/api/v1/").unwrap_or_default();
-    let (service, verb) = match path.strip_prefix("services/").and_then(|rest| rest.split_once('/')) {
-        Some((service, verb)) => (Some(service), verb),
-        None => (None, path),
-    };
+    let of_service = path.strip_prefix("services/").and_then(|rest| rest.split_once('/'));
     let known =
         ["weight", "start", "guards-only", "promote", "rollback", "pause", "resume", "flip", "reload"];
-    let verb = match verb {
+    match of_service.map_or(path, |(_, verb)| verb) {
         "retry" => "start",
         "abort" => "rollback",
         "undo" => "flip",
         other => known.into_iter().find(|known| *known == other).unwrap_or("unknown"),
-    };
-    (service, verb)
+    }
 }
 
-async fn write(record: &Record<'_>, file: Option<&Path>, access: &Access) {
+async fn write(record: &Record<'_>, file: Option<&std::path::Path>, access: &Access) {
     let json =
         |standing: &Option<Standing<'_>>| standing.as_ref().and_then(|s| serde_json::to_string(s).ok());
     let Record { actor, by, peer, verb, service, reason, before, after, status, problem, .. } = record;
@@ -215,12 +213,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_has_a_service_and_a_verb() {
-        assert_eq!(target("/api/v1/services/web/promote"), (Some("web"), "promote"));
-        assert_eq!(target("/api/v1/services/web/abort"), (Some("web"), "rollback"));
-        assert_eq!(target("/api/v1/reload"), (None, "reload"));
-        assert_eq!(target("/api/v1/services/web/x\ny"), (Some("web"), "unknown"));
-        assert_eq!(target("/metrics"), (None, "unknown"));
+    fn a_path_has_a_verb() {
+        assert_eq!(verb("/api/v1/services/web/promote"), "promote");
+        assert_eq!(verb("/api/v1/services/web/abort"), "rollback");
+        assert_eq!(verb("/api/v1/reload"), "reload");
+        assert_eq!(verb("/api/v1/services/web/x\ny"), "unknown");
+        assert_eq!(verb("/api/v1/services/reload"), "unknown");
+        assert_eq!(verb("/metrics"), "unknown");
     }
 
     #[test]
@@ -235,7 +234,7 @@ mod tests {
             let last = path.rsplit('/').next().unwrap();
             let meant = [("retry", "start"), ("abort", "rollback"), ("undo", "flip")];
             let meant = meant.into_iter().find(|(other, _)| *other == last).map_or(last, |(_, meant)| meant);
-            assert_eq!(target(path).1, meant, "{path}");
+            assert_eq!(verb(path), meant, "{path}");
             seen += 1;
         }
         assert!(seen >= 12, "{seen}");

@@ -120,6 +120,16 @@ fn each_write_is_recorded_with_who_what_and_why() {
 }
 
 #[test]
+fn a_service_is_recorded_however_its_name_is_encoded() {
+    let setup = Setup::new();
+    let path = "/api/v1/services/%77eb/weight";
+    assert_eq!(setup.tidegate.ask("PUT", path, r#"{"canary": 1}"#).status, 200);
+    let record = &setup.records()[0];
+    assert_eq!((&record["service"], &record["verb"]), (&"web".into(), &"weight".into()));
+    assert_eq!((&record["before"]["weight"], &record["after"]["weight"]), (&json!(0.0), &json!(1.0)));
+}
+
+#[test]
 fn who_is_gone_before_the_answer_is_recorded_all_the_same() {
     let site = Site::new();
     let audit = site.folder.path().join("audit.log");
