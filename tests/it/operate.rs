@@ -308,8 +308,8 @@ fn an_address_with_https_is_spoken_to_in_tls() {
     assert_eq!(call(&tidegate, &["status"]).code, 70);
 }
 
-/// Stands between a program and a Tidegate; `what` says what becomes of each write, by its number. Once one is lost, the
-/// last of those it leads `to` is there instead of the first.
+/// Stands between a program and a Tidegate; `what` says what becomes of each write, by its number. Once one is refused or
+/// lost, the last of those it leads `to` is there instead of the first.
 fn pipe(to: Vec<SocketAddr>, what: fn(usize) -> Passing) -> Backend {
     let (writes, at) = (AtomicUsize::new(0), AtomicUsize::new(0));
     Backend::scripted(move |mut peer| {
@@ -318,6 +318,7 @@ fn pipe(to: Vec<SocketAddr>, what: fn(usize) -> Passing) -> Backend {
         let passing = number.map_or(Passing::Through, what);
         if passing == Passing::Busy {
             let body = r#"{"status":503,"title":"Service Unavailable","detail":"busy"}"#;
+            at.store(to.len() - 1, SeqCst);
             peer.send(reply("503 Service Unavailable", &[], body));
             return;
         }
@@ -393,6 +394,12 @@ fn what_may_have_been_done_by_a_process_that_is_gone_is_not_done_again() {
         err.contains("the answer was lost, and it may have been done or not: service `web` has changed"),
         "{err}"
     );
+    // What was plainly refused has not been done, whatever came of another try.
+    let refused_first = |number| if number == 0 { Passing::Busy } else { Passing::Through };
+    let pipe_to_both = pipe(vec![before.admin, after.admin], refused_first);
+    let Said { code, err, .. } = call_at(&format!("http://{}", pipe_to_both.address), &["promote", "web"]);
+    assert_eq!((code, &after.status()["rollout"]["step"]), (3, &0.into()), "{err}");
+    assert!(err.contains("error: service `web` has changed") && !err.contains("lost"), "{err}");
     // A rollback comes to the same when it is done twice.
     let pipe_to_both = pipe(vec![before.admin, after.admin], lost_first);
     let Said { code, err, .. } = call_at(&format!("http://{}", pipe_to_both.address), &["rollback", "web"]);

@@ -55,18 +55,21 @@ impl Api {
             Some((header::IF_MATCH, format!("\"{revision}\"")))
         };
         let mut pauses = PAUSES.iter().enumerate();
+        // Whether one of the tries so far may have been done: no answer to it says that nothing has changed.
+        let mut may_be_done = false;
         loop {
             let answer = self.call_with(&fields, write.method.clone(), &path, Some(write.body)).await;
             let is_first = pauses.len() == PAUSES.len();
             let Unanswered { failure, why } = match answer {
                 Ok(answer) => return Ok(answer),
-                Err(Unanswered { failure: Failure::Refused { status: 412, detail }, .. }) if !is_first => {
+                Err(Unanswered { failure: Failure::Refused { status: 412, detail }, .. }) if may_be_done => {
                     return Err(Failure::Broken(format!(
                         "the answer was lost, and it may have been done or not: {detail}"
                     )));
                 }
                 Err(unanswered) => unanswered,
             };
+            may_be_done |= why != Why::Absent && !failure.says_that_nothing_was_done();
             // Somebody who was there a moment ago will be there again.
             let is_hopeless = why == Why::Final || why == Why::Absent && is_first;
             let Some((tried, pause)) = pauses.next().filter(|_| !is_hopeless) else { return Err(failure) };
