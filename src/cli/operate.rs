@@ -68,8 +68,10 @@ async fn obey(verb: &Verb, api: &Api, connection: &Connection) -> Result<Ending,
         Verb::Watch { target } => return watch::watch(target, api, connection).await,
         Verb::History { target, events } => return history(target, *events, api, connection).await,
         Verb::Reload { .. } => {
-            let answer = api.call(Method::POST, "/reload", None).await?;
-            return show(connection, &answer, view::reloaded);
+            return match api.call(Method::POST, "/reload", None).await {
+                Err(Failure::Refused { status: 422, detail }) => Ok(Ending::Misconfigured(detail)),
+                answer => show(connection, &answer?, view::reloaded),
+            };
         }
         Verb::Weight { service, percent, .. } => {
             let body = reason(Map::from_iter([("canary".to_owned(), json!(percent))]));

@@ -50,9 +50,9 @@ fn help_and_version_are_there() {
     let (code, version, _) = output(&["--version"]);
     assert_eq!((code, version), (Some(0), format!("tidegate {}\n", env!("CARGO_PKG_VERSION"))));
     let (code, _, said) = output(&["runn"]);
-    assert_eq!(code, Some(2));
+    assert_eq!(code, Some(64));
     assert!(said.contains("run"), "{said}");
-    assert_eq!(output(&["run"]).0, Some(2), "a configuration is needed");
+    assert_eq!(output(&["run"]).0, Some(64), "a configuration is needed");
 }
 
 #[test]
@@ -286,5 +286,5 @@ fn a_new_token_is_one_and_its_credential_is_right() {
     assert_eq!((list[0].name.as_str(), list[0].scope.name()), ("ci", "operate"));
     assert_eq!(list[0].services.as_ref().unwrap().len(), 2);
     assert_ne!(output(&["token", "new", "ci"]).1, output(&["token", "new", "ci"]).1);
-    assert_eq!(output(&["token", "new", "ci", "--scope", "write"]).0, Some(2));
+    assert_eq!(output(&["token", "new", "ci", "--scope", "write"]).0, Some(64));
 }

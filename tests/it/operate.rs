@@ -158,14 +158,15 @@ fn what_cannot_be_done_says_what_can() {
     let (_stable, tidegate) = start(&canary, BY_HAND);
     for (arguments, code, wanted) in [
         (&["pause"][..], 3, "cannot `pause` while idle: no rollout has been started"),
-        (&["pause", "wep"], 3, "there is no service `wep`"),
-        (&["pause", "a/b"], 3, "`a/b` is not the name of a service"),
-        (&["weight", "web", "101"], 3, "101"),
+        (&["pause", "wep"], 64, "there is no service `wep`"),
+        (&["pause", "a/b"], 64, "`a/b` is not the name of a service"),
+        (&["weight", "web", "101"], 64, "101"),
+        (&["weight", "web", "much"], 64, "much"),
         (&["status", "--wait"], 3, "no rollout of service `web` has been started"),
-        (&["status", "--timeout", "1s"], 2, "--wait"),
-        (&["status", "--address", "localhost:1"], 3, "write an http:// or https:// URL"),
+        (&["status", "--timeout", "1s"], 64, "--wait"),
+        (&["status", "--address", "localhost:1"], 64, "write an http:// or https:// URL"),
         (&["status", "--address", "http://127.0.0.1:1"], 69, "nobody answers at 127.0.0.1:1"),
-        (&["status", "--token-file", "/nowhere/token"], 3, "cannot read /nowhere/token"),
+        (&["status", "--token-file", "/nowhere/token"], 64, "cannot read /nowhere/token"),
     ] {
         let said = call(&tidegate, arguments);
         assert_eq!(said.code, code, "{arguments:?}: {said:?}");
@@ -174,6 +175,25 @@ fn what_cannot_be_done_says_what_can() {
     // Somebody else's server.
     let said = call_at(&format!("http://{}", canary.address), &["status"]);
     assert_eq!(said.code, 70, "{said:?}");
+}
+
+#[test]
+fn each_refusal_has_its_exit_code() {
+    for (status, verb, code) in [
+        ("409 Conflict", "status", 3),
+        ("412 Precondition Failed", "status", 3),
+        ("404 Not Found", "status", 64),
+        ("422 Unprocessable Content", "status", 64),
+        ("421 Misdirected Request", "status", 69),
+        ("500 Internal Server Error", "status", 70),
+        ("403 Forbidden", "status", 77),
+        ("422 Unprocessable Content", "reload", 78),
+    ] {
+        let body = format!(r#"{{"status":{},"title":"","detail":"no"}}"#, &status[..3]);
+        let api = Backend::answering(move |_| reply(status, &[], &body));
+        let said = call_at(&format!("http://{}", api.address), &[verb]);
+        assert_eq!((said.code, said.err.as_str()), (code, "error: no\n"), "{status} {verb}");
+    }
 }
 
 /// The lines that `watch` prints, until its end.
@@ -255,7 +275,7 @@ fn a_reason_stands_in_the_history() {
         assert!(history.contains(reason), "{history}");
     }
     let said = call(&tidegate, &["start", "--reason", "\x1b[2J"]);
-    assert!(said.code == 3 && said.err.contains("a reason has up to"), "{said:?}");
+    assert!(said.code == 64 && said.err.contains("a reason has up to"), "{said:?}");
 }
 
 #[test]
@@ -276,7 +296,7 @@ fn a_history_is_read_as_far_back_as_is_wanted() {
     let entries: Vec<Value> = serde_json::from_str(&json).unwrap();
     assert!(entries.iter().map(|entry| &entry["what"]).eq(&whats[49..]), "{json}");
     assert!(entries.is_sorted_by_key(|entry| entry["seq"].as_u64()) && entries[0]["kind"] == "weight");
-    assert_eq!(call(&tidegate, &["history", "nobody", "--events", "0"]).code, 3);
+    assert_eq!(call(&tidegate, &["history", "nobody", "--events", "0"]).code, 64);
 }
 
 #[test]
@@ -302,7 +322,7 @@ fn an_address_with_https_is_spoken_to_in_tls() {
     let said = call_at(&address, &["status", "--certificate", certificate, "--key", key]);
     assert!(said.code == 69 && said.err.contains("--ca says whom"), "{said:?}");
     let said = call_at(&address, &["status", "--ca", "/nowhere/ca.pem"]);
-    assert!(said.code == 3 && said.err.contains("`/nowhere/ca.pem` cannot be read"), "{said:?}");
+    assert!(said.code == 64 && said.err.contains("`/nowhere/ca.pem` cannot be read"), "{said:?}");
     // A certificate is asked for; and plain HTTP is nothing to it.
     assert_ne!(call_at(&address, &["status", "--ca", trusted]).code, 0);
     assert_eq!(call(&tidegate, &["status"]).code, 70);
