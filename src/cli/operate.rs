@@ -23,8 +23,9 @@ use serde_json::{Map, Value, json};
 use self::{
     api::{Api, Failure},
     ending::Ending,
-    options::{Connection, Look, Target, Verb},
+    options::{Connection, Target, Verb},
     seen::{Event, Page, Services},
+    wait::Deadline,
     write::Write,
 };
 use super::args::Output;
@@ -41,13 +42,21 @@ pub(super) fn operate(verb: &Verb) -> ExitCode {
         Err(error) => return Ending::Broken(format!("cannot start: {error}")).tell(connection),
     };
     let ended = runtime.block_on(async {
+        let deadline = verb.look().and_then(Deadline::of);
         let api = Api::new(&connection.access)?;
-        obey(verb, &api, connection).await
+        // Whoever waits says how it stands; before that, nobody has answered.
+        let nobody = || "nobody has answered, and what was asked for may be done or not".to_owned();
+        Deadline::hold(deadline, obey(verb, deadline, &api, connection), nobody).await.unwrap_or_else(Ok)
     });
     ended.unwrap_or_else(Ending::from).tell(connection)
 }
 
-async fn obey(verb: &Verb, api: &Api, connection: &Connection) -> Result<Ending, Failure> {
+async fn obey(
+    verb: &Verb,
+    deadline: Option<Deadline>,
+    api: &Api,
+    connection: &Connection,
+) -> Result<Ending, Failure> {
     let reason = |mut body: Map<String, Value>| {
         if let Some(reason) = &connection.reason {
             body.insert("reason".to_owned(), json!(reason));
@@ -63,8 +72,12 @@ async fn obey(verb: &Verb, api: &Api, connection: &Connection) -> Result<Ending,
         true => Map::from_iter([(name.to_owned(), json!(true))]),
         false => Map::new(),
     };
-    let (answer, look) = match verb {
-        Verb::Status { target, look } => return status(target, look, api, connection).await,
+    let answer = match verb {
+        Verb::Status { target, look } if look.wait => {
+            let name = api.service(target.service.as_deref()).await?;
+            api.call(Method::GET, &format!("/services/{name}"), None).await?
+        }
+        Verb::Status { target, .. } => return status(target, api, connection).await,
         Verb::Watch { target } => return watch::watch(target, api, connection).await,
         Verb::History { target, events } => return history(target, *events, api, connection).await,
         Verb::Reload { .. } => {
@@ -77,38 +90,33 @@ async fn obey(verb: &Verb, api: &Api, connection: &Connection) -> Result<Ending,
             let body = reason(Map::from_iter([("canary".to_owned(), json!(percent))]));
             let name = api.service(Some(service)).await?;
             let write = Write { method: Method::PUT, service: &name, verb: "weight", body: &body };
-            (api.write(write).await?, None)
+            api.write(write).await?
         }
-        Verb::Start { target, force, guards_only, look } => {
+        Verb::Start { target, force, guards_only, .. } => {
             let mut flags = flag("force", *force);
             flags.extend(flag("guards_only", *guards_only));
-            (post(target, "start", flags).await?, Some(look))
+            post(target, "start", flags).await?
         }
-        Verb::GuardsOnly { target, look } => (post(target, "guards-only", Map::new()).await?, Some(look)),
-        Verb::Promote { target, full, look } => {
-            (post(target, "promote", flag("full", *full)).await?, Some(look))
-        }
-        Verb::Rollback { target, look } => (post(target, "rollback", Map::new()).await?, Some(look)),
-        Verb::Pause { target } => (post(target, "pause", Map::new()).await?, None),
-        Verb::Resume { target, look } => (post(target, "resume", Map::new()).await?, Some(look)),
-        Verb::Flip { target, force } => (post(target, "flip", flag("force", *force)).await?, None),
+        Verb::GuardsOnly { target, .. } => post(target, "guards-only", Map::new()).await?,
+        Verb::Promote { target, full, .. } => post(target, "promote", flag("full", *full)).await?,
+        Verb::Rollback { target, .. } => post(target, "rollback", Map::new()).await?,
+        Verb::Pause { target } => post(target, "pause", Map::new()).await?,
+        Verb::Resume { target, .. } => post(target, "resume", Map::new()).await?,
+        Verb::Flip { target, force } => post(target, "flip", flag("force", *force)).await?,
     };
-    match look {
-        Some(look) if look.wait => wait::until_it_ends(answer, look, api, connection).await,
+    match verb.look() {
+        Some(look) if look.wait => wait::until_it_ends(answer, deadline, api, connection).await,
         _ => show(connection, &answer, view::changed),
     }
 }
 
-async fn status(target: &Target, look: &Look, api: &Api, connection: &Connection) -> Result<Ending, Failure> {
-    if target.service.is_none() && !look.wait {
+async fn status(target: &Target, api: &Api, connection: &Connection) -> Result<Ending, Failure> {
+    if target.service.is_none() {
         let all = api.call(Method::GET, "/services", None).await?;
         return show(connection, &all, |all: &Services| view::services(&all.services));
     }
     let name = api.service(target.service.as_deref()).await?;
     let one = api.call(Method::GET, &format!("/services/{name}"), None).await?;
-    if look.wait {
-        return wait::until_it_ends(one, look, api, connection).await;
-    }
     show(connection, &one, view::service)
 }
 

@@ -147,9 +147,37 @@ fn waiting_ends_with_2_when_nobody_can_tell_or_time_runs_out() {
     let refusing = Refusing::new();
     let waiting = Web::new(_stable.address).canary(refusing.address);
     let other = Tidegate::start(waiting);
-    let Said { code, err, .. } = call(&other, &["start", "--wait", "--timeout", "10ms"]);
+    let Said { code, err, .. } = call(&other, &["start", "--wait", "--timeout", "1s"]);
     assert_eq!(code, 2, "{err}");
-    assert!(err.contains("error: not over after 10ms: preparing"), "{err}");
+    assert!(err.contains("error: not over after 1s: preparing"), "{err}");
+}
+
+#[test]
+fn waiting_ends_in_time_where_nobody_answers() {
+    let silent = Backend::scripted(|mut peer| peer.wait_for_end());
+    let address = format!("http://{}", silent.address);
+    let Said { code, err, .. } = call_at(&address, &["start", "web", "--wait", "--timeout", "100ms"]);
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("error: not over after 100ms: nobody has answered"), "{err}");
+
+    let canary = Backend::named("v2");
+    let (_stable, tidegate) = start(&canary, BY_HAND);
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let (admin, requests) = (tidegate.admin, AtomicUsize::new(0));
+    let silent_later = Backend::scripted(move |mut peer| {
+        let Some(seen) = peer.request() else { return };
+        if requests.fetch_add(1, SeqCst) > 0 {
+            return peer.wait_for_end();
+        }
+        let mut client = Raw::connect(admin);
+        client.send(format!("{}\r\n\r\n", seen.head));
+        peer.send(reply("200 OK", &[], client.response_to("GET").text()));
+    });
+    let address = format!("http://{}", silent_later.address);
+    let Said { code, err, .. } = call_at(&address, &["status", "web", "--wait", "--timeout", "1s"]);
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("error: not over after 1s: step 1 of 2"), "{err}");
 }
 
 #[test]
