@@ -66,7 +66,7 @@ async fn obey(
     let post = async |target: &Target, path: &str, body: Map<String, Value>| {
         let name = api.service(target.service.as_deref()).await?;
         let (service, body) = (name.as_str(), &reason(body));
-        api.write(Write { method: Method::POST, service, verb: path, body }).await
+        api.write(Write { method: Method::POST, service, verb: path, body, rollout: None }).await
     };
     let flag = |name: &str, on: bool| match on {
         true => Map::from_iter([(name.to_owned(), json!(true))]),
@@ -89,8 +89,8 @@ async fn obey(
         Verb::Weight { service, percent, .. } => {
             let body = reason(Map::from_iter([("canary".to_owned(), json!(percent))]));
             let name = api.service(Some(service)).await?;
-            let write = Write { method: Method::PUT, service: &name, verb: "weight", body: &body };
-            api.write(write).await?
+            let (method, service, verb) = (Method::PUT, name.as_str(), "weight");
+            api.write(Write { method, service, verb, body: &body, rollout: None }).await?
         }
         Verb::Start { target, force, guards_only, .. } => {
             let mut flags = flag("force", *force);
@@ -99,7 +99,12 @@ async fn obey(
         }
         Verb::GuardsOnly { target, .. } => post(target, "guards-only", Map::new()).await?,
         Verb::Promote { target, full, .. } => post(target, "promote", flag("full", *full)).await?,
-        Verb::Rollback { target, .. } => post(target, "rollback", Map::new()).await?,
+        Verb::Rollback { target, rollout, .. } => {
+            let name = api.service(target.service.as_deref()).await?;
+            let (method, service, verb) = (Method::POST, name.as_str(), "rollback");
+            let body = &reason(Map::new());
+            api.write(Write { method, service, verb, body, rollout: rollout.as_deref() }).await?
+        }
         Verb::Pause { target } => post(target, "pause", Map::new()).await?,
         Verb::Resume { target, .. } => post(target, "resume", Map::new()).await?,
         Verb::Flip { target, force } => post(target, "flip", flag("force", *force)).await?,

@@ -133,6 +133,9 @@ pub(in crate::cli) enum Verb {
     /// Give everything back to stable at once.
     #[command(visible_alias = "abort")]
     Rollback {
+        /// Only if this rollout is the service's, and no other has begun since. Its id stands in the answer to `start`.
+        #[arg(long, value_name = "ID")]
+        rollout: Option<String>,
         #[command(flatten)]
         look: Look,
         #[command(flatten)]
