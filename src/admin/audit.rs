@@ -25,6 +25,7 @@ use super::{
     actor::{Actor, Peer},
     finish::Asker,
     problem::{Detail, Problem},
+    reload::{By, Outcome},
     revision,
 };
 use crate::{
@@ -114,13 +115,18 @@ impl<'s> Standing<'s> {
     }
 }
 
+/// What a reload has changed, for the record of it.
+#[derive(Debug, Clone)]
+pub(super) struct Changes(pub(super) Vec<String>);
+
 /// A record.
 #[derive(Debug, Serialize)]
 struct Record<'r> {
     /// In milliseconds since 1970.
     at: u64,
     actor: &'r str,
-    /// How it is known who it is: by a `credential`, a `certificate` or an `address` alone.
+    /// How it is known who it is: by a `credential`, a `certificate` or an `address` alone; or it is nobody outside
+    /// this `process`.
     by: &'static str,
     peer: String,
     verb: &'static str,
@@ -128,6 +134,9 @@ struct Record<'r> {
     reason: Option<&'r str>,
     before: Option<Standing<'r>>,
     after: Option<Standing<'r>>,
+    /// What a reload has changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changes: Option<&'r [String]>,
     status: u16,
     /// What was wrong, if something was.
     problem: Option<&'r str>,
@@ -162,11 +171,32 @@ pub(super) async fn audit(
         reason: notes.0.get().map(String::as_str),
         before: before.as_ref().map(Standing::of),
         after: after.as_ref().map(Standing::of),
+        changes: response.extensions().get::<Changes>().map(|changes| changes.0.as_slice()),
         status: response.status().as_u16(),
         problem: response.extensions().get::<Detail>().map(|detail| detail.0.as_str()),
     };
     write(&record, access.config().audit_log.as_deref(), &access).await;
     response
+}
+
+/// Records a reload that nobody has asked for over the API.
+pub async fn reloaded(access: &Access, by: &By, outcome: &Outcome) {
+    let problem = outcome.clone().err().map(Problem::from);
+    let record = Record {
+        at: clock::now().as_millis(),
+        actor: &by.context().actor,
+        by: "process",
+        peer: String::new(),
+        verb: "reload",
+        service: None,
+        reason: None,
+        before: None,
+        after: None,
+        changes: outcome.as_ref().ok().map(Vec::as_slice),
+        status: problem.as_ref().map_or(StatusCode::OK.as_u16(), |problem| problem.status),
+        problem: problem.as_ref().map(|problem| problem.detail.as_str()),
+    };
+    write(&record, access.config().audit_log.as_deref(), access).await;
 }
 
 /// The verb of a path. What users of Argo Rollouts say is what it is said for here.
@@ -186,9 +216,11 @@ fn verb(path: &str) -> &'static str {
 async fn write(record: &Record<'_>, file: Option<&std::path::Path>, access: &Access) {
     let json =
         |standing: &Option<Standing<'_>>| standing.as_ref().and_then(|s| serde_json::to_string(s).ok());
-    let Record { actor, by, peer, verb, service, reason, before, after, status, problem, .. } = record;
+    let Record { actor, by, peer, verb, service, reason, before, after, changes, status, problem, .. } =
+        record;
     let (before, after) = (json(before), json(after));
-    tracing::info!(target: "audit", actor, by, peer, service, reason, before, after, status, problem, "{verb}");
+    let changes = changes.map(|changes| changes.join(", "));
+    tracing::info!(target: "audit", actor, by, peer, service, reason, before, after, changes, status, problem, "{verb}");
     let Some(file) = file else { return };
     let line = serde_json::to_string(record).expect("a record has only texts and numbers") + "\n";
     let path = file.to_owned();

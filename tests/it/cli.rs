@@ -212,11 +212,18 @@ fn a_hangup_opens_the_access_log_anew() {
 #[test]
 fn a_hangup_has_the_configuration_read_anew() {
     let (one, two) = (Backend::named("one"), Backend::named("two"));
-    let (folder, mut program) = Program::run(Web::new(one.address));
+    let logs = tempfile::tempdir().unwrap();
+    let audit = logs.path().join("audit.log");
+    let web = |backend: &Backend| {
+        Web::new(backend.address).admin(&format!("audit_log = '{}'", audit.display())).to_string()
+    };
+    let (folder, mut program) = Program::run(web(&one));
     assert_eq!(Raw::connect(program.listener).get("/").text(), "one");
-    std::fs::write(folder.path().join("tidegate.toml"), Web::new(two.address).to_string()).unwrap();
+    std::fs::write(folder.path().join("tidegate.toml"), web(&two)).unwrap();
     program.signal("HUP");
     crate::support::eventually_is("two".to_owned(), || Raw::connect(program.listener).get("/").text());
+    let recorded = || std::fs::read_to_string(&audit).unwrap_or_default();
+    crate::support::eventually(recorded, |line| line.contains(r#""actor":"SIGHUP","by":"process""#));
     program.signal("INT");
     assert_eq!(program.wait_for_code(), Some(0));
 }
