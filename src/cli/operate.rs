@@ -46,7 +46,8 @@ pub(super) fn operate(verb: &Verb) -> ExitCode {
         let api = Api::new(&connection.access)?;
         // Whoever waits says how it stands; before that, nobody has answered.
         let nobody = || "nobody has answered, and what was asked for may be done or not".to_owned();
-        Deadline::hold(deadline, obey(verb, deadline, &api, connection), nobody).await.unwrap_or_else(Ok)
+        let obeyed = Box::pin(obey(verb, deadline, &api, connection));
+        Deadline::hold(deadline, obeyed, nobody).await.unwrap_or_else(Ok)
     });
     ended.unwrap_or_else(Ending::from).tell(connection)
 }

@@ -89,7 +89,7 @@ mod tests {
     fn what_a_secret_is_set_to_is_hidden() {
         for (line, shown) in [
             ("url = \"https://a/b\" # c", "url = \"***********\" # c"),
-            ("a = { at = 'x', url =\"a\\\"b\", b = 1 }", "a = { at = 'x', url =\"****\", b = 1 }"),
+            ("a = { at = 'x', url =\"a\\\"b\", b = 1 }", "a = { at = 'x', url =\"**\"*\", b = 1 }"),
             ("urll = 'a b", "urll = '* *"),
             ("url = https://a/b", "url = ***********"),
             ("url = '''https://a/b", "url = '''***********"),

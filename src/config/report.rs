@@ -162,10 +162,10 @@ mod tests {
     #[test]
     fn what_may_be_secret_is_not_quoted() {
         let text = "[a]\nhooks = [{ at = 'x', url = 'https://a/b' }]";
-        let found = line(text, 19..22);
+        let found = line(text, 20..23);
         assert_eq!(
             (found.quote.as_str(), found.marked),
-            ("hooks = [{ at = 'x', url = '***********' }]", 15..18)
+            ("hooks = [{ at = 'x', url = '***********' }]", 16..19)
         );
         assert_eq!(Report::new("x.toml", text).quoted(31..44), "'https://a/*'");
     }
