@@ -7,7 +7,7 @@
 pub mod access;
 mod actor;
 mod api;
-mod audit;
+pub mod audit;
 pub mod client;
 pub mod connection;
 mod failures;

@@ -17,13 +17,23 @@ use clap::Parser as _;
 
 pub use self::args::Args;
 
-/// The configuration is wrong (`EX_CONFIG` of sysexits).
+/// The command line makes no sense (`EX_USAGE` of sysexits). Not clap's 2: with `--wait` that is an answer.
+pub const EXIT_USAGE: u8 = 64;
+/// The configuration is wrong (`EX_CONFIG`).
 pub const EXIT_CONFIG: u8 = 78;
 
 /// Parses the command line, does what it says, and returns the exit code: 0 when all went well, 1
-/// when something failed, 2 for a command line that makes no sense, 78 for a wrong configuration.
+/// when something failed, 64 for a command line that makes no sense, 78 for a wrong configuration.
 pub fn main() -> ExitCode {
-    match Args::parse().command {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(said) => {
+            // Whoever has stopped reading wants no more.
+            let _gone = said.print();
+            return ExitCode::from(if said.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    match args.command {
         args::Command::Run(config) => run::run(&config),
         args::Command::Check(config) => check::check(&config),
         args::Command::Completions(wanted) => manual::completions(&wanted),

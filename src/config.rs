@@ -22,6 +22,7 @@ mod filter;
 mod force;
 mod freeze;
 mod health_check;
+mod hidden;
 pub mod hook;
 mod host;
 mod limits;

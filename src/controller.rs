@@ -214,7 +214,8 @@ struct Common {
 #[derive(Debug, Clone)]
 struct Handle {
     requests: mpsc::Sender<(Ask, Answer)>,
-    config: watch::Sender<Service>,
+    /// With who has last changed it.
+    config: watch::Sender<(Service, Context)>,
     status: watch::Receiver<ServiceStatus>,
 }
 
@@ -259,7 +260,7 @@ impl Controller {
 
     /// Takes up a configuration that has just been published. Tasks of services that are gone end; those
     /// of services that are there still see it before whatever is asked of them next.
-    pub fn take_up(&self, config: &Config) {
+    pub fn take_up(&self, config: &Config, by: &Context) {
         self.common.notifier.take_up(&config.notifications);
         let mut services = self.services.write().unwrap_or_else(PoisonError::into_inner);
         services.retain(|name, _| config.services.iter().any(|service| service.name == *name));
@@ -267,9 +268,9 @@ impl Controller {
             match services.get(&service.name) {
                 Some(handle) => {
                     handle.config.send_if_modified(|current| {
-                        let changed = current != service;
+                        let changed = current.0 != *service;
                         if changed {
-                            *current = service.clone();
+                            *current = (service.clone(), by.clone());
                         }
                         changed
                     });
@@ -373,7 +374,7 @@ impl Handle {
     /// Whether the backend that is canary now would answer requests.
     async fn would_answer(&self) -> Result<(), CommandError> {
         let Some(canary) = self.status.borrow().canary.clone() else { return Ok(()) };
-        let backend = self.config.borrow().backends.iter().find(|backend| backend.name == canary).cloned();
+        let backend = self.config.borrow().0.backends.iter().find(|backend| backend.name == canary).cloned();
         let endpoints = backend.map(|backend| backend.endpoints).unwrap_or_default();
         prepare::any_accepts(&endpoints).await.map_err(|why| CommandError::Gone { backend: canary, why })
     }
@@ -383,7 +384,7 @@ impl Common {
     /// Starts a service's task.
     fn start(&self, service: Service) -> Handle {
         let (requests, queue) = mpsc::channel(QUEUE);
-        let (config, configs) = watch::channel(service.clone());
+        let (config, configs) = watch::channel((service.clone(), Context::default()));
         let task = ServiceTask::new(service, self);
         let (sender, status) = watch::channel(task.status());
         tokio::spawn(task.run(queue, configs, self.reading.clone(), sender));

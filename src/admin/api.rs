@@ -1,7 +1,7 @@
 //! The handlers: parse, ask the controller, render.
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Bytes,
     extract::{FromRequest, State},
     response::{IntoResponse, Response},
@@ -13,9 +13,9 @@ use serde_json::{Map, Value};
 
 use super::{
     actor::{Actor, Named},
-    audit::Caller,
+    audit::{Caller, Changes},
     problem::Problem,
-    reload::Reload,
+    reload::{By, Reload},
     revision, watch,
 };
 use crate::{
@@ -231,8 +231,8 @@ pub(super) async fn reload(
         let detail = "`If-Match` names revisions of a service, and a reload is of none: ask without it";
         return Err(Problem::new(StatusCode::PRECONDITION_FAILED, detail));
     }
-    let changes = reload.ask().await?;
-    Ok(Json(Reloaded { changes }))
+    let changes = reload.ask(By::Caller(context)).await?;
+    Ok((Extension(Changes(changes.clone())), Json(Reloaded { changes })))
 }
 
 async fn no_such_path() -> Problem {

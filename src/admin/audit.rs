@@ -7,13 +7,13 @@
 use std::{
     fs::OpenOptions,
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use axum::{
-    extract::{FromRequestParts, Request, State},
+    extract::{FromRequestParts, Path, Request, State},
     middleware::Next,
     response::Response,
 };
@@ -25,6 +25,7 @@ use super::{
     actor::{Actor, Peer},
     finish::Asker,
     problem::{Detail, Problem},
+    reload::{By, Outcome},
     revision,
 };
 use crate::{
@@ -114,20 +115,28 @@ impl<'s> Standing<'s> {
     }
 }
 
+/// What a reload has changed, for the record of it.
+#[derive(Debug, Clone)]
+pub(super) struct Changes(pub(super) Vec<String>);
+
 /// A record.
 #[derive(Debug, Serialize)]
 struct Record<'r> {
     /// In milliseconds since 1970.
     at: u64,
     actor: &'r str,
-    /// How it is known who it is: by a `credential`, a `certificate` or an `address` alone.
+    /// How it is known who it is: by a `credential`, a `certificate` or an `address` alone; or it is nobody outside
+    /// this `process`.
     by: &'static str,
     peer: String,
-    verb: &'r str,
+    verb: &'static str,
     service: Option<&'r str>,
     reason: Option<&'r str>,
     before: Option<Standing<'r>>,
     after: Option<Standing<'r>>,
+    /// What a reload has changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changes: Option<&'r [String]>,
     status: u16,
     /// What was wrong, if something was.
     problem: Option<&'r str>,
@@ -136,19 +145,21 @@ struct Record<'r> {
 /// The middleware.
 pub(super) async fn audit(
     State((access, controller)): State<(Access, Controller)>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
     let actor = request.extensions().get::<Actor>().cloned();
     let Some(actor) = actor.filter(|_| !request.method().is_safe()) else { return next.run(request).await };
     let peer = request.extensions().get::<Peer>().map(|peer| peer.address.to_string()).unwrap_or_default();
-    let path = request.uri().path().to_owned();
-    let (service, verb) = target(&path);
-    let look = || service.and_then(|name| controller.service(name).ok());
+    let (mut parts, body) = request.into_parts();
+    let verb = verb(parts.uri.path());
+    // As the handler reads it: however it is encoded, it is the same service.
+    let service = Path::<String>::from_request_parts(&mut parts, &()).await.ok();
+    let look = || service.as_ref().and_then(|Path(name)| controller.service(name).ok());
     let notes = Notes::default();
-    request.extensions_mut().insert(notes.clone());
+    parts.extensions.insert(notes.clone());
     let before = look();
-    let response = next.run(request).await;
+    let response = next.run(Request::from_parts(parts, body)).await;
     let after = response.extensions().get::<ServiceStatus>().cloned().or_else(look);
     let record = Record {
         at: clock::now().as_millis(),
@@ -160,6 +171,7 @@ pub(super) async fn audit(
         reason: notes.0.get().map(String::as_str),
         before: before.as_ref().map(Standing::of),
         after: after.as_ref().map(Standing::of),
+        changes: response.extensions().get::<Changes>().map(|changes| changes.0.as_slice()),
         status: response.status().as_u16(),
         problem: response.extensions().get::<Detail>().map(|detail| detail.0.as_str()),
     };
@@ -167,30 +179,48 @@ pub(super) async fn audit(
     response
 }
 
-/// The service and the verb of a path. What users of Argo Rollouts say is what it is said for here.
-fn target(path: &str) -> (Option<&str>, &str) {
-    let path = path.strip_prefix("/api/v1/").unwrap_or_default();
-    let (service, verb) = match path.strip_prefix("services/").and_then(|rest| rest.split_once('/')) {
-        Some((service, verb)) => (Some(service), verb),
-        None => (None, path),
+/// Records a reload that nobody has asked for over the API.
+pub async fn reloaded(access: &Access, by: &By, outcome: &Outcome) {
+    let problem = outcome.clone().err().map(Problem::from);
+    let record = Record {
+        at: clock::now().as_millis(),
+        actor: &by.context().actor,
+        by: "process",
+        peer: String::new(),
+        verb: "reload",
+        service: None,
+        reason: None,
+        before: None,
+        after: None,
+        changes: outcome.as_ref().ok().map(Vec::as_slice),
+        status: problem.as_ref().map_or(StatusCode::OK.as_u16(), |problem| problem.status),
+        problem: problem.as_ref().map(|problem| problem.detail.as_str()),
     };
+    write(&record, access.config().audit_log.as_deref(), access).await;
+}
+
+/// The verb of a path. What users of Argo Rollouts say is what it is said for here.
+fn verb(path: &str) -> &'static str {
+    let path = path.strip_prefix("/api/v1/").unwrap_or_default();
+    let of_service = path.strip_prefix("services/").and_then(|rest| rest.split_once('/'));
     let known =
         ["weight", "start", "guards-only", "promote", "rollback", "pause", "resume", "flip", "reload"];
-    let verb = match verb {
+    match of_service.map_or(path, |(_, verb)| verb) {
         "retry" => "start",
         "abort" => "rollback",
         "undo" => "flip",
         other => known.into_iter().find(|known| *known == other).unwrap_or("unknown"),
-    };
-    (service, verb)
+    }
 }
 
-async fn write(record: &Record<'_>, file: Option<&Path>, access: &Access) {
+async fn write(record: &Record<'_>, file: Option<&std::path::Path>, access: &Access) {
     let json =
         |standing: &Option<Standing<'_>>| standing.as_ref().and_then(|s| serde_json::to_string(s).ok());
-    let Record { actor, by, peer, verb, service, reason, before, after, status, problem, .. } = record;
+    let Record { actor, by, peer, verb, service, reason, before, after, changes, status, problem, .. } =
+        record;
     let (before, after) = (json(before), json(after));
-    tracing::info!(target: "audit", actor, by, peer, service, reason, before, after, status, problem, "{verb}");
+    let changes = changes.map(|changes| changes.join(", "));
+    tracing::info!(target: "audit", actor, by, peer, service, reason, before, after, changes, status, problem, "{verb}");
     let Some(file) = file else { return };
     let line = serde_json::to_string(record).expect("a record has only texts and numbers") + "\n";
     let (path, pen) = (file.to_owned(), Arc::clone(access.pen()));
@@ -221,12 +251,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_has_a_service_and_a_verb() {
-        assert_eq!(target("/api/v1/services/web/promote"), (Some("web"), "promote"));
-        assert_eq!(target("/api/v1/services/web/abort"), (Some("web"), "rollback"));
-        assert_eq!(target("/api/v1/reload"), (None, "reload"));
-        assert_eq!(target("/api/v1/services/web/x\ny"), (Some("web"), "unknown"));
-        assert_eq!(target("/metrics"), (None, "unknown"));
+    fn a_path_has_a_verb() {
+        assert_eq!(verb("/api/v1/services/web/promote"), "promote");
+        assert_eq!(verb("/api/v1/services/web/abort"), "rollback");
+        assert_eq!(verb("/api/v1/reload"), "reload");
+        assert_eq!(verb("/api/v1/services/web/x\ny"), "unknown");
+        assert_eq!(verb("/api/v1/services/reload"), "unknown");
+        assert_eq!(verb("/metrics"), "unknown");
     }
 
     #[test]
@@ -241,7 +272,7 @@ mod tests {
             let last = path.rsplit('/').next().unwrap();
             let meant = [("retry", "start"), ("abort", "rollback"), ("undo", "flip")];
             let meant = meant.into_iter().find(|(other, _)| *other == last).map_or(last, |(_, meant)| meant);
-            assert_eq!(target(path).1, meant, "{path}");
+            assert_eq!(verb(path), meant, "{path}");
             seen += 1;
         }
         assert!(seen >= 12, "{seen}");

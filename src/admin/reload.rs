@@ -2,11 +2,35 @@
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::controller::context::Context;
+
 /// What a reload came to: what has changed, a line for each, or why nothing has.
 pub type Outcome = Result<Vec<String>, NotReloaded>;
 
-/// Who is to be told of it.
-pub type Asked = oneshot::Sender<Outcome>;
+/// Who asks, and who is to be told of it.
+pub type Asked = (By, oneshot::Sender<Outcome>);
+
+/// Who has the configuration read anew.
+#[derive(Debug, Clone)]
+pub enum By {
+    /// Somebody over the API, which has it in the audit like any write.
+    Caller(Context),
+    /// A signal to the process.
+    Signal,
+    /// The file, which has changed.
+    File,
+}
+
+impl By {
+    /// Who it is, as the services' events are to say it.
+    pub fn context(&self) -> Context {
+        match self {
+            Self::Caller(context) => context.clone(),
+            Self::Signal => Context::of("SIGHUP"),
+            Self::File => Context::of("file"),
+        }
+    }
+}
 
 /// Why the running configuration stayed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,9 +61,9 @@ impl Reload {
     ///
     /// # Errors
     /// When the running configuration stays.
-    pub async fn ask(&self) -> Outcome {
+    pub async fn ask(&self, by: By) -> Outcome {
         let (answer, answered) = oneshot::channel();
-        self.0.send(answer).await.map_err(|_| NotReloaded::Unavailable)?;
+        self.0.send((by, answer)).await.map_err(|_| NotReloaded::Unavailable)?;
         answered.await.unwrap_or(Err(NotReloaded::Unavailable))
     }
 }

@@ -25,12 +25,14 @@ use super::{TAKEN, behind, entrance};
 use crate::{
     admin::{
         access::Access,
-        reload::{Asked, NotReloaded, Outcome},
+        audit,
+        reload::{Asked, By, NotReloaded, Outcome},
     },
     clock,
     config::{Admin, Config, Listener, ListenerTls, Shutdown, diagnostic::render, load::load},
     controller::{
         Controller,
+        context::Context,
         discovery::Discovery,
         publish::{Compiled, Publisher},
         spans, standing,
@@ -81,7 +83,7 @@ struct Plan {
 
 impl Running {
     /// Takes up another configuration. Says what has changed, or why nothing has.
-    async fn take_up(&mut self, config: Config) -> Result<Vec<String>, Vec<String>> {
+    async fn take_up(&mut self, config: Config, context: &Context) -> Result<Vec<String>, Vec<String>> {
         let mut reasons = self.fixed(&config);
         reasons.extend(self.in_the_way_of_rollouts(&config));
         if !reasons.is_empty() {
@@ -105,7 +107,7 @@ impl Running {
         let is_new = |name: &ServiceName| self.config.services.iter().all(|service| service.name != *name);
         standing::place(&mut compiled, &config, is_new, &self.store);
         self.publisher.take_up(compiled, &unmoved(&self.config, &config), &addresses);
-        self.controller.take_up(&config);
+        self.controller.take_up(&config, context);
         self.discovery.follow(&config, addresses);
         self.shutdown.send_replace(config.shutdown.clone());
         if let Some((spans, tracing)) = self.spans.as_ref().zip(config.tracing.clone()) {
@@ -274,11 +276,11 @@ impl Reloader {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                Some(asked) = self.asked.recv() => {
+                Some((by, answer)) = self.asked.recv() => {
                     tried = self.look().await;
-                    let outcome = self.reload().await;
+                    let outcome = self.reload(by).await;
                     // Whoever asked may be gone.
-                    let _gone = asked.send(outcome);
+                    let _gone = answer.send(outcome);
                 }
                 _ = interval.tick() => {
                     let seen = self.look().await;
@@ -287,7 +289,7 @@ impl Reloader {
                         settling = None;
                     } else if settling.replace(seen) == Some(seen) {
                         (tried, settling) = (seen, None);
-                        let _told = self.reload().await;
+                        let _told = self.reload(By::File).await;
                     }
                 }
             }
@@ -300,8 +302,8 @@ impl Reloader {
         tokio::task::spawn_blocking(move || fingerprint(&files)).await.ok()?
     }
 
-    async fn reload(&mut self) -> Outcome {
-        let outcome = self.load_and_take_up().await;
+    async fn reload(&mut self, by: By) -> Outcome {
+        let outcome = self.load_and_take_up(&by.context()).await;
         self.metrics.count(outcome.is_ok());
         let file = self.file.display();
         match &outcome {
@@ -313,10 +315,13 @@ impl Reloader {
                 tracing::error!(%file, "the configuration is not taken up, and the running one stays: {why}");
             }
         }
+        if let (By::Signal | By::File, Some(access)) = (&by, &self.running.access) {
+            audit::reloaded(access, &by, &outcome).await;
+        }
         outcome
     }
 
-    async fn load_and_take_up(&mut self) -> Outcome {
+    async fn load_and_take_up(&mut self, context: &Context) -> Outcome {
         let file = self.file.clone();
         // It may be on a network.
         let loaded = tokio::task::spawn_blocking(move || load(&file)).await;
@@ -325,7 +330,10 @@ impl Reloader {
         if !warnings.is_empty() {
             tracing::warn!("{}", render(&warnings));
         }
-        self.running.take_up(config).await.map_err(|reasons| NotReloaded::Refused(reasons.join("; ")))
+        self.running
+            .take_up(config, context)
+            .await
+            .map_err(|reasons| NotReloaded::Refused(reasons.join("; ")))
     }
 }
 

@@ -13,8 +13,9 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0   done; with --wait: the canary was promoted
   1   something failed; with --wait: the canary was rolled back
-  2   the command line makes no sense; with --wait: nobody could tell, or time ran out
-  3   refused: it makes no sense now, and the message says what would
+  2   with --wait: nobody could tell, or time ran out
+  3   refused: it makes no sense as the service stands, and the message says what would
+  64  the command line makes no sense
   69  nobody answers at the address, or its certificate is not trusted
   70  the answer broke off, or is not one
   77  the token is missing or does not allow it

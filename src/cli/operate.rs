@@ -23,8 +23,9 @@ use serde_json::{Map, Value, json};
 use self::{
     api::{Api, Failure},
     ending::Ending,
-    options::{Connection, Look, Target, Verb},
+    options::{Connection, Target, Verb},
     seen::{Event, Page, Services},
+    wait::Deadline,
     write::Write,
 };
 use super::args::Output;
@@ -41,13 +42,22 @@ pub(super) fn operate(verb: &Verb) -> ExitCode {
         Err(error) => return Ending::Broken(format!("cannot start: {error}")).tell(connection),
     };
     let ended = runtime.block_on(async {
+        let deadline = verb.look().and_then(Deadline::of);
         let api = Api::new(&connection.access)?;
-        obey(verb, &api, connection).await
+        // Whoever waits says how it stands; before that, nobody has answered.
+        let nobody = || "nobody has answered, and what was asked for may be done or not".to_owned();
+        let obeyed = Box::pin(obey(verb, deadline, &api, connection));
+        Deadline::hold(deadline, obeyed, nobody).await.unwrap_or_else(Ok)
     });
     ended.unwrap_or_else(Ending::from).tell(connection)
 }
 
-async fn obey(verb: &Verb, api: &Api, connection: &Connection) -> Result<Ending, Failure> {
+async fn obey(
+    verb: &Verb,
+    deadline: Option<Deadline>,
+    api: &Api,
+    connection: &Connection,
+) -> Result<Ending, Failure> {
     let reason = |mut body: Map<String, Value>| {
         if let Some(reason) = &connection.reason {
             body.insert("reason".to_owned(), json!(reason));
@@ -57,56 +67,62 @@ async fn obey(verb: &Verb, api: &Api, connection: &Connection) -> Result<Ending,
     let post = async |target: &Target, path: &str, body: Map<String, Value>| {
         let name = api.service(target.service.as_deref()).await?;
         let (service, body) = (name.as_str(), &reason(body));
-        api.write(Write { method: Method::POST, service, verb: path, body }).await
+        api.write(Write { method: Method::POST, service, verb: path, body, rollout: None }).await
     };
     let flag = |name: &str, on: bool| match on {
         true => Map::from_iter([(name.to_owned(), json!(true))]),
         false => Map::new(),
     };
-    let (answer, look) = match verb {
-        Verb::Status { target, look } => return status(target, look, api, connection).await,
+    let answer = match verb {
+        Verb::Status { target, look } if look.wait => {
+            let name = api.service(target.service.as_deref()).await?;
+            api.call(Method::GET, &format!("/services/{name}"), None).await?
+        }
+        Verb::Status { target, .. } => return status(target, api, connection).await,
         Verb::Watch { target } => return watch::watch(target, api, connection).await,
         Verb::History { target, events } => return history(target, *events, api, connection).await,
         Verb::Reload { .. } => {
-            let answer = api.call(Method::POST, "/reload", None).await?;
-            return show(connection, &answer, view::reloaded);
+            return match api.call(Method::POST, "/reload", None).await {
+                Err(Failure::Refused { status: 422, detail }) => Ok(Ending::Misconfigured(detail)),
+                answer => show(connection, &answer?, view::reloaded),
+            };
         }
         Verb::Weight { service, percent, .. } => {
             let body = reason(Map::from_iter([("canary".to_owned(), json!(percent))]));
             let name = api.service(Some(service)).await?;
-            let write = Write { method: Method::PUT, service: &name, verb: "weight", body: &body };
-            (api.write(write).await?, None)
+            let (method, service, verb) = (Method::PUT, name.as_str(), "weight");
+            api.write(Write { method, service, verb, body: &body, rollout: None }).await?
         }
-        Verb::Start { target, force, guards_only, look } => {
+        Verb::Start { target, force, guards_only, .. } => {
             let mut flags = flag("force", *force);
             flags.extend(flag("guards_only", *guards_only));
-            (post(target, "start", flags).await?, Some(look))
+            post(target, "start", flags).await?
         }
-        Verb::GuardsOnly { target, look } => (post(target, "guards-only", Map::new()).await?, Some(look)),
-        Verb::Promote { target, full, look } => {
-            (post(target, "promote", flag("full", *full)).await?, Some(look))
+        Verb::GuardsOnly { target, .. } => post(target, "guards-only", Map::new()).await?,
+        Verb::Promote { target, full, .. } => post(target, "promote", flag("full", *full)).await?,
+        Verb::Rollback { target, rollout, .. } => {
+            let name = api.service(target.service.as_deref()).await?;
+            let (method, service, verb) = (Method::POST, name.as_str(), "rollback");
+            let body = &reason(Map::new());
+            api.write(Write { method, service, verb, body, rollout: rollout.as_deref() }).await?
         }
-        Verb::Rollback { target, look } => (post(target, "rollback", Map::new()).await?, Some(look)),
-        Verb::Pause { target } => (post(target, "pause", Map::new()).await?, None),
-        Verb::Resume { target, look } => (post(target, "resume", Map::new()).await?, Some(look)),
-        Verb::Flip { target, force } => (post(target, "flip", flag("force", *force)).await?, None),
+        Verb::Pause { target } => post(target, "pause", Map::new()).await?,
+        Verb::Resume { target, .. } => post(target, "resume", Map::new()).await?,
+        Verb::Flip { target, force } => post(target, "flip", flag("force", *force)).await?,
     };
-    match look {
-        Some(look) if look.wait => wait::until_it_ends(answer, look, api, connection).await,
+    match verb.look() {
+        Some(look) if look.wait => wait::until_it_ends(answer, deadline, api, connection).await,
         _ => show(connection, &answer, view::changed),
     }
 }
 
-async fn status(target: &Target, look: &Look, api: &Api, connection: &Connection) -> Result<Ending, Failure> {
-    if target.service.is_none() && !look.wait {
+async fn status(target: &Target, api: &Api, connection: &Connection) -> Result<Ending, Failure> {
+    if target.service.is_none() {
         let all = api.call(Method::GET, "/services", None).await?;
         return show(connection, &all, |all: &Services| view::services(&all.services));
     }
     let name = api.service(target.service.as_deref()).await?;
     let one = api.call(Method::GET, &format!("/services/{name}"), None).await?;
-    if look.wait {
-        return wait::until_it_ends(one, look, api, connection).await;
-    }
     show(connection, &one, view::service)
 }
 

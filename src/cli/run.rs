@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 use super::{EXIT_CONFIG, args::ConfigFile, check};
 use crate::{
     access_log::Reopen,
-    admin::reload::Reload,
+    admin::reload::{By, Reload},
     app::{self, Options, Running},
     config::Config,
     model::units::format_duration,
@@ -88,7 +88,7 @@ fn heed_hangups(reload: Reload, log: Option<Reopen>) -> anyhow::Result<()> {
         while hangups.recv().await.is_some() {
             log.iter().for_each(Reopen::ask);
             // Whatever comes of it is logged where it is done.
-            let _logged = reload.ask().await;
+            let _logged = reload.ask(By::Signal).await;
         }
     });
     Ok(())

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{
     diagnostic::{Diagnostic, Line, Place, Severity, is_harmful},
     files::Noted,
+    hidden::without_secrets,
 };
 
 /// Most characters of a line that are quoted: about what a terminal shows in one row or two.
@@ -46,36 +47,6 @@ impl<'a> Report<'a> {
         self.push(Severity::Error, line, problem.into())
     }
 
-    /// The same where what is marked is not for everybody: it is not quoted.
-    pub(super) fn error_about_secret(
-        &mut self,
-        span: Range<usize>,
-        problem: impl Into<String>,
-    ) -> &mut Diagnostic {
-        let mut line = self.line(span);
-        let marked = line.marked.clone();
-        let hide = |(at, c)| if marked.contains(&at) && c != '"' { '*' } else { c };
-        line.quote = line.quote.chars().enumerate().map(hide).collect();
-        self.push(Severity::Error, Some(line), problem.into())
-    }
-
-    /// The same about text that cannot be read. What a `url` on the line is set to is not quoted, since it may be
-    /// one of those that are as good as a password.
-    pub(super) fn error_in_unread(
-        &mut self,
-        span: Range<usize>,
-        problem: impl Into<String>,
-    ) -> &mut Diagnostic {
-        let mut line = self.line(span);
-        let value = line.quote.split_once("url").and_then(|(_, rest)| rest.trim_start().strip_prefix('='));
-        if let Some(value) = value {
-            let shown = line.quote.len() - value.len();
-            let hide = |c: char| if c == '"' || c == ' ' { c } else { '*' };
-            line.quote = line.quote[..shown].chars().chain(value.chars().map(hide)).collect();
-        }
-        self.push(Severity::Error, Some(line), problem.into())
-    }
-
     /// The same, about the file as a whole.
     pub(super) fn error_in_file(&mut self, problem: impl Into<String>) -> &mut Diagnostic {
         self.push(Severity::Error, None, problem.into())
@@ -97,12 +68,12 @@ impl<'a> Report<'a> {
         std::mem::take(&mut self.noted)
     }
 
-    /// What stands at `span`; nothing if that is not to be said.
-    pub(super) fn quoted(&self, span: Range<usize>) -> &'a str {
+    /// What stands at `span`, without what may be secret in it; nothing if that is not to be said.
+    pub(super) fn quoted(&self, span: Range<usize>) -> String {
         if self.is_secret {
-            return "";
+            return String::new();
         }
-        self.text.get(span).unwrap_or_default()
+        without_secrets(self.text.get(span).unwrap_or_default())
     }
 
     /// Number of the line that `span` begins in, from 1.
@@ -152,7 +123,7 @@ impl<'a> Report<'a> {
 
         let column = text[from..start].chars().count();
         let width = text[start..end.max(start)].chars().count().max(1);
-        let line = text[from..to.max(from)].trim_end_matches('\r');
+        let line = without_secrets(text[from..to.max(from)].trim_end_matches('\r'));
         let mut quote: Vec<char> = line
             .chars()
             .map(|c| if c != '\t' && is_harmful(c) { char::REPLACEMENT_CHARACTER } else { c })
@@ -189,15 +160,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_url_is_set_to_is_not_quoted_where_nothing_can_be_read() {
-        let quote = |text| {
-            let mut report = Report::new("x.toml", text);
-            report.error_in_unread(0..1, "").place.line.clone().unwrap().quote
-        };
-        assert_eq!(quote("url = https://a/b"), "url = ***********");
-        assert_eq!(quote("a = { url =\"https://a/b\" }"), "a = { url =\"***********\" *");
-        assert_eq!(quote("curl = 1"), "curl = *");
-        assert_eq!(quote("a = 'url'"), "a = 'url'");
+    fn what_may_be_secret_is_not_quoted() {
+        let text = "[a]\nhooks = [{ at = 'x', url = 'https://a/b' }]";
+        let found = line(text, 20..23);
+        assert_eq!(
+            (found.quote.as_str(), found.marked),
+            ("hooks = [{ at = 'x', url = '***********' }]", 16..19)
+        );
+        assert_eq!(Report::new("x.toml", text).quoted(31..44), "'https://a/*'");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use serde::de::DeserializeOwned;
 
-use super::{diagnostic::Diagnostic, report::Report, suggest::suggest};
+use super::{diagnostic::Diagnostic, hidden::without_secrets, report::Report, suggest::suggest};
 
 /// The document as written; nothing, and one fault, if it has not the right structure.
 pub(super) fn read<T: DeserializeOwned>(text: &str, report: &mut Report<'_>) -> Option<T> {
@@ -62,13 +62,13 @@ fn syntax(message: &str, span: Range<usize>, report: &mut Report<'_>) {
         (other, Some(expected)) => (other, format!("expected here: {expected}")),
         (other, None) => (other, "see https://toml.io for how TOML is written".to_owned()),
     };
-    report.error_in_unread(span, format!("this is not TOML: {problem}")).help(remedy);
+    report.error(span, format!("this is not TOML: {problem}")).help(remedy);
 }
 
 /// A key or table that is already there.
 fn duplicate(span: Range<usize>, report: &mut Report<'_>) {
     let (header, earlier) = report.header_and_earlier(&span);
-    let key = header.unwrap_or_else(|| report.quoted(span.clone()));
+    let key = header.map_or_else(|| report.quoted(span.clone()), str::to_owned);
     let place = earlier.map_or_else(|| "above".to_owned(), |line| format!("on line {line}"));
     report
         .error(span, format!("`{key}` is already defined {place}"))
@@ -99,9 +99,10 @@ fn shape(message: &str, span: Range<usize>, report: &mut Report<'_>) {
         _ => (found, expected),
     };
     let quoted = report.quoted(span.clone());
-    let described = if report.is_secret() { "something else".to_owned() } else { describe(found) };
+    let described =
+        if report.is_secret() { "something else".to_owned() } else { without_secrets(&describe(found)) };
     let fault = report.error(span, format!("expected {}, found {described}", of_toml(expected)));
-    wrong_type_remedy(found, expected, quoted, fault);
+    wrong_type_remedy(found, expected, &quoted, fault);
 }
 
 /// What Rust expected, in the words of TOML.

@@ -120,9 +120,8 @@ pub(super) fn lower(
                 Some(Source::Url(address))
             }
             Err(NoAddress) => {
-                // Not quoted: a URL with a slip in it is as secret as one without.
                 report
-                    .error_about_secret(url.span(), format!("`url` is not one: {NoAddress}"))
+                    .error(url.span(), format!("`url` is not one: {NoAddress}"))
                     .help("write it whole, such as `\"https://hooks.example/rollouts\"`");
                 None
             }

@@ -3,15 +3,15 @@
 
 use std::process::Stdio;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{self, AsyncReadExt as _, AsyncWriteExt as _},
     process::Command,
     time::{self, Duration},
 };
 
-use super::hook::{Payload, shown};
+use super::hook::{Failed, Payload, shown};
 
 /// Bytes of its standard error that are looked at.
 const MAX_SAID: usize = 4096;
@@ -33,8 +33,9 @@ impl Drop for Group {
 /// Runs a program to its end; with this future, everything that it has started ends.
 ///
 /// # Errors
-/// When it does not end with 0, with the beginning of what it said on its standard error.
-pub(super) async fn run(exec: &[String], payload: &Payload, body: &[u8]) -> anyhow::Result<()> {
+/// When it does not end with 0, with the beginning of what it said on its standard error: that is its answer, and
+/// asking again until there is another would be none.
+pub(super) async fn run(exec: &[String], payload: &Payload, body: &[u8]) -> Result<(), Failed> {
     let (program, arguments) = exec.split_first().context("no program")?;
     let mut child = Command::new(program)
         .args(arguments)
@@ -57,10 +58,12 @@ pub(super) async fn run(exec: &[String], payload: &Payload, body: &[u8]) -> anyh
             let _unread = stdin.write_all(body).await;
             drop(stdin);
             let _closed = stderr.read_to_end(&mut said).await;
+            // What is not looked at is read all the same: in a pipe that is full it would stand still.
+            let _rest = io::copy(stderr.get_mut(), &mut io::sink()).await;
             std::future::pending::<std::convert::Infallible>().await
         };
         tokio::select! {
-            status = child.wait() => status?,
+            status = child.wait() => status.context("cannot wait for it")?,
             never = talk => match never {},
         }
     };
@@ -69,8 +72,9 @@ pub(super) async fn run(exec: &[String], payload: &Payload, body: &[u8]) -> anyh
     }
     // What it has started may live on and keep this open.
     let _open = time::timeout(LAST_WORDS, stderr.read_to_end(&mut said)).await;
-    match said.is_empty() {
-        true => bail!("{status}"),
-        false => bail!("{status}: {}", shown(&said)),
-    }
+    let why = match said.is_empty() {
+        true => status.to_string(),
+        false => format!("{status}: {}", shown(&said)),
+    };
+    Err(Failed { why, is_passing: false })
 }

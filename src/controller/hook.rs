@@ -103,10 +103,10 @@ impl Payload {
 }
 
 /// Why a try has failed.
-struct Failed {
-    why: String,
+pub(super) struct Failed {
+    pub(super) why: String,
     /// Whether another try may do better.
-    is_passing: bool,
+    pub(super) is_passing: bool,
 }
 
 impl From<anyhow::Error> for Failed {
@@ -156,7 +156,7 @@ pub(super) fn backoff(id: &str, tried: u32) -> Duration {
 
 async fn attempt(call: &Call, payload: &Payload, body: &Bytes) -> Result<(), Failed> {
     let (target, secret) = match call {
-        Call::Exec(program) => return Ok(exec::run(program, payload, body).await?),
+        Call::Exec(program) => return exec::run(program, payload, body).await,
         Call::Http { target, secret } => (target.clone(), secret.clone()),
     };
     let mut fields = vec![(DELIVERY, value(&payload.id)?), (header::USER_AGENT, USER_AGENT)];

@@ -166,7 +166,7 @@ impl ServiceTask {
     pub(super) async fn run(
         mut self,
         mut requests: mpsc::Receiver<(Ask, Answer)>,
-        mut configs: watch::Receiver<Service>,
+        mut configs: watch::Receiver<(Service, Context)>,
         mut readings: watch::Receiver<Reading>,
         status: watch::Sender<ServiceStatus>,
     ) {
@@ -193,8 +193,8 @@ impl ServiceTask {
                 // First, so that nothing is decided by a configuration that is not in force any more.
                 biased;
                 Ok(()) = configs.changed() => {
-                    let config = configs.borrow_and_update().clone();
-                    self.reconfigure(config);
+                    let (config, by) = configs.borrow_and_update().clone();
+                    self.reconfigure(config, by);
                 }
                 saved = save::saved(&mut self.journal) => self.settle(saved),
                 request = requests.recv() => {
@@ -222,7 +222,7 @@ impl ServiceTask {
 
     /// Another configuration is in force. Roles and weight that are written anew have been published with
     /// it; otherwise they stay as they have become.
-    fn reconfigure(&mut self, config: Service) {
+    fn reconfigure(&mut self, config: Service, by: Context) {
         if self.config.roles != config.roles || self.config.weight != config.weight {
             self.overtake();
             self.metrics.published(&config.name, &self.roles, &config.roles, config.weight);
@@ -236,7 +236,9 @@ impl ServiceTask {
                 Some(canary) => format!("configured anew: {stable} is stable, {canary} gets {}", self.weight),
                 None => format!("configured anew: {stable} gets all requests"),
             };
+            self.context = Some(by);
             self.note(Kind::Configuration, what);
+            self.context = None;
         }
         self.without(&config.backends);
         self.config = config;

@@ -172,6 +172,7 @@ fn a_credential_can_be_for_some_services() {
     for (method, path) in [
         ("GET", "/api/v1/services/api"),
         ("POST", "/api/v1/services/api/flip"),
+        ("POST", "/api/v1/services/%61pi/flip"),
         ("POST", "/api/v1/services/nobody/flip"),
     ] {
         let detail = problem(&setup.ask(&token, method, path, ""), 403);

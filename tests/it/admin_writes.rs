@@ -120,6 +120,53 @@ fn each_write_is_recorded_with_who_what_and_why() {
 }
 
 #[test]
+fn a_service_is_recorded_however_its_name_is_encoded() {
+    let setup = Setup::new();
+    let path = "/api/v1/services/%77eb/weight";
+    assert_eq!(setup.tidegate.ask("PUT", path, r#"{"canary": 1}"#).status, 200);
+    let record = &setup.records()[0];
+    assert_eq!((&record["service"], &record["verb"]), (&"web".into(), &"weight".into()));
+    assert_eq!((&record["before"]["weight"], &record["after"]["weight"]), (&json!(0.0), &json!(1.0)));
+}
+
+#[test]
+fn a_reload_is_recorded_with_what_it_changed() {
+    let setup = Setup::new();
+    let file = setup.folder.path().join("tidegate.toml");
+    let toml = std::fs::read_to_string(&file).unwrap();
+    let reload = || setup.tidegate.ask("POST", "/api/v1/reload", r#"{"reason": "half"}"#).status;
+    std::fs::write(&file, toml.replace("canary = 'v2'", "canary = 'v2'\nweight = 50.0")).unwrap();
+    assert_eq!(reload(), 200);
+    std::fs::write(&file, "x = 1").unwrap();
+    assert_eq!(reload(), 422);
+    let [done, refused] = <[Value; 2]>::try_from(setup.records()).unwrap();
+    assert_eq!((&done["verb"], &done["changes"]), (&"reload".into(), &json!(["service `web` changed"])));
+    assert_eq!((&refused["status"], &refused["changes"]), (&json!(422), &Value::Null));
+    let status = eventually(|| setup.tidegate.status(), |status| status["weight"] == 50.0);
+    let event = status["events"].as_array().unwrap().last().unwrap();
+    assert_eq!((&event["by"], &event["reason"]), (&done["actor"], &"half".into()));
+}
+
+#[test]
+fn a_reload_that_nobody_asked_for_is_recorded_too() {
+    let (backend, folder) = (Backend::named("v1"), tempfile::tempdir().unwrap());
+    let [audit, file] = ["audit.log", "tidegate.toml"].map(|name| folder.path().join(name));
+    let web = |weight| {
+        let web = Web::new(backend.address).canary(backend.address).weight(weight);
+        web.admin(&format!("audit_log = '{}'", audit.display())).to_string()
+    };
+    std::fs::write(&file, web(0.0)).unwrap();
+    let tidegate = Tidegate::start_from(&file, true);
+    std::fs::write(&file, web(50.0)).unwrap();
+    let record = eventually(|| records(&audit).pop(), Option::is_some).unwrap();
+    assert_eq!((&record["actor"], &record["by"]), (&"file".into(), &"process".into()));
+    assert_eq!((&record["verb"], &record["status"]), (&"reload".into(), &json!(200)));
+    assert_eq!(record["changes"], json!(["service `web` changed"]));
+    let status = eventually(|| tidegate.status(), |status| status["weight"] == 50.0);
+    assert_eq!(status["events"].as_array().unwrap().last().unwrap()["by"], "file");
+}
+
+#[test]
 fn who_is_gone_before_the_answer_is_recorded_all_the_same() {
     let site = Site::new();
     let audit = site.folder.path().join("audit.log");

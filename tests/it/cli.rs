@@ -50,9 +50,9 @@ fn help_and_version_are_there() {
     let (code, version, _) = output(&["--version"]);
     assert_eq!((code, version), (Some(0), format!("tidegate {}\n", env!("CARGO_PKG_VERSION"))));
     let (code, _, said) = output(&["runn"]);
-    assert_eq!(code, Some(2));
+    assert_eq!(code, Some(64));
     assert!(said.contains("run"), "{said}");
-    assert_eq!(output(&["run"]).0, Some(2), "a configuration is needed");
+    assert_eq!(output(&["run"]).0, Some(64), "a configuration is needed");
 }
 
 #[test]
@@ -212,11 +212,18 @@ fn a_hangup_opens_the_access_log_anew() {
 #[test]
 fn a_hangup_has_the_configuration_read_anew() {
     let (one, two) = (Backend::named("one"), Backend::named("two"));
-    let (folder, mut program) = Program::run(Web::new(one.address));
+    let logs = tempfile::tempdir().unwrap();
+    let audit = logs.path().join("audit.log");
+    let web = |backend: &Backend| {
+        Web::new(backend.address).admin(&format!("audit_log = '{}'", audit.display())).to_string()
+    };
+    let (folder, mut program) = Program::run(web(&one));
     assert_eq!(Raw::connect(program.listener).get("/").text(), "one");
-    std::fs::write(folder.path().join("tidegate.toml"), Web::new(two.address).to_string()).unwrap();
+    std::fs::write(folder.path().join("tidegate.toml"), web(&two)).unwrap();
     program.signal("HUP");
     crate::support::eventually_is("two".to_owned(), || Raw::connect(program.listener).get("/").text());
+    let recorded = || std::fs::read_to_string(&audit).unwrap_or_default();
+    crate::support::eventually(recorded, |line| line.contains(r#""actor":"SIGHUP","by":"process""#));
     program.signal("INT");
     assert_eq!(program.wait_for_code(), Some(0));
 }
@@ -286,5 +293,5 @@ fn a_new_token_is_one_and_its_credential_is_right() {
     assert_eq!((list[0].name.as_str(), list[0].scope.name()), ("ci", "operate"));
     assert_eq!(list[0].services.as_ref().unwrap().len(), 2);
     assert_ne!(output(&["token", "new", "ci"]).1, output(&["token", "new", "ci"]).1);
-    assert_eq!(output(&["token", "new", "ci", "--scope", "write"]).0, Some(2));
+    assert_eq!(output(&["token", "new", "ci", "--scope", "write"]).0, Some(64));
 }

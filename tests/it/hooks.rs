@@ -350,6 +350,31 @@ fn a_program_is_told_and_its_status_is_the_answer() {
 }
 
 #[test]
+fn a_program_may_say_more_than_anybody_looks_at() {
+    let (setup, files) = (Setup::new(), Files::new());
+    // Many times as much as a pipe holds.
+    let yes = program(&files, "yes", "head -c 1000000 /dev/zero >&2");
+    exec(&setup, &yes, "").wait_for_phase("stepping");
+}
+
+#[test]
+fn what_a_program_answers_is_not_asked_for_again() {
+    let (setup, files) = (Setup::new(), Files::new());
+    let runs = files.path("runs");
+    // A second run would say yes.
+    let text = format!("echo run >> {0}; test $(wc -l < {0}) -gt 1", runs.display());
+    let flaky = program(&files, "flaky", &text);
+    let status = exec(&setup, &flaky, "retries = 3").wait_for_phase("rolled_back");
+    assert_eq!(status["rollout"]["reason"]["why"], format!("the hook `{flaky}`: exit status: 1"));
+    assert_eq!(fs::read_to_string(runs).unwrap(), "run\n");
+
+    let missing = files.path("missing").display().to_string();
+    let status = exec(&setup, &missing, "retries = 1").wait_for_phase("rolled_back");
+    let why = status["rollout"]["reason"]["why"].as_str().unwrap();
+    assert!(why.starts_with(&format!("the hook `{missing}` (try 2): cannot run ")), "{why}");
+}
+
+#[test]
 fn a_program_that_takes_too_long_ends_with_all_that_it_has_started() {
     let (setup, files) = (Setup::new(), Files::new());
     let pid = files.path("pid");

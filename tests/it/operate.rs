@@ -147,9 +147,37 @@ fn waiting_ends_with_2_when_nobody_can_tell_or_time_runs_out() {
     let refusing = Refusing::new();
     let waiting = Web::new(_stable.address).canary(refusing.address);
     let other = Tidegate::start(waiting);
-    let Said { code, err, .. } = call(&other, &["start", "--wait", "--timeout", "10ms"]);
+    let Said { code, err, .. } = call(&other, &["start", "--wait", "--timeout", "1s"]);
     assert_eq!(code, 2, "{err}");
-    assert!(err.contains("error: not over after 10ms: preparing"), "{err}");
+    assert!(err.contains("error: not over after 1s: preparing"), "{err}");
+}
+
+#[test]
+fn waiting_ends_in_time_where_nobody_answers() {
+    let silent = Backend::scripted(|mut peer| peer.wait_for_end());
+    let address = format!("http://{}", silent.address);
+    let Said { code, err, .. } = call_at(&address, &["start", "web", "--wait", "--timeout", "100ms"]);
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("error: not over after 100ms: nobody has answered"), "{err}");
+
+    let canary = Backend::named("v2");
+    let (_stable, tidegate) = start(&canary, BY_HAND);
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let (admin, requests) = (tidegate.admin, AtomicUsize::new(0));
+    let silent_later = Backend::scripted(move |mut peer| {
+        let Some(seen) = peer.request() else { return };
+        if requests.fetch_add(1, SeqCst) > 0 {
+            return peer.wait_for_end();
+        }
+        let mut client = Raw::connect(admin);
+        client.send(format!("{}\r\n\r\n", seen.head));
+        peer.send(reply("200 OK", &[], client.response_to("GET").text()));
+    });
+    let address = format!("http://{}", silent_later.address);
+    let Said { code, err, .. } = call_at(&address, &["status", "web", "--wait", "--timeout", "1s"]);
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("error: not over after 1s: step 1 of 2"), "{err}");
 }
 
 #[test]
@@ -158,14 +186,15 @@ fn what_cannot_be_done_says_what_can() {
     let (_stable, tidegate) = start(&canary, BY_HAND);
     for (arguments, code, wanted) in [
         (&["pause"][..], 3, "cannot `pause` while idle: no rollout has been started"),
-        (&["pause", "wep"], 3, "there is no service `wep`"),
-        (&["pause", "a/b"], 3, "`a/b` is not the name of a service"),
-        (&["weight", "web", "101"], 3, "101"),
+        (&["pause", "wep"], 64, "there is no service `wep`"),
+        (&["pause", "a/b"], 64, "`a/b` is not the name of a service"),
+        (&["weight", "web", "101"], 64, "101"),
+        (&["weight", "web", "much"], 64, "much"),
         (&["status", "--wait"], 3, "no rollout of service `web` has been started"),
-        (&["status", "--timeout", "1s"], 2, "--wait"),
-        (&["status", "--address", "localhost:1"], 3, "write an http:// or https:// URL"),
+        (&["status", "--timeout", "1s"], 64, "--wait"),
+        (&["status", "--address", "localhost:1"], 64, "write an http:// or https:// URL"),
         (&["status", "--address", "http://127.0.0.1:1"], 69, "nobody answers at 127.0.0.1:1"),
-        (&["status", "--token-file", "/nowhere/token"], 3, "cannot read /nowhere/token"),
+        (&["status", "--token-file", "/nowhere/token"], 64, "cannot read /nowhere/token"),
     ] {
         let said = call(&tidegate, arguments);
         assert_eq!(said.code, code, "{arguments:?}: {said:?}");
@@ -174,6 +203,25 @@ fn what_cannot_be_done_says_what_can() {
     // Somebody else's server.
     let said = call_at(&format!("http://{}", canary.address), &["status"]);
     assert_eq!(said.code, 70, "{said:?}");
+}
+
+#[test]
+fn each_refusal_has_its_exit_code() {
+    for (status, verb, code) in [
+        ("409 Conflict", "status", 3),
+        ("412 Precondition Failed", "status", 3),
+        ("404 Not Found", "status", 64),
+        ("422 Unprocessable Content", "status", 64),
+        ("421 Misdirected Request", "status", 69),
+        ("500 Internal Server Error", "status", 70),
+        ("403 Forbidden", "status", 77),
+        ("422 Unprocessable Content", "reload", 78),
+    ] {
+        let body = format!(r#"{{"status":{},"title":"","detail":"no"}}"#, &status[..3]);
+        let api = Backend::answering(move |_| reply(status, &[], &body));
+        let said = call_at(&format!("http://{}", api.address), &[verb]);
+        assert_eq!((said.code, said.err.as_str()), (code, "error: no\n"), "{status} {verb}");
+    }
 }
 
 /// The lines that `watch` prints, until its end.
@@ -202,7 +250,11 @@ fn watching_without_a_terminal_is_a_line_for_each_event() {
             assert!(line.contains("weight set to"), "{line}");
             if output == "json" {
                 let event: Value = serde_json::from_str(&line).unwrap();
-                assert!(event["service"] == "web" && event["at"].is_u64(), "{line}");
+                let status = tidegate.status();
+                let known = status["events"].as_array().unwrap();
+                let mut known = known.iter().find(|known| known["id"] == event["id"]).unwrap().clone();
+                known["service"] = "web".into();
+                assert!(event == known && event["by"].is_string(), "{line}");
             }
         }
         watch.kill().unwrap();
@@ -251,7 +303,7 @@ fn a_reason_stands_in_the_history() {
         assert!(history.contains(reason), "{history}");
     }
     let said = call(&tidegate, &["start", "--reason", "\x1b[2J"]);
-    assert!(said.code == 3 && said.err.contains("a reason has up to"), "{said:?}");
+    assert!(said.code == 64 && said.err.contains("a reason has up to"), "{said:?}");
 }
 
 #[test]
@@ -272,7 +324,7 @@ fn a_history_is_read_as_far_back_as_is_wanted() {
     let entries: Vec<Value> = serde_json::from_str(&json).unwrap();
     assert!(entries.iter().map(|entry| &entry["what"]).eq(&whats[49..]), "{json}");
     assert!(entries.is_sorted_by_key(|entry| entry["seq"].as_u64()) && entries[0]["kind"] == "weight");
-    assert_eq!(call(&tidegate, &["history", "nobody", "--events", "0"]).code, 3);
+    assert_eq!(call(&tidegate, &["history", "nobody", "--events", "0"]).code, 64);
 }
 
 #[test]
@@ -298,14 +350,14 @@ fn an_address_with_https_is_spoken_to_in_tls() {
     let said = call_at(&address, &["status", "--certificate", certificate, "--key", key]);
     assert!(said.code == 69 && said.err.contains("--ca says whom"), "{said:?}");
     let said = call_at(&address, &["status", "--ca", "/nowhere/ca.pem"]);
-    assert!(said.code == 3 && said.err.contains("`/nowhere/ca.pem` cannot be read"), "{said:?}");
+    assert!(said.code == 64 && said.err.contains("`/nowhere/ca.pem` cannot be read"), "{said:?}");
     // A certificate is asked for; and plain HTTP is nothing to it.
     assert_ne!(call_at(&address, &["status", "--ca", trusted]).code, 0);
     assert_eq!(call(&tidegate, &["status"]).code, 70);
 }
 
-/// Stands between a program and a Tidegate; `what` says what becomes of each write, by its number. Once one is lost, the
-/// last of those it leads `to` is there instead of the first.
+/// Stands between a program and a Tidegate; `what` says what becomes of each write, by its number. Once one is refused or
+/// lost, the last of those it leads `to` is there instead of the first.
 fn pipe(to: Vec<SocketAddr>, what: fn(usize) -> Passing) -> Backend {
     let (writes, at) = (AtomicUsize::new(0), AtomicUsize::new(0));
     Backend::scripted(move |mut peer| {
@@ -314,6 +366,7 @@ fn pipe(to: Vec<SocketAddr>, what: fn(usize) -> Passing) -> Backend {
         let passing = number.map_or(Passing::Through, what);
         if passing == Passing::Busy {
             let body = r#"{"status":503,"title":"Service Unavailable","detail":"busy"}"#;
+            at.store(to.len() - 1, SeqCst);
             peer.send(reply("503 Service Unavailable", &[], body));
             return;
         }
@@ -389,6 +442,12 @@ fn what_may_have_been_done_by_a_process_that_is_gone_is_not_done_again() {
         err.contains("the answer was lost, and it may have been done or not: service `web` has changed"),
         "{err}"
     );
+    // What was plainly refused has not been done, whatever came of another try.
+    let refused_first = |number| if number == 0 { Passing::Busy } else { Passing::Through };
+    let pipe_to_both = pipe(vec![before.admin, after.admin], refused_first);
+    let Said { code, err, .. } = call_at(&format!("http://{}", pipe_to_both.address), &["promote", "web"]);
+    assert_eq!((code, &after.status()["rollout"]["step"]), (3, &0.into()), "{err}");
+    assert!(err.contains("error: service `web` has changed") && !err.contains("lost"), "{err}");
     // A rollback comes to the same when it is done twice.
     let pipe_to_both = pipe(vec![before.admin, after.admin], lost_first);
     let Said { code, err, .. } = call_at(&format!("http://{}", pipe_to_both.address), &["rollback", "web"]);

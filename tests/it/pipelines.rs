@@ -41,9 +41,14 @@ struct Runner {
 
 impl Runner {
     fn new(address: SocketAddr) -> Self {
+        Self::deploying(address, "")
+    }
+
+    /// One where this happens while the new version is deployed.
+    fn deploying(address: SocketAddr, meanwhile: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let deploy = folder.path().join("deploy");
-        fs::write(&deploy, "#!/bin/sh\necho \"$@\" >deployed\n").unwrap();
+        fs::write(&deploy, format!("#!/bin/sh\necho \"$@\" >deployed\n{meanwhile}\n")).unwrap();
         fs::set_permissions(&deploy, fs::Permissions::from_mode(0o755)).unwrap();
         Self { address, folder, log: String::new() }
     }
@@ -177,4 +182,34 @@ fn a_pipeline_goes_back_when_nobody_can_tell() {
             assert_eq!(web["rollout"]["phase"], "rolled_back", "{log}");
         },
     );
+}
+
+#[test]
+fn somebody_elses_rollout_is_left_alone() {
+    if program("jq").is_none() {
+        return;
+    }
+    for job in [Runner::github, Runner::gitlab] {
+        let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
+        let plan = "steps = [{ weight = 20, hold = '1h' }]";
+        let web = Web::new(stable.address).canary(canary.address).table("rollout", plan);
+        let start = |meanwhile| {
+            let tidegate = Tidegate::start(&web);
+            let runner = Runner::deploying(tidegate.admin, meanwhile);
+            (tidegate, runner)
+        };
+
+        let (tidegate, mut runner) = start("");
+        tidegate.api("POST", "web/start", "");
+        assert!(!job(&mut runner), "{}", runner.log);
+        assert_eq!(runner.deployed(), "", "{}", runner.log);
+        assert!(runner.log.contains(" is on"), "{}", runner.log);
+        tidegate.wait_for_phase("stepping");
+
+        // One that begins just before the job's own would.
+        let (tidegate, mut runner) = start("tidegate start web");
+        assert!(!job(&mut runner), "{}", runner.log);
+        assert!(runner.log.contains("cannot `start` while"), "{}", runner.log);
+        tidegate.wait_for_phase("stepping");
+    }
 }

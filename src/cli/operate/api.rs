@@ -50,6 +50,16 @@ impl Failure {
     pub(super) fn not_understood(error: serde_json::Error) -> Self {
         Self::Broken(format!("the answer is not what this version of tidegate knows: {error}"))
     }
+
+    /// Whether it is an answer to a write that has changed nothing. One in between that has lost the answer says 502 or
+    /// 504, and so does the API of what it is still busy with.
+    pub(super) fn says_that_nothing_was_done(&self) -> bool {
+        match self {
+            Self::Refused { status, detail } => !matches!(status, 502 | 504) && detail != UNDER_WAY,
+            Self::Usage(_) => true,
+            Self::Unreachable(_) | Self::Broken(_) => false,
+        }
+    }
 }
 
 /// A call that came to nothing.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::{api::Failure, options::Connection, print, say};
-use crate::cli::args::Output;
+use crate::cli::{EXIT_CONFIG, EXIT_USAGE, args::Output};
 
 /// How it ended.
 #[derive(Debug)]
@@ -16,12 +16,16 @@ pub(super) enum Ending {
     RolledBack(String),
     /// Nobody could tell, a person has to decide, or time ran out.
     Undecided(String),
-    /// It makes no sense now, or not at all.
+    /// It makes no sense as the service stands.
     Refused(String),
+    /// It makes no sense however it stands.
+    Usage(String),
     /// Nobody answers there.
     Unreachable(String),
     /// The token does not allow it.
     Forbidden(String),
+    /// The configuration that was to be taken up is wrong.
+    Misconfigured(String),
     /// Something went wrong on the way.
     Broken(String),
 }
@@ -34,9 +38,11 @@ impl Ending {
             Self::RolledBack(text) => (1, "rolled_back", text),
             Self::Undecided(text) => (2, "undecided", text),
             Self::Refused(text) => (3, "refused", text),
+            Self::Usage(text) => (EXIT_USAGE, "usage", text),
             Self::Unreachable(text) => (69, "unreachable", text),
             Self::Broken(text) => (70, "broken", text),
             Self::Forbidden(text) => (77, "forbidden", text),
+            Self::Misconfigured(text) => (EXIT_CONFIG, "misconfigured", text),
         };
         match connection.output {
             Output::Table => say(&format!("{ERROR}error:{ERROR:#} {text}")),
@@ -51,9 +57,11 @@ impl From<Failure> for Ending {
         match failure {
             Failure::Unreachable(text) => Self::Unreachable(text),
             Failure::Refused { status: 401 | 403 | 429, detail } => Self::Forbidden(detail),
+            Failure::Refused { status: 409 | 412, detail } => Self::Refused(detail),
+            // One answers, but not to this name.
+            Failure::Refused { status: 421, detail } => Self::Unreachable(detail),
             Failure::Refused { status: 500.., detail } => Self::Broken(detail),
-            Failure::Refused { detail, .. } => Self::Refused(detail),
-            Failure::Usage(text) => Self::Refused(text),
+            Failure::Refused { detail, .. } | Failure::Usage(detail) => Self::Usage(detail),
             Failure::Broken(text) => Self::Broken(text),
         }
     }

@@ -32,7 +32,14 @@ mod tests {
         let events = events
             .iter()
             // As after the clock was set back.
-            .map(|&(id, what)| Event { id, at: 100 - id, what: what.to_owned(), by: None, reason: None })
+            .map(|&(id, what)| Event {
+                id,
+                at: 100 - id,
+                what: what.to_owned(),
+                by: None,
+                reason: None,
+                more: serde_json::Map::new(),
+            })
             .collect();
         let (name, stable) = ("web".to_owned(), "v1".to_owned());
         let service = Service {

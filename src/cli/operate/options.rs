@@ -133,6 +133,9 @@ pub(in crate::cli) enum Verb {
     /// Give everything back to stable at once.
     #[command(visible_alias = "abort")]
     Rollback {
+        /// Only if this rollout is the service's, and no other has begun since. Its id stands in the answer to `start`.
+        #[arg(long, value_name = "ID")]
+        rollout: Option<String>,
         #[command(flatten)]
         look: Look,
         #[command(flatten)]
@@ -191,6 +194,24 @@ impl Verb {
             | Self::History { target, .. } => &target.connection,
         }
     }
+
+    /// Whether it stays until it is over.
+    pub(super) fn look(&self) -> Option<&Look> {
+        match self {
+            Self::Status { look, .. }
+            | Self::Start { look, .. }
+            | Self::Promote { look, .. }
+            | Self::GuardsOnly { look, .. }
+            | Self::Rollback { look, .. }
+            | Self::Resume { look, .. } => Some(look),
+            Self::Watch { .. }
+            | Self::Weight { .. }
+            | Self::Pause { .. }
+            | Self::Flip { .. }
+            | Self::History { .. }
+            | Self::Reload { .. } => None,
+        }
+    }
 }
 
 /// Which service, and whose.
@@ -209,7 +230,7 @@ pub(in crate::cli) struct Look {
     /// 2 if nobody could tell or time ran out.
     #[arg(long)]
     pub(super) wait: bool,
-    /// How long to wait, such as 30m; as long as it takes, if left out.
+    /// How long to wait in all, such as 30m; as long as it takes, if left out.
     #[arg(long, value_name = "TIME", requires = "wait", value_parser = parse_duration)]
     pub(super) timeout: Option<Duration>,
 }

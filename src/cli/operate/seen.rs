@@ -1,6 +1,7 @@
 //! What of the API's answers is shown. Less than there is, so that an older program can ask a newer one.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// All services.
 #[derive(Debug, Deserialize)]
@@ -31,7 +32,7 @@ pub(super) struct Rollout {
     pub(super) since: Option<u64>,
     pub(super) at: Option<u64>,
     /// A word while it is paused; what it went back for is an object.
-    pub(super) reason: Option<serde_json::Value>,
+    pub(super) reason: Option<Value>,
     #[serde(default)]
     pub(super) guards_only: bool,
     pub(super) steps: Vec<Step>,
@@ -69,8 +70,8 @@ pub(super) struct Recent {
     pub(super) p99_seconds: Option<f64>,
 }
 
-/// Something that happened.
-#[derive(Debug, Deserialize)]
+/// Something that happened. For programs it is written as the API gives it.
+#[derive(Debug, Deserialize, Serialize)]
 pub(super) struct Event {
     /// Greater than that of any event before; entries of the history have none.
     #[serde(default)]
@@ -78,15 +79,20 @@ pub(super) struct Event {
     pub(super) at: u64,
     pub(super) what: String,
     /// Who wanted it, and why they said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<String>,
+    /// What newer ones have beside it.
+    #[serde(flatten)]
+    pub(super) more: Map<String, Value>,
 }
 
 /// A page of what has happened, the newest first.
 #[derive(Debug, Deserialize)]
 pub(super) struct Page {
     /// Each is an [`Event`], and more that programs may want to see.
-    pub(super) entries: Vec<serde_json::Value>,
+    pub(super) entries: Vec<Value>,
     /// Before which entry the next page ends; nothing if this is the last.
     pub(super) next: Option<u64>,
 }

@@ -145,7 +145,7 @@ pub(super) fn events(events: &[Event]) -> String {
 }
 
 /// An event in a line, with its time, in UTC.
-pub(super) fn event_line(Event { id: _, at, what, by, reason }: &Event) -> String {
+pub(super) fn event_line(Event { id: _, at, what, by, reason, more: _ }: &Event) -> String {
     let why = match (by, reason) {
         (Some(by), Some(reason)) => format!(" ({by}: {reason})"),
         (_, Some(reason)) => format!(" ({reason})"),

@@ -23,14 +23,36 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// How long nobody has to answer before it is given up: a restart takes less.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long somebody waits in all, and until when that is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline(Duration, Instant);
+
+impl Deadline {
+    /// From now on.
+    pub(super) fn of(look: &Look) -> Option<Self> {
+        look.timeout.map(|timeout| Self(timeout, Instant::now() + timeout))
+    }
+
+    /// What comes of this if it comes in time, or how it stands then.
+    pub(super) async fn hold<T>(
+        deadline: Option<Self>,
+        work: impl Future<Output = T>,
+        stands: impl FnOnce() -> String,
+    ) -> Result<T, Ending> {
+        let Some(Self(timeout, at)) = deadline else { return Ok(work.await) };
+        let late =
+            |_| Ending::Undecided(format!("not over after {}: {}", format_duration(timeout), stands()));
+        time::timeout_at(at, work).await.map_err(late)
+    }
+}
+
 /// Tells what happens, and ends when the rollout has.
 pub(super) async fn until_it_ends(
     first: Value,
-    look: &Look,
+    deadline: Option<Deadline>,
     api: &Api,
     connection: &Connection,
 ) -> Result<Ending, Failure> {
-    let deadline = look.timeout.map(|timeout| (timeout, Instant::now() + timeout));
     let mut answer = first;
     let mut seen = Seen::default();
     loop {
@@ -46,15 +68,15 @@ pub(super) async fn until_it_ends(
             }
             return Ok(ending);
         }
-        if let Some((timeout, deadline)) = deadline
-            && Instant::now() >= deadline
-        {
-            let stands = anstream::adapter::strip_str(&view::stands(rollout)).to_string();
-            let timeout = format_duration(timeout);
-            return Ok(Ending::Undecided(format!("not over after {timeout}: {stands}")));
-        }
-        time::sleep(PAUSE).await;
-        answer = patiently(api, &service.name).await?;
+        let next = async {
+            time::sleep(PAUSE).await;
+            patiently(api, &service.name).await
+        };
+        let stands = || anstream::adapter::strip_str(&view::stands(rollout)).to_string();
+        answer = match Deadline::hold(deadline, next, stands).await {
+            Ok(next) => next?,
+            Err(late) => return Ok(late),
+        };
     }
 }
 

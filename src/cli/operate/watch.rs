@@ -62,7 +62,9 @@ pub(super) async fn watch(target: &Target, api: &Api, connection: &Connection) -
             for event in news.entry(service.name.clone()).or_default().of(service) {
                 let line = match connection.output {
                     Output::Json => {
-                        json!({ "service": service.name, "at": event.at, "what": event.what }).to_string()
+                        let mut event = serde_json::to_value(event).map_err(Failure::not_understood)?;
+                        event["service"] = json!(service.name);
+                        event.to_string()
                     }
                     Output::Table if name.is_some() => view::event_line(event),
                     Output::Table => format!("{}: {}", service.name, view::event_line(event)),

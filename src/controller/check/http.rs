@@ -9,7 +9,10 @@ use http_body_util::Full;
 use serde_json::Value;
 
 use crate::{
-    controller::client::{self, Answer},
+    controller::{
+        client::{self, Answer},
+        hook::shown,
+    },
     model::protocol::Protocol,
     tls::client::{Client as Tls, Connector, Settings},
 };
@@ -75,7 +78,7 @@ fn number(value: &Value, pointer: &str) -> anyhow::Result<Option<f64>> {
         Some(Value::Number(number)) => Ok(number.as_f64()),
         Some(Value::String(text)) => match text.parse::<f64>() {
             Ok(number) => Ok((!number.is_nan()).then_some(number)),
-            Err(_) => bail!("`{}` is no number", text.chars().take(100).collect::<String>()),
+            Err(_) => bail!("`{}` is no number", shown(text.as_bytes())),
         },
         Some(_) => bail!("there is no number at `{pointer}`, but something else"),
     }
@@ -89,13 +92,15 @@ mod tests {
 
     #[test]
     fn a_number_is_found_where_it_is_said_to_be() {
-        let answer = json!({ "a": [{ "b/c": 1.5 }, "2e3", "NaN"], "d": null, "e": "much" });
+        let answer =
+            json!({ "a": [{ "b/c": 1.5 }, "2e3", "NaN"], "d": null, "e": "much", "f": "\u{1b}[31mmuch" });
         let at = |pointer| number(&answer, pointer).map_err(|error| error.to_string());
         assert_eq!((at("/a/0/b~1c"), at("/a/1")), (Ok(Some(1.5)), Ok(Some(2000.0))));
         for none in ["/a/2", "/d", "/x", "/a/9"] {
             assert_eq!(at(none), Ok(None), "{none}");
         }
         assert_eq!(at("/e"), Err("`much` is no number".to_owned()));
+        assert_eq!(at("/f"), Err("`[31mmuch` is no number".to_owned()));
         assert!(at("/a").is_err() && at("").is_err());
         assert_eq!(number(&json!(7), "").unwrap(), Some(7.0));
     }

@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use serde::Deserialize;
 
 use super::http::Client;
+use crate::controller::hook::shown;
 
 /// An answer.
 #[derive(Debug, Deserialize)]
@@ -55,7 +56,7 @@ pub(super) async fn query(
 fn value(answer: Answer) -> anyhow::Result<Option<f64>> {
     let Answer { status, error, data } = answer;
     if status != "success" {
-        bail!("{}", error.unwrap_or(status));
+        bail!("{}", shown(error.unwrap_or(status).as_bytes()));
     }
     let text = match data {
         Some(Data::Scalar((_, value))) => value,
@@ -66,8 +67,10 @@ fn value(answer: Answer) -> anyhow::Result<Option<f64>> {
         },
         Some(Data::Matrix(_) | Data::String(_)) | None => bail!("no instant vector and no scalar"),
     };
-    let value: f64 =
-        text.trim_start_matches('+').parse().with_context(|| format!("`{text}` is no number"))?;
+    let value: f64 = text
+        .trim_start_matches('+')
+        .parse()
+        .with_context(|| format!("`{}` is no number", shown(text.as_bytes())))?;
     Ok((!value.is_nan()).then_some(value))
 }
 
@@ -117,6 +120,11 @@ mod tests {
         assert_eq!(read(matrix), Err("no instant vector and no scalar".to_owned()));
         let error = r#"{"status":"error","errorType":"bad_data","error":"parse error"}"#;
         assert_eq!(read(error), Err("parse error".to_owned()));
+        // It goes to terminals.
+        let error = format!(r#"{{"status":"error","error":"\u001b[2Jno{}"}}"#, "!".repeat(1000));
+        let said = read(&error).unwrap_err();
+        assert!(said.starts_with("[2Jno!") && said.len() == 200, "{said}");
+        assert_eq!(read(&vector(&["\\u001b[2J"])), Err("`[2J` is no number".to_owned()));
     }
 
     #[test]
