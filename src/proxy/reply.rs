@@ -205,6 +205,11 @@ fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
             "tidegate; error=connection_terminated",
             "502: the backend broke the connection\n",
         ),
+        ProxyError::Cut => (
+            StatusCode::BAD_GATEWAY,
+            "tidegate; error=connection_terminated; details=\"rolled back\"",
+            "502: the version that had this request was rolled back\n",
+        ),
         ProxyError::NoUpgrade => (
             StatusCode::BAD_GATEWAY,
             "tidegate; error=http_upgrade_failed",

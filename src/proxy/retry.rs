@@ -289,6 +289,7 @@ struct Failed {
 /// How a try has failed, if it is the backend that has failed.
 fn failed(answered: &Answered, routed: &Routed) -> Option<Failed> {
     let response = match answered {
+        // What was cut counts against nobody, and its user is shielded from that like from a failure.
         Err(error) => return error.failure().map(|failure| Failed { failure, counts: true }),
         Ok((_, response)) => response,
     };

@@ -71,6 +71,8 @@ pub enum LocalReason {
     ResponseTimeout,
     /// The connection broke before the response began, or what came was not HTTP.
     Reset,
+    /// The backend was rolled back before the response began, and the time that it had left was over.
+    Cut,
     /// The backend does not switch protocols as it was asked to.
     NoUpgrade,
     /// The backend speaks no TLS that we do.
@@ -83,7 +85,7 @@ pub enum LocalReason {
 
 impl LocalReason {
     /// Every reason, in the order of its index.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::BadRequest,
         Self::UriTooLong,
         Self::HeadTooLarge,
@@ -102,6 +104,7 @@ impl LocalReason {
         Self::ConnectTimeout,
         Self::ResponseTimeout,
         Self::Reset,
+        Self::Cut,
         Self::NoUpgrade,
         Self::TlsProtocolError,
         Self::TlsCertificateError,
@@ -129,6 +132,7 @@ impl LocalReason {
             Self::ConnectTimeout => "connect_timeout",
             Self::ResponseTimeout => "response_timeout",
             Self::Reset => "reset",
+            Self::Cut => "cut",
             Self::NoUpgrade => "no_upgrade",
             Self::TlsProtocolError => "tls_protocol_error",
             Self::TlsCertificateError => "tls_certificate_error",
