@@ -171,15 +171,26 @@ impl Copy {
     }
 
     async fn run(self: Box<Self>) {
-        let Self { context, client, way, key, mut request, body, trailers, timeouts, is_call, pair, place } =
-            *self;
+        let Self {
+            context,
+            client,
+            way,
+            key,
+            mut request,
+            body,
+            trailers,
+            timeouts,
+            is_call,
+            pair,
+            place: _place,
+        } = *self;
         let now = clock::monotonic();
         let assignment = way.assignment();
         let endpoint = way.view().backend(assignment.backend).choose(key, now, || context.random());
         let Ok(endpoint) = endpoint else { return pair.give_up(MirrorResult::DroppedNoEndpoint) };
         pair.begin_copy(now);
         pair.look_at(&endpoint, now);
-        let mut attempt = Attempt::begin((place.0.cells.writer(), None), endpoint, &client, now);
+        let mut attempt = Attempt::begin((way.copies_writer(), None), endpoint, &client, now);
         attempt.pair_with(pair.half(Role::Canary));
         *request.body_mut() = RequestBody::recorded(body, trailers);
         let deadline = context.timers().looking_deadline();

@@ -136,6 +136,11 @@ impl Way {
         (self.view.writer(to.backend, to.role, part), to.slot)
     }
 
+    /// The right to count a copy at the backend to which it leads.
+    pub(super) fn copies_writer(&self) -> Writer {
+        self.view.writer(self.assignment.backend, self.assignment.role, Part::Copies)
+    }
+
     /// From now on, it leads there.
     pub(super) fn assign(&mut self, assignment: Assignment) {
         self.assignment = assignment;

@@ -12,6 +12,7 @@ use super::{
     health::Board,
     in_flight::Limits,
     mirror::{MirrorCells, MirrorTotals, Pairs},
+    reader,
     retries::{RetryCells, RetryTotals},
     users::{ByService as UsersByService, Rules, UserCells},
 };
@@ -265,6 +266,8 @@ pub enum Part {
     Half(bool),
     /// Those that were sent to the role, whatever chance would have had it.
     Sent,
+    /// Copies, which are none of its requests.
+    Copies,
     /// Those of one of the routes that are counted apart, by its place among them.
     Route(u16),
     /// Those that were sent, of such a route.
@@ -273,7 +276,7 @@ pub enum Part {
 
 impl Part {
     /// Those that every backend has.
-    const FIXED: usize = 5;
+    const FIXED: usize = 6;
 
     const fn index(self) -> usize {
         match self {
@@ -281,6 +284,7 @@ impl Part {
             Self::Warming => 1,
             Self::Half(half) => 2 + half as usize,
             Self::Sent => 4,
+            Self::Copies => 5,
             Self::Route(place) => Self::FIXED + 2 * place as usize,
             Self::SentRoute(place) => Self::FIXED + 2 * place as usize + 1,
         }
@@ -292,6 +296,7 @@ impl Part {
             1 => Self::Warming,
             2 | 3 => Self::Half(index == 3),
             4 => Self::Sent,
+            5 => Self::Copies,
             _ => {
                 let (place, is_sent) = ((index - Self::FIXED) / 2, (index - Self::FIXED) % 2 == 1);
                 // There are no more routes than that.
@@ -306,7 +311,7 @@ impl Part {
         match self {
             Self::Route(_) => Some(Self::Rest),
             Self::SentRoute(_) => Some(Self::Sent),
-            Self::Rest | Self::Warming | Self::Half(_) | Self::Sent => None,
+            Self::Rest | Self::Warming | Self::Half(_) | Self::Sent | Self::Copies => None,
         }
     }
 }
@@ -342,7 +347,7 @@ impl Entry {
             // It plays the canary.
             Part::Half(true) => (Role::Canary, false),
             Part::Half(false) => (Role::Stable, false),
-            Part::Warming | Part::Sent | Part::SentRoute(_) => return None,
+            Part::Warming | Part::Sent | Part::Copies | Part::SentRoute(_) => return None,
         };
         Some(UserCells::new(Arc::clone(self.users.as_ref()?), role, is_route))
     }
@@ -356,7 +361,7 @@ impl Entry {
         match part {
             Part::Route(at) => place(at).map(Part::Route),
             Part::SentRoute(at) => place(at).map(Part::SentRoute),
-            Part::Rest | Part::Warming | Part::Half(_) | Part::Sent => Some(part),
+            Part::Rest | Part::Warming | Part::Half(_) | Part::Sent | Part::Copies => Some(part),
         }
     }
 }
@@ -400,6 +405,7 @@ impl Ledger {
         self.slot(backend, role, part).get_or_init(|| {
             let cells = match part.whole() {
                 Some(whole) => Cells::part_of(self.made(backend, role, whole)),
+                None if part == Part::Copies => Cells::without_latency(),
                 None => Cells::default(),
             };
             Arc::new(cells.with_users(self.entries[backend].user_cells(role, part)))
@@ -533,6 +539,11 @@ impl Hub {
     pub fn mirrors(&self) -> BTreeMap<ServiceName, MirrorTotals> {
         let mut sums = BTreeMap::new();
         self.workers.iter().for_each(|shelf| shelf.mirrors.sum(&mut sums, MirrorTotals::add));
+        for (key, copies) in reader::read_copies(self) {
+            if let Some(sum) = sums.get_mut(&key.service) {
+                sum.in_flight += copies.in_flight;
+            }
+        }
         sums
     }
 

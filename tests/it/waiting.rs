@@ -246,8 +246,8 @@ fn an_answer_that_comes_before_its_client_is_told_of_the_cut_is_passed_on_as_a_w
     drop(answer);
     for client in &mut clients {
         let response = client.response();
-        let whole = (response.status, response.text());
-        assert!(whole == (200, "whole".into()) || whole.0 == 502, "{whole:?}");
+        let came = (response.status, response.text(), response.whole);
+        assert!(came == (200, "whole".into(), true) || came.0 == 502, "{came:?}");
     }
 }
 
