@@ -118,7 +118,8 @@ impl Context {
         self.witnesses.as_ref().is_some_and(|witnesses| witnesses.spans.is_some())
     }
 
-    /// The newest snapshot and what this worker has for it. A request asks once and keeps the answer.
+    /// The newest snapshot and what this worker has for it. A request asks once and keeps the answer; only before
+    /// another try does it look whether its backend still gets anybody.
     pub(super) fn view(&self) -> Rc<View> {
         let mut snapshots = self.snapshots.borrow_mut();
         let newest = snapshots.load();

@@ -210,10 +210,12 @@ fn a_rollback_cuts_who_still_waits_for_the_canarys_answer_too() {
         assert_eq!(response.fields("proxy-status"), [said]);
         tidegate.scrape().expect("tidegate_local_replies_total", &[("reason", "cut")], 1.0);
     }
-    for web in [http1(), http2()] {
-        let (tidegate, response) = cut_before_an_answer(web.table("retry", "attempts = 0\nshield = true"));
-        assert_eq!((response.status, response.text().as_str()), (200, "v1"));
-        tidegate.scrape().expect("tidegate_shielded_total", &[("result", "success")], 1.0);
+    for retry in ["attempts = 0\nshield = true", "attempts = 1"] {
+        for web in [http1(), http2()] {
+            let (tidegate, response) = cut_before_an_answer(web.table("retry", retry));
+            assert_eq!((response.status, response.text().as_str()), (200, "v1"), "{retry}");
+            tidegate.scrape().expect("tidegate_retries_total", &[("result", "success")], 1.0);
+        }
     }
 }
 
