@@ -3,7 +3,7 @@
 use crate::{
     model::outcome::Outcome,
     routing::retry::Failure,
-    telemetry::ledger::LocalReason,
+    telemetry::local_reason::LocalReason,
     upstream::{backend::Unavailable, connect::ConnectError},
 };
 

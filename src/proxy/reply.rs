@@ -6,7 +6,7 @@
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 use super::{body::ResponseBody, client::Busy, error::ProxyError, grpc};
-use crate::telemetry::ledger::LocalReason;
+use crate::telemetry::local_reason::LocalReason;
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
