@@ -70,8 +70,8 @@ use crate::{
     rollout::{event::Command, refused::Refused},
     store::{Store, StoreError},
     telemetry::{
-        ledger::Hub,
-        reader::{self, Counted, Endpoints, Pairs, RetryTotals, Series, Totals, UserTotals},
+        ledger::{Hub, Key},
+        reader::{self, Copies, Counted, Endpoints, Pairs, RetryTotals, Series, Totals, UserTotals},
     },
 };
 
@@ -89,6 +89,7 @@ pub(crate) struct Counts {
     totals: BTreeMap<Series, Totals>,
     endpoints: Endpoints<Counted>,
     pairs: BTreeMap<ServiceName, Pairs>,
+    copies: BTreeMap<Key, Copies>,
     retries: BTreeMap<ServiceName, RetryTotals>,
     users: BTreeMap<Series, UserTotals>,
 }
@@ -99,8 +100,9 @@ impl Counts {
         // First, so that the failure of which a retry took the place is always known as well.
         let retries = hub.retries();
         let (totals, endpoints) = (reader::read(hub), reader::read_endpoints(hub));
-        let (pairs, users) = (hub.pairs(), reader::read_users(hub));
-        Self { begun, totals, endpoints, pairs, retries, users }
+        let (pairs, copies) = (hub.pairs(), reader::read_copies(hub));
+        let users = reader::read_users(hub);
+        Self { begun, totals, endpoints, pairs, copies, retries, users }
     }
 }
 

@@ -8,7 +8,6 @@ pub mod body;
 mod budget;
 pub mod client;
 pub mod context;
-mod cut;
 pub mod error;
 pub mod exchange;
 mod forwarded;

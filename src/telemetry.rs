@@ -14,6 +14,7 @@ pub mod health_exposition;
 pub mod in_flight;
 pub mod in_flight_exposition;
 pub mod ledger;
+pub mod local_reason;
 pub mod mirror;
 pub mod mirror_exposition;
 pub mod reader;

@@ -11,6 +11,7 @@ use crate::{
     model::{name::BackendName, role::Role, units::format_duration, weight::Weight},
     rollout::{event::Event, phase::Phase},
     store::record::{Kind, Rollout},
+    telemetry::{ledger::Key, reader::Copies},
 };
 
 /// How a backend stands at a look.
@@ -18,7 +19,7 @@ use crate::{
 pub(super) struct Look {
     /// Whether anybody may be sent there, now or as the rollout goes on.
     pub(super) is_in_use: bool,
-    /// Attempts that are under way there: requests, streams and tunnels.
+    /// Attempts that are under way there: requests, streams, tunnels and copies.
     pub(super) in_flight: u64,
     /// Attempts that have ended there. A rule or a preview may bring some that are over before the next look.
     pub(super) ended: u64,
@@ -77,7 +78,7 @@ impl ServiceTask {
     /// up a snapshot with its next request, so counts of the same moment prove nothing yet.
     pub(super) fn notice_drained(&mut self) {
         let Some(Rollout { phase: Phase::RollingBack { since, .. }, .. }) = &self.record else { return };
-        let in_flight = self.roles.canary().map_or(0, |canary| self.attempts(canary).0);
+        let in_flight = self.roles.canary().map_or(0, |canary| self.under_way(canary));
         if clock::now().since(*since) >= self.tick && in_flight == 0 {
             self.happen(Event::Drained);
         }
@@ -117,24 +118,48 @@ impl ServiceTask {
         }
     }
 
-    /// Whether anybody may be sent to a backend, now or as the rollout goes on.
+    /// Whether anybody, or a copy, may be sent to a backend, now or as the rollout goes on.
     pub(super) fn is_in_use(&self, backend: &BackendName) -> bool {
         let goes_on = |phase: &Phase| phase.is_running() && !matches!(phase, Phase::RollingBack { .. });
         match self.roles.role_of(backend) {
             Some(Role::Stable) => true,
             Some(Role::Canary) => {
                 self.weight > Weight::ZERO
+                    || self.is_mirrored()
                     || self.record.as_ref().is_some_and(|record| goes_on(&record.phase))
             }
             None => false,
         }
     }
 
-    /// Attempts at a backend, in whatever role: those that are under way, and those that have ended.
-    pub(super) fn attempts(&self, backend: &BackendName) -> (u64, u64) {
+    /// Whether the canary gets copies whether there is a rollout or not.
+    pub(super) fn is_mirrored(&self) -> bool {
+        self.config.mirror.as_ref().is_some_and(|mirror| mirror.percent > Weight::ZERO)
+    }
+
+    /// What is under way at a canary that is taken back. Where copies go on, they are not waited for: there is
+    /// always one.
+    pub(super) fn under_way(&self, canary: &BackendName) -> u64 {
+        let copies = if self.is_mirrored() { 0 } else { self.copies_at(canary).in_flight };
+        self.requests_at(canary).0 + copies
+    }
+
+    /// Attempts at a backend, copies too: those that are under way, and those that have ended.
+    fn attempts(&self, backend: &BackendName) -> (u64, u64) {
+        let (copies, (in_flight, ended)) = (self.copies_at(backend), self.requests_at(backend));
+        (in_flight + copies.in_flight, ended + copies.ended)
+    }
+
+    /// The same without copies, in whatever role.
+    fn requests_at(&self, backend: &BackendName) -> (u64, u64) {
         let of = |role| self.now.totals.get(&(self.config.name.clone(), backend.clone(), role));
         let each = Role::ALL.into_iter().filter_map(of);
         each.fold((0, 0), |(in_flight, ended), of| (in_flight + of.in_flight, ended + of.requests()))
+    }
+
+    fn copies_at(&self, backend: &BackendName) -> Copies {
+        let key = Key { service: self.config.name.clone(), backend: backend.clone() };
+        self.now.copies.get(&key).copied().unwrap_or_default()
     }
 }
 

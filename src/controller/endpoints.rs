@@ -47,9 +47,8 @@ impl ServiceTask {
         if let Some(key) = self.canary_key() {
             let health = self.hub.health();
             let ago = clock::now().since(went_back).saturating_sub(SWAP);
-            health
-                .backend(&key)
-                .cut(health.millis(clock::monotonic()).saturating_sub(ago.as_millis() as u64));
+            let now = health.millis(clock::monotonic());
+            health.cut(&key, now.saturating_sub(ago.as_millis() as u64));
         }
     }
 

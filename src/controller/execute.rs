@@ -220,7 +220,12 @@ impl ServiceTask {
                 format!("{note}: {} to {canary}, {plan}{by}", record.roles.stable())
             }
             Phase::RolledBack { .. } if let Some(canary) = record.roles.canary() => {
-                match self.attempts(canary).0 {
+                match self.under_way(canary) {
+                    0 if self.is_mirrored() => {
+                        format!(
+                            "{note}; no user's request is under way at {canary} any more, and copies go on"
+                        )
+                    }
                     0 => format!("{note}; nothing is under way at {canary} any more"),
                     cut => format!("{note}; cut is what was still under way at {canary}: {cut}"),
                 }

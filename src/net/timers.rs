@@ -22,6 +22,8 @@ const UNARMED: u64 = u64::MAX;
 struct Slot {
     due: u64,
     waker: Option<Waker>,
+    /// Whoever waits may have another reason to go on.
+    looks: bool,
 }
 
 /// All deadlines of one worker.
@@ -73,8 +75,27 @@ impl Timers {
 
     /// A deadline that is not armed yet.
     pub fn deadline(self: &Rc<Self>) -> Deadline {
-        let key = self.slots.borrow_mut().insert(Slot { due: UNARMED, waker: None });
+        self.insert(false)
+    }
+
+    /// The same for somebody who looks, whenever woken, whether there is another reason to go on: who is woken by
+    /// [`Self::wake`], too.
+    pub fn looking_deadline(self: &Rc<Self>) -> Deadline {
+        self.insert(true)
+    }
+
+    fn insert(self: &Rc<Self>, looks: bool) -> Deadline {
+        let key = self.slots.borrow_mut().insert(Slot { due: UNARMED, waker: None, looks });
         Deadline { timers: Rc::clone(self), key }
+    }
+
+    /// Wakes whoever waits for a deadline and looks for another reason to go on.
+    pub fn wake(&self) {
+        for (_, slot) in self.slots.borrow_mut().iter_mut().filter(|(_, slot)| slot.looks) {
+            if let Some(waker) = slot.waker.take() {
+                waker.wake();
+            }
+        }
     }
 }
 
@@ -181,6 +202,20 @@ mod tests {
         }
         let took = start.elapsed();
         assert!(took >= Duration::from_secs(75) && took <= Duration::from_secs(75) + TICK * 2, "{took:?}");
+    }
+
+    #[test]
+    fn who_looks_is_woken_before_the_time_and_nobody_else() {
+        let timers = Rc::new(Timers::default());
+        let (idle, looking) = (timers.deadline(), timers.looking_deadline());
+        for deadline in [&idle, &looking] {
+            deadline.arm(TICK);
+            assert!(!expired(deadline));
+        }
+        timers.wake();
+        let waits = |deadline: &Deadline| timers.slots.borrow()[deadline.key].waker.is_some();
+        assert!(waits(&idle) && !waits(&looking));
+        assert!(!expired(&looking) && waits(&looking), "it waits again");
     }
 
     #[test]

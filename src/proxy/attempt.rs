@@ -132,11 +132,6 @@ impl Attempt {
         Self { cells, slot, endpoint, started, kept_from, waits, ended, fails, origin, entry, half }
     }
 
-    /// When it began.
-    pub(super) fn started(&self) -> Instant {
-        self.started
-    }
-
     /// Whether it is to end, as the time that its backend had left is over.
     #[inline]
     pub(super) fn is_cut(&self) -> bool {

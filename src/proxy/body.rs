@@ -15,8 +15,6 @@ use hyper::body::Incoming;
 use super::{
     attempt::Attempt,
     client::{Asked, Busy, Client},
-    context::Context,
-    cut::Watched,
     grpc,
     grpc::CallDeadline,
     headers,
@@ -172,13 +170,12 @@ pub(super) struct Relay {
     pub(super) upload: Option<Upload>,
     pub(super) deadline: Deadline,
     pub(super) idle_timeout: Duration,
-    pub(super) context: Rc<Context>,
-    /// What wakes it if it is to end, once nothing has come for a while.
-    pub(super) watched: Option<Watched>,
+    /// It is cut, and has until the deadline to end by itself.
+    pub(super) is_ending: bool,
 }
 
-/// How long nothing has to come of a body before it is watched: most end earlier, and cost nothing.
-const SILENT: Duration = Duration::from_secs(1);
+/// How long what is cut has to end by itself: an answer that is there already is not thrown away.
+const GRACE: Duration = Duration::from_millis(500);
 
 impl Relay {
     fn poll_frame(
@@ -186,7 +183,11 @@ impl Relay {
         cx: &mut Task<'_>,
         client: &Client,
     ) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
-        if self.attempt.is_cut() {
+        if !self.is_ending && self.attempt.is_cut() {
+            self.is_ending = true;
+            self.deadline.arm(GRACE);
+        }
+        if self.is_ending && self.deadline.poll_expired(cx).is_ready() {
             return Poll::Ready(Some(Err(BodyError::Cut)));
         }
         // From HTTP/1.1: what has been read already first, then the socket, then what that brought. Only
@@ -206,7 +207,7 @@ impl Relay {
             Held::Http2(_) => Pin::new(&mut self.body).poll_frame(cx),
         };
         if let Poll::Ready(frame) = &mut polled {
-            self.deadline.disarm();
+            self.wait_no_more();
             if let Some(Ok(frame)) = frame
                 && let Some(trailers) = frame.trailers_mut()
             {
@@ -223,7 +224,7 @@ impl Relay {
         }
         if !client.ends().is_drained() {
             // It is the client that is waited for, and it has a deadline of its own.
-            self.deadline.disarm();
+            self.wait_no_more();
             return Poll::Pending;
         }
         if let Some(call) = &self.call
@@ -232,18 +233,17 @@ impl Relay {
             return Poll::Ready(Some(Err(BodyError::Deadline)));
         }
         let moved = self.upload.as_mut().is_some_and(Upload::has_moved);
-        if moved || !self.deadline.is_armed() {
-            let is_watched = self.watched.is_some();
-            self.deadline.arm(if is_watched { self.idle_timeout } else { self.idle_timeout.min(SILENT) });
-        }
-        if self.watched.is_none() && self.idle_timeout > SILENT && self.deadline.poll_expired(cx).is_ready() {
-            self.watched = Some(Watched::new(Rc::clone(&self.context), &self.attempt));
-            self.deadline.arm(self.idle_timeout - SILENT);
-        }
-        if self.watched.as_ref().is_some_and(|watched| watched.poll(cx).is_ready()) {
-            return Poll::Ready(Some(Err(BodyError::Cut)));
+        if !self.is_ending && (moved || !self.deadline.is_armed()) {
+            self.deadline.arm(self.idle_timeout);
         }
         self.deadline.poll_expired(cx).map(|()| Some(Err(BodyError::Idle)))
+    }
+
+    /// It is not the backend that is waited for.
+    fn wait_no_more(&self) {
+        if !self.is_ending {
+            self.deadline.disarm();
+        }
     }
 
     /// What a frame from hyper stands for.

@@ -9,11 +9,9 @@ use std::{
 
 use arc_swap::{ArcSwap, Cache};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
-use slab::Slab;
 
 use super::{
     admission::{Gate, Gates, RouteGate},
-    cut::End,
     mirror::Mirror,
     retry::Retries,
     upload::RequestBody,
@@ -70,7 +68,8 @@ pub struct Context {
     /// Nothing where there are none, so that this is all that is looked at.
     witnesses: Option<Rc<Witnesses>>,
     pulse: Rc<Cell<u64>>,
-    cuttable: RefCell<Slab<Rc<End>>>,
+    /// How often something under way had been told to end when this worker last looked.
+    cuts: Cell<u64>,
 }
 
 impl Context {
@@ -96,7 +95,7 @@ impl Context {
             draining: Cell::new(false),
             witnesses: None,
             pulse: Rc::default(),
-            cuttable: RefCell::default(),
+            cuts: Cell::default(),
         }
     }
 
@@ -119,7 +118,8 @@ impl Context {
         self.witnesses.as_ref().is_some_and(|witnesses| witnesses.spans.is_some())
     }
 
-    /// The newest snapshot and what this worker has for it. A request asks once and keeps the answer.
+    /// The newest snapshot and what this worker has for it. A request asks once and keeps the answer; only before
+    /// another try does it look whether its backend still gets anybody.
     pub(super) fn view(&self) -> Rc<View> {
         let mut snapshots = self.snapshots.borrow_mut();
         let newest = snapshots.load();
@@ -154,11 +154,6 @@ impl Context {
         &self.timers
     }
 
-    /// What is under way on this worker and has to be woken to learn that it is to end.
-    pub(super) fn cuttable(&self) -> &RefCell<Slab<Rc<End>>> {
-        &self.cuttable
-    }
-
     /// Counts up whenever this worker gets something done.
     pub fn pulse(&self) -> &Rc<Cell<u64>> {
         &self.pulse
@@ -179,11 +174,15 @@ impl Context {
     }
 
     /// Closes upstream connections that have been idle for too long or are closed already, and takes
-    /// up a new topology even where no request asks for it. Ends what is to end.
+    /// up a new topology even where no request asks for it. Wakes what may have been told to end: whoever moves
+    /// bytes looks by itself, and nothing else wakes what is silent.
     pub fn sweep(&self) {
         let now = clock::monotonic();
         self.view().backends.iter().for_each(|backend| backend.sweep(now));
-        self.cuttable.borrow().iter().for_each(|(_, end)| end.look());
+        let cuts = self.hub.health().cuts();
+        if self.cuts.replace(cuts) != cuts {
+            self.timers.wake();
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     model::outcome::Outcome,
     routing::retry::Failure,
-    telemetry::ledger::LocalReason,
+    telemetry::local_reason::LocalReason,
     upstream::{backend::Unavailable, connect::ConnectError},
 };
 
@@ -60,6 +60,8 @@ pub enum ProxyError {
     /// The backend has not looked at the request: it refused the stream, or closed the connection before a
     /// byte was sent.
     Unseen,
+    /// The backend was rolled back before the response began, and the time that it had left is over.
+    Cut,
     /// The backend cannot switch to another protocol over HTTP/2, or answers as if it had.
     NoUpgrade,
     /// The endpoint speaks no TLS that we do.
@@ -96,6 +98,7 @@ impl ProxyError {
             Self::ConnectTimeout => LocalReason::ConnectTimeout,
             Self::ResponseTimeout => LocalReason::ResponseTimeout,
             Self::Reset | Self::Unseen => LocalReason::Reset,
+            Self::Cut => LocalReason::Cut,
             Self::NoUpgrade => LocalReason::NoUpgrade,
             Self::TlsProtocol | Self::TlsAlpn => LocalReason::TlsProtocolError,
             Self::TlsCertificate => LocalReason::TlsCertificateError,
@@ -117,7 +120,7 @@ impl ProxyError {
         matches!(self, Self::Overflow | Self::PendingTimeout)
     }
 
-    /// How the attempt at the backend ended, if it is the backend that is to blame.
+    /// How the attempt at the backend ended, if it is the backend that is to blame, or the rollback of it.
     pub fn outcome(self) -> Option<Outcome> {
         match self {
             Self::BadHost
@@ -145,6 +148,7 @@ impl ProxyError {
             | Self::TlsCertificate => Some(Outcome::ConnectFailure),
             Self::ResponseTimeout => Some(Outcome::Timeout),
             Self::Reset | Self::Unseen | Self::NoUpgrade => Some(Outcome::Reset),
+            Self::Cut => Some(Outcome::Cut),
         }
     }
 

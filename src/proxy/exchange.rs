@@ -88,7 +88,7 @@ pub fn exchange(
             Err(_) => Err(ProxyError::NoRoute),
         };
         let client = Rc::clone(busy.client());
-        let answered = routed.and_then(|routed| Ok(relay(&context, routed, answered)?));
+        let answered = routed.and_then(|routed| Ok(relay(routed, answered)?));
         let (mut response, last) = match answered {
             Ok((head, relay)) => {
                 let (parts, ()) = head.into_parts();
@@ -128,6 +128,16 @@ pub(super) struct Routed {
     pub(super) offer: Option<Box<Offer>>,
     /// What it is tried again with, if its service has retries.
     pub(super) retry: Option<Box<Retry>>,
+}
+
+impl Routed {
+    /// Ready when the response's head has been waited for long enough, or is not to be waited for any more.
+    pub(super) fn poll_over(&self, look: &mut Look, cx: &task::Context<'_>) -> Poll<ProxyError> {
+        if self.attempt.is_cut() {
+            return Poll::Ready(ProxyError::Cut);
+        }
+        self.wait.poll_over(look, cx)
+    }
 }
 
 /// Routes and assigns a request, and makes it ready to be sent.
@@ -186,7 +196,7 @@ fn route(
         is_call.then(|| CallDeadline::of(&parts.headers, started, timeouts.grpc_max, context.timers()));
     let call = call.flatten().map(Box::new);
     attempt.keep_from(call.as_deref().map(CallDeadline::kept_from));
-    let (deadline, switches) = (context.timers().deadline(), offer.is_some());
+    let (deadline, switches) = (context.timers().looking_deadline(), offer.is_some());
     let wait = Wait { deadline, timeouts, progress, switches, is_call, call };
     let request = Request::from_parts(parts, body);
     let mut routed = Routed { request, attempt, wait, way, offer, retry: None };
@@ -199,7 +209,6 @@ fn route(
 
 /// What has been answered, or why nothing has, once the attempt knows.
 fn relay(
-    context: &Rc<Context>,
     routed: Routed,
     answered: Result<(Held, Response<Incoming>), ProxyError>,
 ) -> Result<(Response<()>, Relay), ProxyError> {
@@ -226,21 +235,9 @@ fn relay(
         entry.called(&head.headers);
     }
     let trailers = grpc::awaits_trailers(outcome, &head.headers).then(|| way.grpc_failures());
-    let idle_timeout = timeouts.idle;
-    let (context, watched) = (Rc::clone(context), None);
-    let relay = Relay {
-        body,
-        held,
-        attempt,
-        outcome,
-        trailers,
-        call,
-        deadline,
-        upload,
-        idle_timeout,
-        context,
-        watched,
-    };
+    let (idle_timeout, is_ending) = (timeouts.idle, false);
+    let relay =
+        Relay { body, held, attempt, outcome, trailers, call, deadline, upload, idle_timeout, is_ending };
     Ok((Response::from_parts(head, ()), relay))
 }
 
@@ -263,34 +260,33 @@ pub(super) fn outcome_of_head(
 /// taken. This ends, because idle connections do. Where the backend has all the connections that it may
 /// have, the request waits for one.
 pub(super) async fn send(routed: &mut Routed) -> Result<(Held, Response<Incoming>), ProxyError> {
-    let Routed { request, attempt, wait, way: _, offer: _, retry: _ } = routed;
-    if attempt.endpoint().address().protocol == Protocol::Http2 {
-        return Box::pin(over_h2::send(request, attempt, wait)).await;
+    if routed.attempt.endpoint().address().protocol == Protocol::Http2 {
+        return Box::pin(over_h2::send(routed)).await;
     }
     let slot = loop {
-        let turn = match attempt.endpoint().turn(attempt.origin()) {
+        let turn = match routed.attempt.endpoint().turn(routed.attempt.origin()) {
             Some(turn) => turn,
             // Seldom, so its size is not carried by every exchange.
-            None => Box::pin(queue(attempt, wait)).await?,
+            None => Box::pin(queue(&routed.attempt, &routed.wait)).await?,
         };
         let mut connection = match turn {
             Turn::Idle(connection) => connection,
             Turn::Open(slot) => break slot,
         };
-        let spare = spare_copy(request, &connection);
-        wait.goes_to(&connection);
-        let response = pin!(connection.send(std::mem::take(request)));
-        match respond(&mut connection, response, wait).await {
+        let spare = spare_copy(&routed.request, &connection);
+        routed.wait.goes_to(&connection);
+        let response = pin!(connection.send(std::mem::take(&mut routed.request)));
+        match respond(&mut connection, response, routed).await {
             Ok(response) => return Ok((Held::Http1(connection), response)),
-            Err(Failure::Unsent(unsent)) => *request = *unsent,
-            Err(Failure::Broken) => *request = *spare.ok_or(ProxyError::Reset)?,
+            Err(Failure::Unsent(unsent)) => routed.request = *unsent,
+            Err(Failure::Broken) => routed.request = *spare.ok_or(ProxyError::Reset)?,
             Err(Failure::Final(error)) => return Err(error),
         }
     };
-    let mut connection = Box::pin(open(attempt, slot, wait.timeouts.connect)).await?;
-    wait.goes_to(&connection);
-    let response = pin!(connection.send(std::mem::take(request)));
-    match respond(&mut connection, response, wait).await {
+    let mut connection = Box::pin(open(&routed.attempt, slot, routed.wait.timeouts.connect)).await?;
+    routed.wait.goes_to(&connection);
+    let response = pin!(connection.send(std::mem::take(&mut routed.request)));
+    match respond(&mut connection, response, routed).await {
         Ok(response) => Ok((Held::Http1(connection), response)),
         Err(Failure::Unsent(_)) => Err(ProxyError::Unseen),
         Err(Failure::Broken) => Err(ProxyError::Reset),
@@ -307,7 +303,7 @@ async fn queue(attempt: &Attempt, wait: &Wait) -> Result<Turn<RequestBody>, Prox
     wait.deadline.arm(patience);
     poll_fn(|cx| match place.poll_turn(attempt.endpoint(), attempt.origin(), cx) {
         Some(turn) => Poll::Ready(Ok(turn)),
-        None => wait.deadline.poll_expired(cx).map(|()| Err(ProxyError::PendingTimeout)),
+        None => wait.poll_patience(attempt, cx).map(Err),
     })
     .await
 }
@@ -377,8 +373,16 @@ impl Wait {
         self.progress.as_ref().and_then(|progress| progress.fault())
     }
 
+    /// Ready when a place at the backend has been waited for long enough.
+    pub(super) fn poll_patience(&self, attempt: &Attempt, cx: &task::Context<'_>) -> Poll<ProxyError> {
+        if attempt.is_cut() {
+            return Poll::Ready(ProxyError::Cut);
+        }
+        self.deadline.poll_expired(cx).map(|()| ProxyError::PendingTimeout)
+    }
+
     /// Ready when the response's head has been waited for long enough.
-    pub(super) fn poll_over(&self, look: &mut Look, cx: &task::Context<'_>) -> Poll<ProxyError> {
+    fn poll_over(&self, look: &mut Look, cx: &task::Context<'_>) -> Poll<ProxyError> {
         // The response is due only once the request is complete; until then, each chunk buys time.
         if let Some(progress) = &self.progress
             && look.chunks != Some((progress.chunks.get(), progress.done.get()))
@@ -426,8 +430,8 @@ enum Failure {
 
 impl Failure {
     /// Of a connection that broke: the client's, if its body was to blame.
-    fn of(wait: &Wait) -> Self {
-        wait.fault().map_or(Self::Broken, Self::Final)
+    fn of(routed: &Routed) -> Self {
+        routed.wait.fault().map_or(Self::Broken, Self::Final)
     }
 }
 
@@ -437,23 +441,27 @@ type Unsent = TrySendError<Request<RequestBody>>;
 async fn respond(
     connection: &mut Connected,
     mut response: Pin<&mut impl Future<Output = Result<Response<Incoming>, Unsent>>>,
-    wait: &Wait,
+    routed: &Routed,
 ) -> Result<Response<Incoming>, Failure> {
+    // Nothing has been sent yet.
+    if routed.attempt.is_cut() {
+        return Err(Failure::Final(ProxyError::Cut));
+    }
     let mut look = Look::default();
-    if wait.switches {
+    if routed.wait.switches {
         connection.keep_socket();
     }
-    wait.deadline.arm(wait.timeouts.response);
+    routed.wait.deadline.arm(routed.wait.timeouts.response);
     poll_fn(|cx| {
         let _over = connection.poll_drive(cx);
         // Only driving the connection brings the response, so it need not wake us a second time.
         if let Poll::Ready(result) = response.as_mut().poll(&mut task::Context::from_waker(Waker::noop())) {
             return Poll::Ready(result.map_err(|mut error| match error.take_message() {
                 Some(unsent) => Failure::Unsent(Box::new(unsent)),
-                None => Failure::of(wait),
+                None => Failure::of(routed),
             }));
         }
-        wait.poll_over(&mut look, cx).map(|error| Err(Failure::Final(error)))
+        routed.poll_over(&mut look, cx).map(|error| Err(Failure::Final(error)))
     })
     .await
 }

@@ -31,7 +31,7 @@ use crate::{
         snapshot::{Service, Topology},
         split::{Assignment, Reason},
     },
-    telemetry::ledger::LocalReason,
+    telemetry::local_reason::LocalReason,
 };
 
 /// An exchange that will be logged or has spans.

@@ -171,18 +171,29 @@ impl Copy {
     }
 
     async fn run(self: Box<Self>) {
-        let Self { context, client, way, key, mut request, body, trailers, timeouts, is_call, pair, place } =
-            *self;
+        let Self {
+            context,
+            client,
+            way,
+            key,
+            mut request,
+            body,
+            trailers,
+            timeouts,
+            is_call,
+            pair,
+            place: _place,
+        } = *self;
         let now = clock::monotonic();
         let assignment = way.assignment();
         let endpoint = way.view().backend(assignment.backend).choose(key, now, || context.random());
         let Ok(endpoint) = endpoint else { return pair.give_up(MirrorResult::DroppedNoEndpoint) };
         pair.begin_copy(now);
         pair.look_at(&endpoint, now);
-        let mut attempt = Attempt::begin((place.0.cells.writer(), None), endpoint, &client, now);
+        let mut attempt = Attempt::begin((way.copies_writer(), None), endpoint, &client, now);
         attempt.pair_with(pair.half(Role::Canary));
         *request.body_mut() = RequestBody::recorded(body, trailers);
-        let deadline = context.timers().deadline();
+        let deadline = context.timers().looking_deadline();
         let wait = Wait { deadline, timeouts, progress: None, switches: false, is_call, call: None };
         let mut routed = Routed { request, attempt, wait, way, offer: None, retry: None };
         match exchange::send(&mut routed).await {
@@ -212,7 +223,7 @@ async fn finish(routed: Routed, mut held: Held, response: Response<Incoming>) {
     let mut outcome = outcome_of_head(head.status, &head.headers, wait.is_call.then_some(failures));
     let awaits_trailers = grpc::awaits_trailers(outcome, &head.headers);
     let since = clock::monotonic();
-    match read(&mut held, &mut body, &wait, since).await {
+    match read((&mut held, &attempt), &mut body, &wait, since).await {
         Read::Whole(trailers) => {
             if let Some(trailers) = trailers.filter(|_| awaits_trailers) {
                 outcome = grpc::outcome(&trailers, failures);
@@ -235,7 +246,12 @@ enum Read {
     Broken(Outcome),
 }
 
-async fn read(held: &mut Held, body: &mut Incoming, wait: &Wait, since: Instant) -> Read {
+async fn read(
+    (held, attempt): (&mut Held, &Attempt),
+    body: &mut Incoming,
+    wait: &Wait,
+    since: Instant,
+) -> Read {
     let Wait { deadline, timeouts, .. } = wait;
     let mut trailers = None;
     deadline.arm(timeouts.idle);
@@ -244,6 +260,7 @@ async fn read(held: &mut Held, body: &mut Incoming, wait: &Wait, since: Instant)
             match poll_body(held, body, cx) {
                 Poll::Ready(None) => return Poll::Ready(Read::Whole(trailers.take())),
                 Poll::Ready(Some(Err(_))) => return Poll::Ready(Read::Broken(Outcome::Reset)),
+                _ if attempt.is_cut() => return Poll::Ready(Read::Broken(Outcome::Cut)),
                 Poll::Ready(Some(Ok(_))) if clock::monotonic() - since >= timeouts.response => {
                     return Poll::Ready(Read::Enough);
                 }

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use super::{
     attempt::Attempt,
     error::ProxyError,
-    exchange::{Held, Look, Wait, copy_head},
+    exchange::{Held, Look, Routed, Wait, copy_head},
     headers,
     upload::RequestBody,
 };
@@ -31,12 +31,9 @@ use crate::{
 const MAX_TRIES: u32 = 3;
 
 /// Sends a request and waits for the response's head.
-pub(super) async fn send(
-    request: &mut Request<RequestBody>,
-    attempt: &Attempt,
-    wait: &Wait,
-) -> Result<(Held, Response<Incoming>), ProxyError> {
-    let (mut parts, body) = std::mem::take(request).into_parts();
+pub(super) async fn send(routed: &mut Routed) -> Result<(Held, Response<Incoming>), ProxyError> {
+    let (mut parts, body) = std::mem::take(&mut routed.request).into_parts();
+    let (attempt, wait) = (&routed.attempt, &routed.wait);
     headers::for_http2(&mut parts)?;
     let mut request = Request::from_parts(parts, body);
     for _ in 0..MAX_TRIES {
@@ -48,7 +45,7 @@ pub(super) async fn send(
             call.forward(request.headers_mut());
         }
         let spare = spare_copy(&request);
-        match respond(&lease, request, wait).await {
+        match respond(&lease, request, routed).await {
             Ok(response) => {
                 lease.settle();
                 return Ok((Held::Http2(lease), response));
@@ -109,7 +106,7 @@ async fn lease(attempt: &Attempt, wait: &Wait) -> Result<Lease<RequestBody>, Pro
         let mut turn = pin!(place.turn());
         poll_fn(|cx| match turn.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Ok(())),
-            Poll::Pending => wait.deadline.poll_expired(cx).map(|()| Err(ProxyError::PendingTimeout)),
+            Poll::Pending => wait.poll_patience(attempt, cx).map(Err),
         })
         .await?;
     }
@@ -150,19 +147,23 @@ enum Failure {
 async fn respond(
     lease: &Lease<RequestBody>,
     request: Request<RequestBody>,
-    wait: &Wait,
+    routed: &Routed,
 ) -> Result<Response<Incoming>, Failure> {
+    // Nothing has been sent yet.
+    if routed.attempt.is_cut() {
+        return Err(Failure::Final(ProxyError::Cut));
+    }
     let mut response = pin!(lease.send(request));
     let mut look = Look::default();
-    wait.deadline.arm(wait.timeouts.response);
+    routed.wait.deadline.arm(routed.wait.timeouts.response);
     poll_fn(|cx| {
         if let Poll::Ready(result) = response.as_mut().poll(cx) {
             return Poll::Ready(result.map_err(|mut error| match error.take_message() {
                 Some(unsent) => Failure::Unsent(Box::new(unsent)),
-                None => wait.fault().map_or_else(|| failure(error.error()), Failure::Final),
+                None => routed.wait.fault().map_or_else(|| failure(error.error()), Failure::Final),
             }));
         }
-        wait.poll_over(&mut look, cx).map(|error| Err(Failure::Final(error)))
+        routed.poll_over(&mut look, cx).map(|error| Err(Failure::Final(error)))
     })
     .await
 }

@@ -14,7 +14,7 @@ use super::{
     log_entry::LogEntry,
     reply::Local,
 };
-use crate::telemetry::ledger::LocalReason;
+use crate::telemetry::local_reason::LocalReason;
 
 /// The port that a client looks for HTTPS at.
 const HTTPS: u16 = 443;

@@ -6,7 +6,7 @@
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 use super::{body::ResponseBody, client::Busy, error::ProxyError, grpc};
-use crate::telemetry::ledger::LocalReason;
+use crate::telemetry::local_reason::LocalReason;
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
@@ -204,6 +204,11 @@ fn wording(error: ProxyError) -> (StatusCode, &'static str, &'static str) {
             StatusCode::BAD_GATEWAY,
             "tidegate; error=connection_terminated",
             "502: the backend broke the connection\n",
+        ),
+        ProxyError::Cut => (
+            StatusCode::BAD_GATEWAY,
+            "tidegate; error=connection_terminated; details=\"rolled back\"",
+            "502: the version that had this request was rolled back\n",
         ),
         ProxyError::NoUpgrade => (
             StatusCode::BAD_GATEWAY,

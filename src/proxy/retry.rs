@@ -1,5 +1,5 @@
 //! A request that has failed, tried again: at another endpoint of its backend, or, if the canary has
-//! failed it and the service shields its users from that, at stable.
+//! failed it and the service shields its users from that, or it was rolled back meanwhile, at stable.
 //!
 //! Each try is an attempt of its own, and is scored against the backend that it was made at. A try is only
 //! made again as long as the client has heard nothing, and what failed is let go only once there is
@@ -142,22 +142,22 @@ impl Retry {
         if !shields && (self.left == 0 || !rules.covers(failure, method)) {
             return None;
         }
-        // At another backend there is nothing to wait for.
-        let wait = if shields { Duration::ZERO } else { rules.backoff.wait(self.made + 1, context.random()) };
-        let next = self.reserve(shields, wait, routed, context);
+        let next = self.reserve(shields, routed, context);
         next.inspect_err(|result| self.service.cells.count(*result, shields)).ok()
     }
 
-    fn reserve(
-        &mut self,
-        shields: bool,
-        wait: Duration,
-        routed: &Routed,
-        context: &Context,
-    ) -> Result<Next, RetryResult> {
+    fn reserve(&mut self, shields: bool, routed: &Routed, context: &Context) -> Result<Next, RetryResult> {
         if self.kept.as_ref().is_some_and(|kept| !kept.is_whole()) {
             return Err(RetryResult::BodyTooLarge);
         }
+        let last = routed.way.assignment();
+        let to = if shields { routed.way.shielded() } else { routed.way.again(last, &context.view()) };
+        // At another backend there is nothing to wait for.
+        let wait = if to.backend == last.backend {
+            self.service.rules.backoff.wait(self.made + 1, context.random())
+        } else {
+            Duration::ZERO
+        };
         let now = clock::monotonic();
         let (second, begins) = (self.service.second(now), now + wait);
         let call = routed.wait.call.as_deref();
@@ -168,27 +168,35 @@ impl Retry {
         if !self.service.budget.borrow_mut().allows(second) {
             return Err(RetryResult::BudgetExhausted);
         }
-        let assignment = if shields {
-            self.tried.clear();
-            routed.way.shielded()
-        } else {
-            self.tried.push(Rc::clone(routed.attempt.endpoint()));
-            routed.way.assignment()
-        };
-        let view = routed.way.view();
-        let backend = view.backend(assignment.backend);
-        let endpoint = backend.choose_other(&self.tried, self.key, now, || context.random());
-        let endpoint = endpoint.ok_or(RetryResult::NoEndpoint)?;
+        self.tried.push(Rc::clone(routed.attempt.endpoint()));
+        let attempt = self.attempt(to, begins, routed, context).ok_or(RetryResult::NoEndpoint)?;
         self.service.budget.borrow_mut().spend(second);
-        let writer = routed.way.writer(assignment, &endpoint, now);
-        let mut attempt = Attempt::reserve(writer, endpoint, &self.client, begins);
-        attempt.keep_from(call.map(CallDeadline::kept_from));
         self.left = self.left.saturating_sub(1);
         self.made += 1;
-        self.shields &= !shields;
         let response = self.service.rules.for_one_try(left);
         let made = Made { service: Rc::clone(&self.service), shields, ended: false };
-        Ok(Next { attempt, assignment, wait, response, made })
+        Ok(Next { attempt, assignment: to, wait, response, made })
+    }
+
+    /// An attempt at an endpoint that has not been tried, if there is one.
+    fn attempt(
+        &mut self,
+        to: Assignment,
+        begins: Instant,
+        routed: &Routed,
+        context: &Context,
+    ) -> Option<Attempt> {
+        let (way, now) = (&routed.way, clock::monotonic());
+        if to.backend != way.assignment().backend {
+            self.tried.clear();
+        }
+        let backend = way.view().backend(to.backend);
+        let endpoint = backend.choose_other(&self.tried, self.key, now, || context.random())?;
+        let writer = way.writer(to, &endpoint, now);
+        let mut attempt = Attempt::reserve(writer, endpoint, &self.client, begins);
+        attempt.keep_from(routed.wait.call.as_deref().map(CallDeadline::kept_from));
+        self.shields &= to.role == Role::Canary;
+        Some(attempt)
     }
 
     /// The request, to be sent from its beginning.
@@ -257,11 +265,17 @@ pub(super) async fn send(routed: &mut Routed, context: &Context) -> Answered {
         let entry = routed.attempt.entry().cloned();
         let_go(answered, routed);
         made = Some(next.made);
-        let (mut attempt, assignment) = (next.attempt, next.assignment);
+        let (mut attempt, mut assignment) = (next.attempt, next.assignment);
         // Before waiting: whoever has not noticed yet that it was given up gets no more of the body.
         let mut request = retry.request();
         if !next.wait.is_zero() {
             tokio::time::sleep(next.wait).await;
+            let to = routed.way.again(assignment, &context.view());
+            if to.backend != assignment.backend
+                && let Some(other) = retry.attempt(to, clock::monotonic(), routed, context)
+            {
+                (attempt, assignment) = (other, to);
+            }
         }
         attempt.go();
         if let Some(entry) = &entry {
@@ -289,6 +303,7 @@ struct Failed {
 /// How a try has failed, if it is the backend that has failed.
 fn failed(answered: &Answered, routed: &Routed) -> Option<Failed> {
     let response = match answered {
+        // What was cut counts against nobody, and its user is shielded from that like from a failure.
         Err(error) => return error.failure().map(|failure| Failed { failure, counts: true }),
         Ok((_, response)) => response,
     };

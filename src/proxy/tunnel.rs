@@ -17,7 +17,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 
-use super::{attempt::Attempt, context::Context, cut::Watched, log_entry::LogEntry, upload::RequestBody};
+use super::{attempt::Attempt, context::Context, log_entry::LogEntry, upload::RequestBody};
 use crate::{model::outcome::Outcome, net::tls::Transport, upstream::pool::h2::Lease};
 
 /// Bytes that each direction may hold.
@@ -48,7 +48,7 @@ impl Tunnel {
         context: Rc<Context>,
         idle_timeout: Duration,
     ) -> Self {
-        let open = Open::new(context, &attempt);
+        let open = Open::new(context);
         Self { upstream, attempt, open, idle_timeout }
     }
 
@@ -65,12 +65,12 @@ impl Tunnel {
             Upstream::Http1(socket, early) => {
                 let io = Box::pin(socket);
                 let backend = Side { io, early, moved: Rc::clone(&moved), counted: down };
-                copy(client, backend, &moved, &open, idle_timeout).await
+                copy(client, backend, &moved, (&open, &attempt), idle_timeout).await
             }
             Upstream::Http2(io, lease) => {
                 let (io, early) = (Pin::new(io), Bytes::new());
                 let backend = Side { io, early, moved: Rc::clone(&moved), counted: down };
-                let copied = copy(client, backend, &moved, &open, idle_timeout).await;
+                let copied = copy(client, backend, &moved, (&open, &attempt), idle_timeout).await;
                 drop(lease);
                 copied
             }
@@ -85,20 +85,18 @@ impl Tunnel {
 
 /// A tunnel is open while this lives.
 #[derive(Debug)]
-struct Open {
-    watched: Watched,
-}
+struct Open(Rc<Context>);
 
 impl Open {
-    fn new(context: Rc<Context>, attempt: &Attempt) -> Self {
+    fn new(context: Rc<Context>) -> Self {
         context.cells().tunnels_open.add(1);
-        Self { watched: Watched::new(context, attempt) }
+        Self(context)
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.watched.context().cells().tunnels_open.sub_one();
+        self.0.cells().tunnels_open.sub_one();
     }
 }
 
@@ -106,17 +104,17 @@ async fn copy(
     mut client: impl AsyncRead + AsyncWrite + Unpin,
     mut backend: impl AsyncRead + AsyncWrite + Unpin,
     moved: &Cell<bool>,
-    open: &Open,
+    (open, attempt): (&Open, &Attempt),
     idle_timeout: Duration,
 ) -> io::Result<()> {
-    let deadline = open.watched.context().timers().deadline();
+    let deadline = open.0.timers().looking_deadline();
     let mut copying = pin!(copy_bidirectional_with_sizes(&mut client, &mut backend, BUFFER, BUFFER));
     poll_fn(|task| {
         let polled = copying.as_mut().poll(task);
         if polled.is_ready() {
             return polled.map_ok(|_| ());
         }
-        if open.watched.poll(task).is_ready() {
+        if attempt.is_cut() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         if moved.replace(false) {

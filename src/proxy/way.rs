@@ -1,7 +1,7 @@
 //! A request's way from its head to a backend: the normal form of its path, its route, its backend,
 //! and what the route changes in it and in its response.
 
-use std::{rc::Rc, time::Instant};
+use std::{rc::Rc, sync::Arc, time::Instant};
 
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header, request, uri::PathAndQuery};
 
@@ -118,6 +118,23 @@ impl Way {
         Assignment { backend, role: Role::Stable, reason: Reason::Shield, half: None, slot: None }
     }
 
+    /// Where another try goes whose last one was assigned so: to stable, if by the newest snapshot its backend
+    /// gets nobody any more, such as a canary that was rolled back meanwhile. Who was sent to the canary by a rule
+    /// goes on there. What a reload has changed is not looked into: the ids are others.
+    pub(super) fn again(&self, last: Assignment, newest: &View) -> Assignment {
+        let (snapshot, newest) = (&self.view.snapshot, &newest.snapshot);
+        if !Arc::ptr_eq(snapshot.topology(), newest.topology()) {
+            return last;
+        }
+        let split = newest.split(self.service);
+        let is_wanted = last.role == Role::Canary && !last.reason.is_drawn();
+        let has_users = split.canary == Some(last.backend) && split.weight > Weight::ZERO;
+        if is_wanted || has_users || split.stable == last.backend {
+            return last;
+        }
+        Assignment { backend: split.stable, role: Role::Stable, half: None, ..last }
+    }
+
     /// The right to count an attempt at an endpoint to which it, or this, leads; and the client's slot, if it is
     /// pinned.
     pub(super) fn writer(&self, to: Assignment, endpoint: &Endpoint, now: Instant) -> (Writer, Option<u16>) {
@@ -134,6 +151,11 @@ impl Way {
             }
         };
         (self.view.writer(to.backend, to.role, part), to.slot)
+    }
+
+    /// The right to count a copy at the backend to which it leads.
+    pub(super) fn copies_writer(&self) -> Writer {
+        self.view.writer(self.assignment.backend, self.assignment.role, Part::Copies)
     }
 
     /// From now on, it leads there.

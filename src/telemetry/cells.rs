@@ -124,9 +124,14 @@ pub struct Cells {
 }
 
 impl Cells {
-    /// Cells for a part of what `whole` counts: how attempts end, and not how long they take.
+    /// Cells for how attempts end, and not for how long they take.
+    pub(super) fn without_latency() -> Self {
+        Self { latency: Latencies::none(), ..Self::default() }
+    }
+
+    /// The same for a part of what `whole` counts.
     pub(super) fn part_of(whole: &Arc<Self>) -> Self {
-        Self { latency: Latencies::none(), whole: Some(Arc::clone(whole)), ..Self::default() }
+        Self { whole: Some(Arc::clone(whole)), ..Self::without_latency() }
     }
 
     /// The same with what is known of users.

@@ -13,7 +13,8 @@ use prometheus::{
 };
 
 use super::{
-    ledger::{HandshakeFailure, Hub, LocalReason},
+    ledger::{HandshakeFailure, Hub},
+    local_reason::LocalReason,
     reader::{self, Series, Totals},
     retries::{RetryResult, RetryTotals},
 };

@@ -10,7 +10,10 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU32, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     time::{Duration, Instant},
 };
@@ -26,6 +29,8 @@ pub struct Board {
     began: Instant,
     // Locked when endpoints change and when it is read out; never for a request.
     backends: Mutex<BTreeMap<Key, Arc<BackendHealth>>>,
+    /// How often something under way was told to end.
+    cuts: AtomicU64,
 }
 
 impl Board {
@@ -33,7 +38,7 @@ impl Board {
     pub fn new(now: Instant) -> Self {
         // A millisecond back, so that 0 has passed.
         let began = now.checked_sub(Duration::from_millis(1)).unwrap_or(now);
-        Self { began, backends: Mutex::default() }
+        Self { began, backends: Mutex::default(), cuts: AtomicU64::new(0) }
     }
 
     /// A moment as the board counts it.
@@ -46,6 +51,17 @@ impl Board {
     pub fn backend(&self, key: &Key) -> Arc<BackendHealth> {
         let mut backends = locked(&self.backends);
         Arc::clone(backends.entry(key.clone()).or_default())
+    }
+
+    /// Whatever has begun at any of a backend's endpoints until then, and is still under way, is to end.
+    pub fn cut(&self, key: &Key, until: Millis) {
+        self.backend(key).cut(until);
+        self.cuts.fetch_add(1, Release);
+    }
+
+    /// How often something under way was told to end: whoever sees another number sees what was told, too.
+    pub fn cuts(&self) -> u64 {
+        self.cuts.load(Acquire)
     }
 
     /// Forgets all endpoints but these, which are told by backend and as they are written.
@@ -135,11 +151,10 @@ impl BackendHealth {
         self.changes.fetch_add(1, Relaxed);
     }
 
-    /// Whatever has begun at any of its endpoints until now, and is still under way, is to end.
-    pub fn cut(&self, now: Millis) {
+    fn cut(&self, until: Millis) {
         let known = locked(&self.endpoints);
         // 0 means never.
-        known.addresses.values().for_each(|endpoint| endpoint.cut.store(now.max(1), Relaxed));
+        known.addresses.values().for_each(|endpoint| endpoint.cut.store(until.max(1), Relaxed));
     }
 
     /// What its endpoints have served is long ago: they are to warm up anew.

@@ -11,7 +11,9 @@ use super::{
     endpoints::ByEndpoint,
     health::Board,
     in_flight::Limits,
+    local_reason::LocalReason,
     mirror::{MirrorCells, MirrorTotals, Pairs},
+    reader,
     retries::{RetryCells, RetryTotals},
     users::{ByService as UsersByService, Rules, UserCells},
 };
@@ -30,111 +32,6 @@ pub struct Key {
     pub service: ServiceName,
     /// The backend.
     pub backend: BackendName,
-}
-
-/// Why Tidegate answered a request itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum LocalReason {
-    /// The request was not acceptable HTTP.
-    BadRequest,
-    /// The target was too long.
-    UriTooLong,
-    /// The head had too many fields, or was too long.
-    HeadTooLarge,
-    /// The body was larger than the service takes.
-    BodyTooLarge,
-    /// The service or the client had had its share of requests.
-    RateLimited,
-    /// The service had as many requests as it takes at a time.
-    Overloaded,
-    /// The client stopped in the middle of its request.
-    RequestTimeout,
-    /// No route matched.
-    NoRoute,
-    /// The route sends clients elsewhere.
-    Redirect,
-    /// The preview was asked for, and there is no canary.
-    NoCanary,
-    /// The backend has no endpoint.
-    NoEndpoint,
-    /// None of the backend's endpoints is healthy.
-    NoHealthyEndpoint,
-    /// The backend has all the requests that it may have, or too many wait for a connection already.
-    UpstreamOverflow,
-    /// No connection became free in time.
-    PendingTimeout,
-    /// No connection could be made.
-    ConnectFailure,
-    /// No connection could be made in time.
-    ConnectTimeout,
-    /// The response did not begin in time.
-    ResponseTimeout,
-    /// The connection broke before the response began, or what came was not HTTP.
-    Reset,
-    /// The backend does not switch protocols as it was asked to.
-    NoUpgrade,
-    /// The backend speaks no TLS that we do.
-    TlsProtocolError,
-    /// The backend's certificate is not to be believed.
-    TlsCertificateError,
-    /// The listener only sends clients to HTTPS.
-    RedirectToHttps,
-}
-
-impl LocalReason {
-    /// Every reason, in the order of its index.
-    pub const ALL: [Self; 22] = [
-        Self::BadRequest,
-        Self::UriTooLong,
-        Self::HeadTooLarge,
-        Self::BodyTooLarge,
-        Self::RateLimited,
-        Self::Overloaded,
-        Self::RequestTimeout,
-        Self::NoRoute,
-        Self::Redirect,
-        Self::NoCanary,
-        Self::NoEndpoint,
-        Self::NoHealthyEndpoint,
-        Self::UpstreamOverflow,
-        Self::PendingTimeout,
-        Self::ConnectFailure,
-        Self::ConnectTimeout,
-        Self::ResponseTimeout,
-        Self::Reset,
-        Self::NoUpgrade,
-        Self::TlsProtocolError,
-        Self::TlsCertificateError,
-        Self::RedirectToHttps,
-    ];
-
-    /// The value of the metric label `reason`.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::BadRequest => "bad_request",
-            Self::UriTooLong => "uri_too_long",
-            Self::HeadTooLarge => "head_too_large",
-            Self::BodyTooLarge => "body_too_large",
-            Self::RateLimited => "rate_limited",
-            Self::Overloaded => "overloaded",
-            Self::RequestTimeout => "request_timeout",
-            Self::NoRoute => "no_route",
-            Self::Redirect => "redirect",
-            Self::NoCanary => "no_canary",
-            Self::NoEndpoint => "no_endpoint",
-            Self::NoHealthyEndpoint => "no_healthy_endpoint",
-            Self::UpstreamOverflow => "upstream_overflow",
-            Self::PendingTimeout => "pending_timeout",
-            Self::ConnectFailure => "connect_failure",
-            Self::ConnectTimeout => "connect_timeout",
-            Self::ResponseTimeout => "response_timeout",
-            Self::Reset => "reset",
-            Self::NoUpgrade => "no_upgrade",
-            Self::TlsProtocolError => "tls_protocol_error",
-            Self::TlsCertificateError => "tls_certificate_error",
-            Self::RedirectToHttps => "redirect_to_https",
-        }
-    }
 }
 
 /// Why a client's connection ended before its first request could come.
@@ -261,6 +158,8 @@ pub enum Part {
     Half(bool),
     /// Those that were sent to the role, whatever chance would have had it.
     Sent,
+    /// Copies, which are none of its requests.
+    Copies,
     /// Those of one of the routes that are counted apart, by its place among them.
     Route(u16),
     /// Those that were sent, of such a route.
@@ -269,7 +168,7 @@ pub enum Part {
 
 impl Part {
     /// Those that every backend has.
-    const FIXED: usize = 5;
+    const FIXED: usize = 6;
 
     const fn index(self) -> usize {
         match self {
@@ -277,6 +176,7 @@ impl Part {
             Self::Warming => 1,
             Self::Half(half) => 2 + half as usize,
             Self::Sent => 4,
+            Self::Copies => 5,
             Self::Route(place) => Self::FIXED + 2 * place as usize,
             Self::SentRoute(place) => Self::FIXED + 2 * place as usize + 1,
         }
@@ -288,6 +188,7 @@ impl Part {
             1 => Self::Warming,
             2 | 3 => Self::Half(index == 3),
             4 => Self::Sent,
+            5 => Self::Copies,
             _ => {
                 let (place, is_sent) = ((index - Self::FIXED) / 2, (index - Self::FIXED) % 2 == 1);
                 // There are no more routes than that.
@@ -302,7 +203,7 @@ impl Part {
         match self {
             Self::Route(_) => Some(Self::Rest),
             Self::SentRoute(_) => Some(Self::Sent),
-            Self::Rest | Self::Warming | Self::Half(_) | Self::Sent => None,
+            Self::Rest | Self::Warming | Self::Half(_) | Self::Sent | Self::Copies => None,
         }
     }
 }
@@ -338,7 +239,7 @@ impl Entry {
             // It plays the canary.
             Part::Half(true) => (Role::Canary, false),
             Part::Half(false) => (Role::Stable, false),
-            Part::Warming | Part::Sent | Part::SentRoute(_) => return None,
+            Part::Warming | Part::Sent | Part::Copies | Part::SentRoute(_) => return None,
         };
         Some(UserCells::new(Arc::clone(self.users.as_ref()?), role, is_route))
     }
@@ -352,7 +253,7 @@ impl Entry {
         match part {
             Part::Route(at) => place(at).map(Part::Route),
             Part::SentRoute(at) => place(at).map(Part::SentRoute),
-            Part::Rest | Part::Warming | Part::Half(_) | Part::Sent => Some(part),
+            Part::Rest | Part::Warming | Part::Half(_) | Part::Sent | Part::Copies => Some(part),
         }
     }
 }
@@ -396,6 +297,7 @@ impl Ledger {
         self.slot(backend, role, part).get_or_init(|| {
             let cells = match part.whole() {
                 Some(whole) => Cells::part_of(self.made(backend, role, whole)),
+                None if part == Part::Copies => Cells::without_latency(),
                 None => Cells::default(),
             };
             Arc::new(cells.with_users(self.entries[backend].user_cells(role, part)))
@@ -529,6 +431,11 @@ impl Hub {
     pub fn mirrors(&self) -> BTreeMap<ServiceName, MirrorTotals> {
         let mut sums = BTreeMap::new();
         self.workers.iter().for_each(|shelf| shelf.mirrors.sum(&mut sums, MirrorTotals::add));
+        for (key, copies) in reader::read_copies(self) {
+            if let Some(sum) = sums.get_mut(&key.service) {
+                sum.in_flight += copies.in_flight;
+            }
+        }
         sums
     }
 
@@ -591,10 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn local_reasons_have_labels_of_their_own() {
-        for (i, reason) in LocalReason::ALL.into_iter().enumerate() {
-            assert_eq!(reason as usize, i);
-        }
+    fn handshake_failures_are_dense() {
         for (i, failure) in HandshakeFailure::ALL.into_iter().enumerate() {
             assert_eq!(failure as usize, i);
         }

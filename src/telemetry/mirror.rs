@@ -3,9 +3,9 @@
 //! Copies are not drawn like requests are, so what becomes of them stands here and never beside the counts
 //! of requests: nobody may take them for evidence about users.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use super::cells::{Cells, Counter, Latencies, Writer};
+use super::cells::{Counter, Latencies};
 use crate::model::{histogram::Histogram, role::Role};
 
 /// What became of a request that was to be copied.
@@ -104,7 +104,6 @@ pub struct MirrorCells {
     latency: [Latencies; Role::ALL.len()],
     /// Pairs in which the canary was not slower than it may be, and in which it was.
     compared: [Counter; 2],
-    attempts: Arc<Cells>,
 }
 
 impl MirrorCells {
@@ -129,11 +128,6 @@ impl MirrorCells {
     pub fn compare(&self, slower: bool) {
         self.compared[usize::from(slower)].add(1);
     }
-
-    /// The right to count attempts to send a copy.
-    pub fn writer(&self) -> Writer {
-        Writer::new(Arc::clone(&self.attempts))
-    }
 }
 
 /// The mirror of one service, over all workers.
@@ -147,7 +141,7 @@ pub struct MirrorTotals {
     pub latency: [Histogram; Role::ALL.len()],
     /// Those for which it could be said, by whether the canary took longer than it may.
     pub compared: [u64; 2],
-    /// Copies that have been sent and not been answered to the end.
+    /// Copies that have been sent and not been answered to the end, which the ledgers know.
     pub in_flight: u64,
 }
 
@@ -166,7 +160,6 @@ impl MirrorTotals {
         for (sum, latencies) in self.latency.iter_mut().zip(&cells.latency) {
             latencies.add_to(sum);
         }
-        self.in_flight += cells.attempts.in_flight();
     }
 }
 
@@ -224,10 +217,9 @@ mod tests {
             cells.count(MirrorResult::Mismatch);
             cells.count_pair(FailedBy::of(false, true));
             cells.record(Duration::from_millis(1), Duration::from_millis(3));
-            cells.writer().begin();
             sum.add(&cells);
         }
-        assert_eq!((sum.results[MirrorResult::Mismatch as usize], sum.in_flight), (2, 2));
+        assert_eq!(sum.results[MirrorResult::Mismatch as usize], 2);
         assert_eq!(sum.pairs, [0, 0, 2, 0]);
         let mut pairs = Pairs::default();
         let cells = MirrorCells::default();

@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use super::{
     cells::Cells,
-    ledger::{Hub, Part},
+    ledger::{Hub, Key, Part},
 };
 pub use super::{
     endpoints::{Counted, Endpoints},
@@ -188,7 +188,8 @@ pub type Series = (ServiceName, BackendName, Role);
 pub fn read(hub: &Hub) -> BTreeMap<Series, Totals> {
     let mut sums: BTreeMap<Series, Totals> = BTreeMap::new();
     for (ledger, _) in hub.workers() {
-        for (entry, role, part, cells) in ledger.cells() {
+        // Copies are none of its requests.
+        for (entry, role, part, cells) in ledger.cells().filter(|(.., part, _)| *part != Part::Copies) {
             let key = &entry.key;
             let sum = sums.entry((key.service.clone(), key.backend.clone(), role)).or_default();
             let apart = match part {
@@ -206,6 +207,7 @@ pub fn read(hub: &Hub) -> BTreeMap<Series, Totals> {
                 Part::Warming => &mut sum.warming,
                 Part::Half(half) => &mut sum.halves[usize::from(half)],
                 Part::Sent => &mut sum.sent,
+                Part::Copies => continue,
             };
             // Read once, so that the sum less a part is what is left, whatever is counted meanwhile.
             let mut seen = Totals::default();
@@ -253,8 +255,30 @@ pub fn read_users(hub: &Hub) -> BTreeMap<Series, UserTotals> {
                 Part::Route(place) => {
                     sum.routes.entry(Arc::clone(&entry.routes[usize::from(place)])).or_default()
                 }
-                Part::Rest | Part::Warming | Part::Sent | Part::SentRoute(_) => &mut sum.whole,
+                Part::Rest | Part::Warming | Part::Sent | Part::Copies | Part::SentRoute(_) => &mut sum.whole,
             });
+        }
+    }
+    sums
+}
+
+/// Copies of requests that a backend gets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Copies {
+    /// Those that have been sent and not been answered to the end.
+    pub in_flight: u64,
+    /// Those that have ended.
+    pub ended: u64,
+}
+
+/// Reads what every worker has counted of copies at each backend, and sums it.
+pub fn read_copies(hub: &Hub) -> BTreeMap<Key, Copies> {
+    let mut sums: BTreeMap<Key, Copies> = BTreeMap::new();
+    for (ledger, _) in hub.workers() {
+        for (entry, _, _, cells) in ledger.cells().filter(|(.., part, _)| *part == Part::Copies) {
+            let sum = sums.entry(entry.key.clone()).or_default();
+            sum.in_flight += cells.in_flight();
+            sum.ended += counted(cells).requests;
         }
     }
     sums
@@ -278,7 +302,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::telemetry::ledger::{Entry, Key};
+    use crate::telemetry::ledger::Entry;
 
     #[test]
     fn workers_are_summed_and_aborts_do_not_count() {
@@ -295,6 +319,21 @@ mod tests {
         let readings = read(&hub);
         let totals = &readings[&(key.service, key.backend, Role::Stable)];
         assert_eq!((totals.requests(), totals.failures, totals.in_flight), (4, 2, 0));
+    }
+
+    #[test]
+    fn copies_are_known_by_backend_and_are_none_of_its_requests() {
+        let hub = Hub::new(2);
+        let key = Key { service: "web".parse().unwrap(), backend: "v2".parse().unwrap() };
+        for worker in 0..2 {
+            let writer =
+                hub.open_ledger(worker, Arc::new([key.clone().into()])).writer(0, Role::Canary, Part::Copies);
+            writer.begin();
+            writer.end(Outcome::Success, false, Some(Duration::from_secs(1)));
+            writer.begin();
+        }
+        assert_eq!(read_copies(&hub), BTreeMap::from([(key, Copies { in_flight: 2, ended: 2 })]));
+        assert!(read(&hub).is_empty());
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::{
         exchange::exchange,
         redirect,
     },
-    telemetry::ledger::LocalReason,
+    telemetry::local_reason::LocalReason,
 };
 
 /// Bytes that one HTTP/1.1 connection may hold of a request (its head included), and as many of a

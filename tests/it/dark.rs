@@ -177,6 +177,30 @@ fn the_services_own_mirror_goes_on_after_the_dark_steps() {
 }
 
 #[test]
+fn a_dark_step_that_is_taken_back_waits_for_its_copies_and_cuts_them() {
+    let stable = Backend::named("v1");
+    let silent = Backend::scripted(|mut peer| {
+        if peer.request().is_some() {
+            peer.wait_for_end();
+        }
+    });
+    let plan = format!("{}\ndrain = '300ms'", DARK.replace("150ms", "1h"));
+    let tidegate = start(&stable, &silent, &plan, "0.05");
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    assert_eq!(tidegate.client().get("/").text(), "v1");
+    let in_flight = || tidegate.scrape().sum("tidegate_mirrored_requests_in_flight", &[("service", "web")]);
+    eventually_is(1.0, in_flight);
+    tidegate.api("POST", "web/rollback", "");
+    let events = events(&tidegate.wait_for_phase("rolled_back"));
+    let last = events.last().unwrap();
+    assert!(last.ends_with("; cut is what was still under way at v2: 1"), "{last}");
+    eventually_is(0.0, in_flight);
+    let results = "tidegate_mirrored_requests_total";
+    tidegate.scrape().expect(results, &[("result", "dropped_incomplete")], 1.0);
+}
+
+#[test]
 fn copies_alone_promote_nobody_and_silence_is_no_evidence() {
     let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
     let impatient = "steps = [{ mirror = 100, hold = '50ms' }, { weight = 10 }]\ndeadline = '1s'";

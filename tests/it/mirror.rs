@@ -318,6 +318,39 @@ fn a_copys_response_is_read_for_a_while_and_no_longer() {
     }
 }
 
+#[test]
+fn a_version_that_gets_copies_is_not_drained_and_a_rollback_does_not_wait_for_them() {
+    let stable = Backend::named("v1");
+    let silent = Backend::scripted(|mut peer| {
+        if peer.request().is_some() {
+            peer.wait_for_end();
+        }
+    });
+    let plan = "steps = [{ weight = 0.01, hold = '1h' }]\ndrain = '1h'\ndrained_after = '0s'";
+    let web = Web::new(stable.address).canary(silent.address).table("rollout", plan).table("mirror", "");
+    let endpoint = format!("['http://{}']", stable.address);
+    let tidegate = Tidegate::start(format!(
+        "{web}\n[services.other]\nstable = 'v1'\ncanary = 'v2'\n[services.other.backends]\n\
+         v1.endpoints = {endpoint}\nv2.endpoints = {endpoint}\n\
+         [services.other.rollout]\ndrained_after = '500ms'\n"
+    ));
+    let drained = |service| {
+        tidegate.scrape().sum("tidegate_backend_drained", &[("service", service), ("backend", "v2")])
+    };
+    // One that gets nothing takes longer than this one would.
+    eventually_is(1.0, || drained("other"));
+    assert_eq!(drained("web"), 0.0);
+    assert_eq!(get(tidegate.address(), "/").text(), "v1");
+    let in_flight = || tidegate.scrape().sum("tidegate_mirrored_requests_in_flight", &[("service", "web")]);
+    eventually_is(1.0, in_flight);
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    tidegate.api("POST", "web/rollback", "");
+    let status = tidegate.wait_for_phase("rolled_back");
+    let last = status["events"].as_array().unwrap().last().unwrap()["what"].as_str().unwrap();
+    assert!(last.ends_with("; no user's request is under way at v2 any more, and copies go on"), "{last}");
+}
+
 fn h2c(stable: &HyperBackend, canary: &HyperBackend) -> Web {
     let web = Web::h2c(stable.address).keys("canary = 'v2'");
     web.table("backends.v2", &format!("endpoints = ['h2c://{}']", canary.address))

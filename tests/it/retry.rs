@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Mutex, mpsc},
+    sync::{Arc, Mutex, mpsc},
 };
 
 use crate::{
@@ -189,6 +189,41 @@ fn an_endpoint_that_has_failed_is_not_asked_again() {
     assert_eq!(bad.each_ref().map(Backend::count), [1, 1, 1]);
     expect_retries(&tidegate, &[("failure", 2.0), ("no_endpoint", 1.0)]);
     expect_attempts(&tidegate, &[("5xx", 2.0), ("reset", 1.0)]);
+}
+
+#[test]
+fn a_retry_does_not_go_to_a_canary_that_was_rolled_back_meanwhile() {
+    let (fail, wait) = mpsc::channel::<()>();
+    let wait = Arc::new(Mutex::new(wait));
+    let canary = [(); 2].map(|()| {
+        let wait = Arc::clone(&wait);
+        Backend::scripted(move |mut peer| {
+            if peer.request().is_some() {
+                let _told = wait.lock().unwrap().recv();
+                peer.reset();
+            }
+        })
+    });
+    let stable = Backend::named("v1");
+    let [a, b] = canary.each_ref().map(|canary| canary.address);
+    let web = Web::new(stable.address).keys("canary = 'v2'");
+    let web = web.table("backends.v2", &format!("endpoints = ['http://{a}', 'http://{b}']"));
+    let web = web.table("rollout", "steps = [{ weight = 100, hold = '1h' }]\ndrain = '1h'");
+    let tidegate = Tidegate::start(web.table("retry", ""));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let mut client = tidegate.client();
+    client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    eventually_is(1, || canary.each_ref().map(Backend::count).iter().sum::<usize>());
+    tidegate.api("POST", "web/rollback", "");
+    drop(fail);
+    let response = client.response();
+    assert_eq!((response.status, response.text().as_str()), (200, "v1"));
+    assert_eq!(canary.each_ref().map(Backend::count).iter().sum::<usize>(), 1);
+    expect_retries(&tidegate, &[("success", 1.0)]);
+    let scrape = tidegate.scrape();
+    scrape.expect(REQUESTS, &[("role", "canary"), ("status", "reset")], 1.0);
+    scrape.expect(REQUESTS, &[("role", "stable"), ("status", "2xx")], 1.0);
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! What a rollout waits for beside evidence: people, time, and the end of what is under way.
 
-use std::{error::Error as _, net::SocketAddr};
+use std::{
+    error::Error as _,
+    net::SocketAddr,
+    sync::{Mutex, mpsc},
+};
 
 use bytes::Bytes;
 use http::Response;
@@ -10,8 +14,8 @@ use serde_json::Value;
 use crate::support::{
     Backend, H2, HyperBackend, Limits, Raw, Refusing, Tidegate, Web,
     backend::Peer,
-    client::{Chunks, empty, full, h2_request},
-    eventually, patience, runtime,
+    client::{self, Chunks, empty, full, h2_request},
+    eventually, eventually_is, patience, runtime,
 };
 
 /// Nobody sends anything, so that evidence moves nothing.
@@ -160,6 +164,93 @@ fn a_rollback_cuts_what_still_comes_from_the_canary_when_its_time_is_over_and_no
     let mut later = begin();
     assert_eq!(later.wire.read_line().as_deref(), Some("5"));
     tidegate.scrape().expect("tidegate_requests_in_flight", &[role], 1.0);
+}
+
+/// What a client hears that waits for a response of the canary's when the time of its rollback is over.
+fn cut_before_an_answer(web: Web) -> (Tidegate, client::Response) {
+    let tidegate =
+        Tidegate::start(web.table("rollout", "steps = [{ weight = 100, hold = '1h' }]\ndrain = '300ms'"));
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let mut client = tidegate.client();
+    client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    let in_flight = || tidegate.scrape().sum("tidegate_requests_in_flight", &[("backend", "v2")]);
+    eventually_is(1.0, in_flight);
+    tidegate.api("POST", "web/rollback", "");
+    let response = client.response();
+    let status = tidegate.wait_for_phase("rolled_back");
+    let last = status["events"].as_array().unwrap().last().unwrap()["what"].as_str().unwrap();
+    assert!(last.ends_with("; cut is what was still under way at v2: 1"), "{last}");
+    let scrape = tidegate.wait_until_idle();
+    scrape.expect("tidegate_requests_total", &[("role", "canary"), ("status", "cut")], 1.0);
+    scrape.expect("tidegate_requests_total", &[("role", "canary")], 1.0);
+    scrape.expect("tidegate_request_failures_total", &[], 0.0);
+    (tidegate, response)
+}
+
+#[test]
+fn a_rollback_cuts_who_still_waits_for_the_canarys_answer_too() {
+    let silent = Backend::scripted(|mut peer| {
+        if peer.request().is_some() {
+            peer.wait_for_end();
+        }
+    });
+    let silent_h2 = HyperBackend::serving(Limits::default(), |_| std::future::pending());
+    let stable = Backend::named("v1");
+    let stable_h2 = HyperBackend::serving(Limits::default(), |_| async { Response::new(full("v1")) });
+    let http1 = || Web::new(stable.address).canary(silent.address);
+    let http2 = || {
+        let web = Web::h2c(stable_h2.address).keys("canary = 'v2'");
+        web.backend("v2", "h2c", silent_h2.address)
+    };
+    for web in [http1(), http2()] {
+        let (tidegate, response) = cut_before_an_answer(web);
+        assert_eq!(response.status, 502, "{}", response.text());
+        let said = "tidegate; error=connection_terminated; details=\"rolled back\"";
+        assert_eq!(response.fields("proxy-status"), [said]);
+        tidegate.scrape().expect("tidegate_local_replies_total", &[("reason", "cut")], 1.0);
+    }
+    for retry in ["attempts = 0\nshield = true", "attempts = 1"] {
+        for web in [http1(), http2()] {
+            let (tidegate, response) = cut_before_an_answer(web.table("retry", retry));
+            assert_eq!((response.status, response.text().as_str()), (200, "v1"), "{retry}");
+            tidegate.scrape().expect("tidegate_retries_total", &[("result", "success")], 1.0);
+        }
+    }
+}
+
+#[test]
+fn an_answer_that_comes_before_its_client_is_told_of_the_cut_is_passed_on_as_a_whole() {
+    let (answer, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let canary = Backend::scripted(move |mut peer| {
+        if peer.request().is_some() {
+            let _told = wait.lock().unwrap().recv();
+            peer.send(
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nwh\r\n3\r\nole\r\n0\r\n\r\n",
+            );
+            peer.wait_for_end();
+        }
+    });
+    let plan = "steps = [{ weight = 100, hold = '1h' }]\ndrain = '100ms'";
+    let (_stable, tidegate) = start(canary.address, plan, "");
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    let mut clients: Vec<_> = (0..8).map(|_| tidegate.client()).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    }
+    let in_flight = || tidegate.scrape().sum("tidegate_requests_in_flight", &[("backend", "v2")]);
+    eventually_is(8.0, in_flight);
+    tidegate.api("POST", "web/rollback", "");
+    tidegate.wait_for_phase("rolled_back");
+    // They are told within a second; who is first does not matter, only that nobody gets a part.
+    drop(answer);
+    for client in &mut clients {
+        let response = client.response();
+        let came = (response.status, response.text(), response.whole);
+        assert!(came == (200, "whole".into(), true) || came.0 == 502, "{came:?}");
+    }
 }
 
 #[test]
