@@ -47,6 +47,7 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    harm::first_cap,
     learned::Learned,
     tick::{ArmTick, Sent, Tick},
 };
@@ -224,7 +225,7 @@ impl Analysis {
         if !stable.sample().is_outage() {
             self.dispersion.update(stable.sample());
         }
-        self.tally.window.learn(stable.sample());
+        self.tally.learn(stable);
         if let Some(latency) = &mut self.latency {
             latency.learn(stable.latency, stable.sample().failures, users);
         }
@@ -290,8 +291,7 @@ impl Analysis {
 
     /// What the canary has cost and which weight that allows, where the settings limit it.
     pub fn harm(&self) -> Option<Harm> {
-        let Arms { stable, canary } = self.tally.window.rate();
-        self.budget.map(|budget| budget.report(stable + canary, self.difference()))
+        self.budget.map(|budget| budget.report(self.tally.load.rate(), self.difference()))
     }
 
     fn difference(&self) -> Option<Interval> {

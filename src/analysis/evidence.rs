@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ArmTick, Tick,
     error_rate::Sample,
+    harm::Load,
     incident::Usual,
     verdict::{ArmLatency, ArmTotals, Arms, Incident},
 };
@@ -32,6 +33,8 @@ pub(super) struct Tally {
     sent_in_step: Option<Box<SentInStep>>,
     latencies: Arms<Latencies>,
     pub(super) window: Window,
+    #[serde(default)]
+    pub(super) load: Load,
     pub(super) streak: Streak,
 }
 
@@ -39,7 +42,8 @@ impl Tally {
     /// Counts a tick of a step.
     pub(super) fn count(&mut self, tick: &Tick<'_>) {
         let samples = tick.samples();
-        let Self { rollout, outages, step, warming, sent, sent_in_step, latencies, window, streak } = self;
+        let Self { rollout, outages, step, warming, sent, sent_in_step, latencies, window, load, streak } =
+            self;
         for sum in [rollout, step] {
             sum.add(samples);
         }
@@ -56,9 +60,16 @@ impl Tally {
         latencies.stable.add(tick.stable.latency);
         latencies.canary.add(tick.canary.latency);
         window.push(samples);
+        load.update(tick.stable.drawn().saturating_add(tick.canary.drawn()));
         // Who answers nothing at all need not be waited for until it is warm, or until somebody comes by
         // chance.
         streak.count(tick.canary.all(), tick.stable.all());
+    }
+
+    /// Learns from a tick of stable, before the canary gets anything.
+    pub(super) fn learn(&mut self, stable: &ArmTick<'_>) {
+        self.window.usual.update(stable.sample());
+        self.load.update(stable.drawn());
     }
 
     /// Counts a tick of baking, in which the promoted version is stable and the only one.
@@ -179,11 +190,6 @@ impl Window {
         let count = |quiet: &mut u64, arm: Sample| *quiet = if arm.requests > 0 { 0 } else { *quiet + 1 };
         count(&mut self.quiet.stable, tick.stable);
         count(&mut self.quiet.canary, tick.canary);
-    }
-
-    /// Takes in a tick of stable before the canary gets anything.
-    pub(super) fn learn(&mut self, stable: Sample) {
-        self.usual.update(stable);
     }
 
     /// The sum of its ticks.

@@ -1,5 +1,5 @@
-//! What is known of stable when a rollout begins: how failures come together, how many are usual, how long
-//! requests take.
+//! What is known of stable when a rollout begins: how failures come together, how many are usual, how many
+//! requests there are and how long they take.
 //!
 //! It is learned from every tick without a canary, so it depends on more than anybody writes down. A
 //! recording of a rollout therefore begins with it, and goes on from there bit for bit.
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Analysis,
     dispersion::Dispersion,
+    harm::Load,
     incident::Usual,
     latency,
     users::{Judge, Known},
@@ -20,6 +21,8 @@ use super::{
 pub struct Learned {
     dispersion: Dispersion,
     usual: Usual,
+    #[serde(default, skip_serializing_if = "Load::is_unknown")]
+    load: Load,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     latency: Option<latency::Learned>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -32,6 +35,7 @@ impl Analysis {
         Learned {
             dispersion: self.dispersion,
             usual: self.tally.window.usual,
+            load: self.tally.load,
             latency: self.latency.as_ref().map(latency::Latency::learned),
             users: self.users.as_ref().map(|known| known.judge),
         }
@@ -40,9 +44,9 @@ impl Analysis {
     /// The same, with that known of stable. What the settings say comes first.
     #[must_use]
     pub fn knowing(mut self, learned: &Learned) -> Self {
-        let Learned { dispersion, usual, latency, users } = learned;
+        let Learned { dispersion, usual, load, latency, users } = learned;
         self.dispersion.take_over(*dispersion);
-        self.tally.window.usual = *usual;
+        (self.tally.window.usual, self.tally.load) = (*usual, *load);
         if let (Some(mine), Some(learned)) = (&mut self.latency, latency) {
             mine.take_over(learned);
         }

@@ -51,6 +51,11 @@ impl<'a> ArmTick<'a> {
         Sample { requests: self.requests, failures: self.failures.min(self.requests) }
     }
 
+    /// How many chance has brought.
+    pub(super) fn drawn(&self) -> u64 {
+        self.requests.saturating_add(self.warming.requests)
+    }
+
     /// Those that were sent.
     pub(super) fn sent(&self) -> Sample {
         self.sent.map(|sent| sent.sample).unwrap_or_default()
