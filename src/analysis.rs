@@ -12,8 +12,8 @@
 //! question of a version that is now alone, and has an α of its own; so does whoever has the canary judged
 //! by its limits alone (`guards_only`).
 //!
-//! Outside the promise stand two rules without it: a canary that fails many requests in a row and
-//! answers none is rolled back at once (`evidence`), and so is one that has cost as many requests as
+//! Outside the promise stand two rules without it: a canary that fails many requests in a row, or has no endpoint
+//! for them, and answers none is rolled back at once (`evidence`), and so is one that has cost as many requests as
 //! it may, where somebody said how many (`harm`).
 
 pub mod attribution;
@@ -261,8 +261,8 @@ impl Analysis {
             self.dispersion.update(samples.stable);
         }
         if let Some(budget) = &mut self.budget {
-            let all = Arms { canary: tick.canary.all(), ..samples };
-            budget.update(all, tick.canary.shielded, usual.unwrap_or(0.0));
+            let met = Arms { stable: tick.stable.compared_as_met(), canary: tick.canary.met() };
+            budget.update(met, tick.canary.shielded, usual.unwrap_or(0.0));
         }
         self.find().decision
     }
@@ -374,8 +374,8 @@ impl Analysis {
     fn retreat(&self, evidence: f64) -> Option<Finding> {
         let reason = if evidence >= self.targets.evidence {
             Reason::Worse(())
-        } else if let Some(failures) = self.tally.streak.damning(self.guards_only) {
-            Reason::OnlyFailures { failures }
+        } else if let Some((failures, unserved)) = self.tally.streak.damning(self.guards_only) {
+            Reason::OnlyFailures { failures, unserved }
         } else if self.stage == Stage::Stepping && self.budget.is_some_and(|budget| budget.is_spent()) {
             Reason::HarmSpent(self.harm()?)
         } else {

@@ -1,6 +1,7 @@
 //! What has the canary cost, and how much may it still?
 //!
-//! Harm is what users lose to the rollout: requests that the canary failed and stable would not have.
+//! Harm is what users lose to the rollout: requests that the canary failed, or had no endpoint for, and stable would
+//! not have.
 //! In a tick with `nc` canary requests of which `xc` failed, while stable failed a share `ps`, it is
 //! estimated as `xc − nc·ps`. That is right on average in each tick, so the sum less the true harm is a
 //! martingale, and (Doob's optional stopping) still right on average at the tick at which a rollout ends
@@ -49,7 +50,7 @@ impl Budget {
         Self { budget, spent: 0.0 }
     }
 
-    /// Takes in one tick by `xc − nc·ps`, those requests included that are compared with nothing; `shielded` of the
+    /// Takes in one tick by `xc − nc·ps`, those requests included that are compared with nothing or found no endpoint; `shielded` of the
     /// canary's failures, in this tick or just before it, were seen by nobody. `usual` is stable's failure
     /// rate so far, for a tick in which it had no request.
     pub(super) fn update(&mut self, tick: Arms<Sample>, shielded: u64, usual: f64) {
