@@ -12,8 +12,8 @@
 //! question of a version that is now alone, and has an α of its own; so does whoever has the canary judged
 //! by its limits alone (`guards_only`).
 //!
-//! Outside the promise stand two rules without it: a canary that fails many requests in a row and
-//! answers none is rolled back at once (`evidence`), and so is one that has cost as many requests as
+//! Outside the promise stand two rules without it: a canary that fails many requests in a row, or has no endpoint
+//! for them, and answers none is rolled back at once (`evidence`), and so is one that has cost as many requests as
 //! it may, where somebody said how many (`harm`).
 
 pub mod attribution;
@@ -47,6 +47,7 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    harm::first_cap,
     learned::Learned,
     tick::{ArmTick, Sent, Tick},
 };
@@ -230,7 +231,7 @@ impl Analysis {
             self.dispersion.update(stable.sample());
         }
         self.learn_of_limits(stable);
-        self.tally.window.learn(stable.sample());
+        self.tally.learn(stable);
         if let Some(latency) = &mut self.latency {
             latency.learn(stable.latency, stable.sample().failures, users);
         }
@@ -267,8 +268,8 @@ impl Analysis {
             self.dispersion.update(samples.stable);
         }
         if let Some(budget) = &mut self.budget {
-            let all = Arms { canary: tick.canary.all(), ..samples };
-            budget.update(all, tick.canary.shielded, usual.unwrap_or(0.0));
+            let met = Arms { stable: tick.stable.compared_as_met(), canary: tick.canary.met() };
+            budget.update(met, tick.canary.shielded, usual.unwrap_or(0.0));
         }
         self.find().decision
     }
@@ -298,10 +299,9 @@ impl Analysis {
 
     /// What the canary has cost and which weight that allows, where the settings limit it.
     pub fn harm(&self) -> Option<Harm> {
-        let Arms { stable, canary } = self.tally.window.rate();
         // In baking there is no weight to keep down.
-        let rate = if self.stage == Stage::Baking { 0.0 } else { stable + canary };
-        self.budget.map(|budget| budget.report(rate, self.difference()))
+        let load = if self.stage == Stage::Baking { 0.0 } else { self.tally.load.rate() };
+        self.budget.map(|budget| budget.report(load, self.difference()))
     }
 
     fn difference(&self) -> Option<Interval> {
@@ -380,8 +380,8 @@ impl Analysis {
     fn retreat(&self, evidence: f64) -> Option<Finding> {
         let reason = if evidence >= self.threshold() {
             Reason::Worse(())
-        } else if let Some(failures) = self.tally.streak.damning(self.guards_only) {
-            Reason::OnlyFailures { failures }
+        } else if let Some((failures, unserved)) = self.tally.streak.damning(self.guards_only) {
+            Reason::OnlyFailures { failures, unserved }
         } else if self.stage == Stage::Stepping && self.budget.is_some_and(|budget| budget.is_spent()) {
             Reason::HarmSpent(self.harm()?)
         } else {

@@ -250,6 +250,7 @@ fn a_tick_of_the_analysis_allocates_nothing() {
         warming: sample,
         sent: Some(Sent { sample, latency: &latency }),
         shielded: 1,
+        unserved: 1,
         ..ArmTick::new(1_000, 10, &latency)
     };
     let routes = [Arms { stable: sample, canary: sample }; 8];

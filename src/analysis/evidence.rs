@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ArmTick, Tick,
     error_rate::Sample,
+    harm::Load,
     incident::Usual,
     verdict::{ArmLatency, ArmTotals, Arms, Incident, Reason},
 };
@@ -35,6 +36,8 @@ pub(super) struct Tally {
     sent_in_step: Option<Box<SentInStep>>,
     latencies: Arms<Latencies>,
     pub(super) window: Window,
+    #[serde(default)]
+    pub(super) load: Load,
     pub(super) streak: Streak,
 }
 
@@ -42,7 +45,8 @@ impl Tally {
     /// Counts a tick of a step.
     pub(super) fn count(&mut self, tick: &Tick<'_>) {
         let samples = tick.samples();
-        let Self { rollout, outages, step, warming, sent, sent_in_step, latencies, window, streak } = self;
+        let Self { rollout, outages, step, warming, sent, sent_in_step, latencies, window, load, streak } =
+            self;
         for sum in [rollout, step] {
             sum.add(samples);
         }
@@ -60,9 +64,16 @@ impl Tally {
         latencies.canary.add(tick.canary.latency);
         window.push(samples);
         window.count_apart(tick);
+        load.update(tick.stable.drawn().saturating_add(tick.canary.drawn()));
         // Who answers nothing at all need not be waited for until it is warm, or until somebody comes by
         // chance.
-        streak.count(tick.canary.all(), tick.stable.all());
+        streak.count(&tick.canary, tick.stable.met());
+    }
+
+    /// Learns from a tick of stable, before the canary gets anything.
+    pub(super) fn learn(&mut self, stable: &ArmTick<'_>) {
+        self.window.usual.update(stable.sample());
+        self.load.update(stable.drawn());
     }
 
     /// Counts a tick of baking, in which the promoted version is stable and the only one.
@@ -71,7 +82,7 @@ impl Tally {
         tick.latencies().for_each(|latency| self.latencies.stable.add(latency));
         self.warming.stable.add(tick.warming);
         self.window.push(Arms { stable: tick.warm(), canary: Sample::default() });
-        self.streak.count(tick.all(), Sample::default());
+        self.streak.count(tick, Sample::default());
     }
 
     /// Counts the step anew. What the last ticks were like outlives the change of weight.
@@ -207,11 +218,6 @@ impl Window {
         }
     }
 
-    /// Takes in a tick of stable before the canary gets anything.
-    pub(super) fn learn(&mut self, stable: Sample) {
-        self.usual.update(stable);
-    }
-
     /// The sum of its ticks.
     pub(super) fn sum(&self) -> Arms<Sample> {
         let mut sum = Arms::<Sample>::default();
@@ -231,10 +237,13 @@ impl Window {
     }
 }
 
-/// Requests in a row that one arm failed, and what the other arm did in that time.
+/// Requests in a row that one arm failed or could not take, and what the other arm did in that time.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct Streak {
     failures: u64,
+    /// Those of them that it could not take.
+    #[serde(default)]
+    unserved: u64,
     other: Sample,
 }
 
@@ -243,21 +252,24 @@ impl Streak {
     /// in a row come once in a million.
     const ENOUGH: u64 = 20;
 
-    fn count(&mut self, arm: Sample, other: Sample) {
+    fn count(&mut self, tick: &ArmTick<'_>, other: Sample) {
+        let arm = tick.met();
         if arm.failures < arm.requests {
             *self = Self::default();
             return;
         }
         self.failures = self.failures.saturating_add(arm.failures);
+        self.unserved = self.unserved.saturating_add(tick.unserved);
         if self.failures > 0 {
             self.other.add(other);
         }
     }
 
-    /// The failures in a row, if they are enough to act on and the other arm, which may have been
-    /// idle, was not in trouble meanwhile; or, `alone`, however that fared.
-    pub(super) fn damning(&self, alone: bool) -> Option<u64> {
-        (self.failures >= Self::ENOUGH && (alone || !self.other.in_trouble())).then_some(self.failures)
+    /// The failures in a row, and how many of them could not be taken, if they are enough to act on and the other arm,
+    /// which may have been idle, was not in trouble meanwhile; or, `alone`, however that fared.
+    pub(super) fn damning(&self, alone: bool) -> Option<(u64, u64)> {
+        let is_enough = self.failures >= Self::ENOUGH && (alone || !self.other.in_trouble());
+        is_enough.then_some((self.failures, self.unserved))
     }
 }
 

@@ -20,9 +20,16 @@ pub fn explain(verdict: &Verdict) -> String {
         Reason::Worse(check) => {
             format!("{who} {}{}{}: rolling back ({evidence})", finding(check), lately(verdict, check), users(verdict))
         }
-        Reason::OnlyFailures { failures } => {
+        Reason::OnlyFailures { failures, unserved: 0 } => {
             format!("{who} failed {failures} requests in a row and answered none: rolling back")
         }
+        Reason::OnlyFailures { failures, unserved } if unserved == failures => {
+            format!("no endpoint of the {who} could take {failures} requests in a row: rolling back")
+        }
+        Reason::OnlyFailures { failures, unserved } => format!(
+            "{who} failed {failures} requests in a row and answered none, {unserved} of them for want of an endpoint: \
+             rolling back"
+        ),
         Reason::HarmSpent(harm) => format!(
             "canary has failed about {:.0} requests that stable would not have, and may {:.0}: rolling back",
             harm.spent, harm.budget

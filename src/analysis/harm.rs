@@ -1,6 +1,7 @@
 //! What has the canary cost, and how much may it still?
 //!
-//! Harm is what users lose to the rollout: requests that the canary failed and stable would not have.
+//! Harm is what users lose to the rollout: requests that the canary failed, or had no endpoint for, and stable would
+//! not have.
 //! In a tick with `nc` canary requests of which `xc` failed, while stable failed a share `ps`, it is
 //! estimated as `xc − nc·ps`. That is right on average in each tick, so the sum less the true harm is a
 //! martingale, and (Doob's optional stopping) still right on average at the tick at which a rollout ends
@@ -12,8 +13,14 @@
 //! come, and the sum is never below the estimate of the last paragraph.
 //!
 //! "So low" means: what is left lasts for [`LAG`] ticks even if the canary is as bad as can be, which is
-//! the upper end of the interval of the difference. That is everything at first, and less with each tick
-//! that goes well, so the weight that the budget allows rises by itself.
+//! the upper end of the interval of the difference. That is everything at first, before the first tick of the
+//! canary's, for which [`Load`] is known of stable alone; and less with each tick that goes well, so the weight
+//! that the budget allows rises by itself.
+//!
+//! The interval is of a canary that is the same throughout, as far as it differs from stable. So what is bounded is
+//! the expected harm of a canary that is as bad as it has been. One that turns bad after a good beginning costs a tick
+//! or two more, at the weight that it has by then, and is rolled back as soon as the budget is spent. A bound for
+//! that as well would have to take each canary for one that is about to fail everything, and promote none.
 //!
 //! It is in force in the steps alone: in baking there is no stable any more whose failures could be taken off, and
 //! limits are what is watched.
@@ -26,6 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     error_rate::Sample,
+    evidence::Window,
     verdict::{Arms, Harm, Interval},
 };
 use crate::model::weight::Weight;
@@ -42,7 +50,7 @@ impl Budget {
         Self { budget, spent: 0.0 }
     }
 
-    /// Takes in one tick by `xc − nc·ps`, those requests included that are compared with nothing; `shielded` of the
+    /// Takes in one tick by `xc − nc·ps`, those requests included that are compared with nothing or found no endpoint; `shielded` of the
     /// canary's failures, in this tick or just before it, were seen by nobody. `usual` is stable's failure
     /// rate so far, for a tick in which it had no request.
     pub(super) fn update(&mut self, tick: Arms<Sample>, shielded: u64, usual: f64) {
@@ -57,8 +65,8 @@ impl Budget {
         self.spent >= self.budget
     }
 
-    /// What is spent, and the weight that what is left allows: `rate` is how many requests both arms had
-    /// in a tick lately, `difference` where the canary's failure rate less stable's may lie.
+    /// What is spent, and the weight that what is left allows: `rate` is how many requests both arms have
+    /// in a tick, `difference` where the canary's failure rate less stable's may lie.
     pub(super) fn report(&self, rate: f64, difference: Option<Interval>) -> Harm {
         let worst = difference.map_or(1.0, |interval| interval.high).max(0.0);
         let lost = LAG * rate * worst;
@@ -67,6 +75,40 @@ impl Budget {
         let cap = Weight::from_hundredths(hundredths).unwrap_or(Weight::FULL);
         Harm { spent: self.spent, budget: self.budget, weight_cap: (rate > 0.0).then_some(cap) }
     }
+}
+
+/// How many requests both arms have in a tick that has any, lately. Ticks without are left out: a pause in traffic is
+/// over at once, and what comes then is as much as before.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub(super) struct Load {
+    ticks: u64,
+    mean: f64,
+}
+
+impl Load {
+    /// Takes in a tick with so many requests of both arms.
+    pub(super) fn update(&mut self, requests: u64) {
+        if requests > 0 {
+            self.ticks = (self.ticks + 1).min(Window::TICKS);
+            self.mean += (requests as f64 - self.mean) / self.ticks as f64;
+        }
+    }
+
+    /// Their number in a tick; 0 before there was any.
+    pub(super) fn rate(self) -> f64 {
+        self.mean
+    }
+
+    /// Whether there was none yet.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.ticks == 0
+    }
+}
+
+/// The most that a canary of which nothing is known yet may have of so many requests in a tick, if it may cost
+/// `budget`.
+pub fn first_cap(budget: f64, requests: f64) -> Option<Weight> {
+    Budget::new(budget).report(requests, None).weight_cap
 }
 
 /// Ticks for which a bad canary goes on getting requests: one that shows it, and one in which what was
@@ -125,5 +167,16 @@ mod tests {
         assert_eq!(budget.report(1_000.0, None).weight_cap.unwrap().percent(), 5.0);
         assert_eq!([cap(1.0), cap(0.1), cap(0.05), cap(-0.01)], [5.0, 50.0, 100.0, 100.0]);
         assert_eq!(budget.report(0.0, None).weight_cap, None);
+    }
+
+    #[test]
+    fn a_pause_in_traffic_is_no_smaller_load() {
+        let mut load = Load::default();
+        assert!(load.is_unknown());
+        load.update(100);
+        (0..1_000).for_each(|_| load.update(0));
+        assert_eq!(load.rate(), 100.0);
+        (0..200).for_each(|_| load.update(50));
+        assert!((load.rate() - 50.0).abs() < 1e-6, "{load:?}");
     }
 }

@@ -22,6 +22,9 @@ pub struct ArmTick<'a> {
     /// Failures of the canary that no user saw, since stable answered in its place. They are failures all
     /// the same; but they cost nobody anything.
     pub shielded: u64,
+    /// Requests that none of the backend's endpoints could take: there was none that is usable, or no place. They are
+    /// in none of the above, as no attempt was made; but users went without an answer.
+    pub unserved: u64,
 }
 
 /// Requests that were sent to a backend by something other than chance.
@@ -43,12 +46,18 @@ impl<'a> ArmTick<'a> {
             warming: Sample { requests: 0, failures: 0 },
             sent: None,
             shielded: 0,
+            unserved: 0,
         }
     }
 
     /// Counts are read while they grow, so a failure may be seen before its request.
     pub(super) fn sample(&self) -> Sample {
         Sample { requests: self.requests, failures: self.failures.min(self.requests) }
+    }
+
+    /// How many chance has brought, and of those that were not served, all.
+    pub(super) fn drawn(&self) -> u64 {
+        self.requests.saturating_add(self.warming.requests).saturating_add(self.unserved)
     }
 
     /// Those that were sent.
@@ -68,6 +77,21 @@ impl<'a> ArmTick<'a> {
         let mut all = self.warm();
         all.add(self.warming);
         all
+    }
+
+    /// The same as users met them: what could not be taken has failed.
+    pub(super) fn met(&self) -> Sample {
+        self.with_unserved(self.all())
+    }
+
+    /// Those that are compared, likewise.
+    pub(super) fn compared_as_met(&self) -> Sample {
+        self.with_unserved(self.sample())
+    }
+
+    fn with_unserved(&self, mut sample: Sample) -> Sample {
+        sample.add(Sample { requests: self.unserved, failures: self.unserved });
+        sample
     }
 
     /// How long those took for which limits hold.

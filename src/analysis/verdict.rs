@@ -94,10 +94,13 @@ pub struct Verdict {
 pub enum Reason<R = CheckReport> {
     /// Roll back: the evidence is enough, and most of it comes from this check.
     Worse(R),
-    /// Roll back: requests in a row failed and not one succeeded.
+    /// Roll back: requests in a row failed, or could not be taken by any endpoint, and not one succeeded.
     OnlyFailures {
         /// How many.
         failures: u64,
+        /// Those of them that no endpoint could take.
+        #[serde(skip_serializing_if = "is_zero")]
+        unserved: u64,
     },
     /// Roll back: by the best estimate, the canary has failed as many requests as it may.
     HarmSpent(Harm),
@@ -203,13 +206,17 @@ pub enum Reason<R = CheckReport> {
     },
 }
 
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
 impl Reason<()> {
     /// The same with what is said of the check that is to blame, where one is.
     pub(super) fn blaming(self, check: impl FnOnce() -> CheckReport) -> Reason {
         match self {
             Self::Worse(()) => Reason::Worse(check()),
             Self::Suspicious(()) => Reason::Suspicious(check()),
-            Self::OnlyFailures { failures } => Reason::OnlyFailures { failures },
+            Self::OnlyFailures { failures, unserved } => Reason::OnlyFailures { failures, unserved },
             Self::HarmSpent(harm) => Reason::HarmSpent(harm),
             Self::BothFailing { stable, canary } => Reason::BothFailing { stable, canary },
             Self::CheckFailed { name, why } => Reason::CheckFailed { name, why },

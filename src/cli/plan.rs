@@ -15,9 +15,9 @@ use super::{
     check, run, simulate, traffic,
 };
 use crate::{
-    analysis::users::Unit,
+    analysis::{first_cap, users::Unit},
     config::Service,
-    model::units::format_duration,
+    model::{units::format_duration, weight::Weight},
     rollout::{
         forecast::{End, Forecast, Regression, StepForecast, Traffic, WaitsFor},
         plan::{Strategy, WhenInconclusive},
@@ -139,7 +139,9 @@ fn conclusion(service: &Service, forecast: &Forecast) -> String {
     };
     text += " Each figure holds in nine cases of ten.";
     if service.rollout.analysis.max_harm.is_some() {
-        text += " `max_harm` may keep weights lower than that.";
+        text += " `max_harm` may keep weights lower than that";
+        text += &at_first(service, forecast)
+            .map_or_else(|| ".".to_owned(), |cap| format!(": at first to {cap}."));
     }
     if service.rollout.analysis.unit == Unit::User {
         let least = service.rollout.analysis.minimum_requests;
@@ -149,6 +151,13 @@ fn conclusion(service: &Service, forecast: &Forecast) -> String {
         );
     }
     text
+}
+
+/// What a budget leaves of the first step with users, if not all of it.
+fn at_first(service: &Service, forecast: &Forecast) -> Option<Weight> {
+    let first = service.rollout.plan.steps().iter().find(|step| !step.is_dark())?;
+    let cap = first_cap(service.rollout.analysis.max_harm?, forecast.traffic.requests_per_second)?;
+    (cap < first.weight).then_some(cap)
 }
 
 fn seconds(seconds: f64) -> String {

@@ -172,8 +172,11 @@ impl ServiceTask {
         self.record(entry);
     }
 
-    /// How traffic stands at an exposure, which is relative to the roles with which the rollout began.
-    fn position_at(&self, Exposure { swapped, weight, copies: _ }: Exposure) -> Position {
+    /// How traffic stands at an exposure, which is relative to the roles with which the rollout began, and of which the
+    /// canary gets no more than may be lost by it.
+    fn position_at(&self, exposure: Exposure) -> Position {
+        let Exposure { swapped, weight, copies: _ } =
+            trial::within_budget(exposure, self.weight, &self.analysis);
         let roles = self.record.as_ref().map_or(&self.roles, |record| &record.roles).clone();
         Position { roles: if swapped { roles.swapped() } else { roles }, weight }
     }
@@ -199,6 +202,17 @@ impl ServiceTask {
         self.roles = roles;
         self.weight = weight;
         self.use_backends();
+    }
+
+    /// What the budget leaves of the weight of a step that begins, if not all of it.
+    pub(super) fn kept_back(&self, phase: &Phase, note: &Note, position: &Position) -> String {
+        let wanted = self.record.as_ref().map(|record| phase.exposure(&record.plan).weight);
+        match (note, self.analysis.harm()) {
+            (Note::Stepped { .. }, Some(harm)) if Some(position.weight) < wanted => {
+                format!("; {} for now, as more could cost over {:.0} requests", position.weight, harm.budget)
+            }
+            _ => String::new(),
+        }
     }
 
     /// What happened, and, where the evidence called for it, the evidence.

@@ -99,6 +99,7 @@ struct Arm<'t> {
     latency: Cow<'t, Histogram>,
     warming: Sample,
     sent: Option<(Sample, Cow<'t, Histogram>)>,
+    unserved: u64,
 }
 
 impl<'t> Arm<'t> {
@@ -114,13 +115,18 @@ impl<'t> Arm<'t> {
         }
         let warming = warming.map(|warming| sample(warming.counted)).unwrap_or_default();
         let sent = sent.map(|sent| (sample(sent.counted), sent.answered()));
-        Self { compared: sample(compared), latency, warming, sent }
+        Self { compared: sample(compared), latency, warming, sent, unserved: gained.unserved }
     }
 
     fn tick(&self) -> ArmTick<'_> {
         let Sample { requests, failures } = self.compared;
         let sent = self.sent.as_ref().map(|(sample, latency)| Sent { sample: *sample, latency });
-        ArmTick { warming: self.warming, sent, ..ArmTick::new(requests, failures, &self.latency) }
+        ArmTick {
+            warming: self.warming,
+            sent,
+            unserved: self.unserved,
+            ..ArmTick::new(requests, failures, &self.latency)
+        }
     }
 }
 
@@ -140,7 +146,7 @@ mod tests {
         let mut gained = Totals::default();
         gained.outcomes[Outcome::Success.index()] = 8;
         gained.outcomes[Outcome::ServerError.index()] = 2;
-        gained.failures = 2;
+        (gained.failures, gained.unserved) = (2, 3);
         gained.failed_latency.record(Duration::from_millis(6));
         gained.failed_latency.record(Duration::from_millis(8));
         let share =
@@ -161,6 +167,7 @@ mod tests {
         let arm = Arm::of(&gained, Evidence::Drawn);
         let tick = arm.tick();
         assert_eq!((tick.requests, tick.failures, tick.latency.total()), (5, 0, 5));
+        assert_eq!(tick.unserved, 3);
         assert_eq!(tick.warming, Sample { requests: 3, failures: 1 });
         let sent = tick.sent.unwrap();
         assert_eq!((sent.sample, sent.latency.total()), (Sample { requests: 2, failures: 1 }, 1));

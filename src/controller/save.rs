@@ -23,7 +23,11 @@ use crate::{
     config::hook::At,
     failpoint,
     model::time::Timestamp,
-    rollout::{note::Note, phase::Phase, trial},
+    rollout::{
+        note::Note,
+        phase::{Exposure, Phase},
+        trial,
+    },
     store::{
         Saving, Store, StoreError,
         record::{Endpoints, Entry, Kind, Position, Record, Rollout},
@@ -278,12 +282,13 @@ impl ServiceTask {
     /// The same for a rollout's going from one phase to another.
     pub(super) fn transition_entry(&self, phase: &Phase, note: &Note, position: Position) -> Entry {
         let verdict = self.verdict.clone().filter(|_| note.is_by_verdict()).map(Box::new);
+        let what = self.sentence(phase, note) + &self.kept_back(phase, note, &position);
         Entry {
             rollout: self.record.as_ref().map(|record| record.id.clone()),
             note: Some(note.clone()),
             phase: Some(phase.clone()),
             verdict,
-            ..self.entry(Kind::Transition, self.sentence(phase, note), position)
+            ..self.entry(Kind::Transition, what, position)
         }
     }
 
@@ -416,11 +421,12 @@ impl ServiceTask {
 
     /// An advance is saved: now it happens.
     fn make(&mut self, advance: Advance) {
-        let Advance { phase, entry, answer } = advance;
+        let Advance { phase, mut entry, answer } = advance;
         let before = self.record.as_ref().map(|record| record.phase.clone()).unwrap_or_default();
         if let Some(phase) = &phase {
             self.enter(phase);
         }
+        self.keep_within_budget(&mut entry.position);
         self.publish(entry.position.roles.clone(), entry.position.weight);
         if let Some(phase) = &phase {
             self.tell_of_phase(&before, phase, &entry);
@@ -429,6 +435,19 @@ impl ServiceTask {
         self.tell_of(&entry);
         self.show(&entry);
         self.journal.ready.extend(answer.map(|answer| (answer, Ok(()))));
+    }
+
+    /// The disk may have taken its time, and a step's weight be more by now than may be lost.
+    fn keep_within_budget(&mut self, position: &mut Position) {
+        if self.record.as_ref().is_none_or(|record| record.phase.step().is_none()) {
+            return;
+        }
+        let allowed =
+            trial::within_budget(Exposure::canary(position.weight), self.weight, &self.analysis).weight;
+        if allowed < position.weight {
+            position.weight = allowed;
+            self.journal.must_save();
+        }
     }
 
     fn not_saved(&mut self, purpose: Purpose, answers: Vec<Answer>, problem: StoreError) {

@@ -179,6 +179,12 @@ impl Attempt {
         }
     }
 
+    /// The same where there was no place at the backend's endpoints for it.
+    pub(super) fn unserved(&mut self) {
+        self.cells.unserved();
+        self.forget();
+    }
+
     /// The attempt is over; returns when. Later calls change nothing.
     pub(super) fn end(&mut self, outcome: Outcome) -> Instant {
         let now = clock::monotonic();

@@ -168,7 +168,7 @@ fn route(
     }
     let key = hash_key::find(&way.service().policy, client, &parts);
     let endpoint = view.backend(assignment.backend).choose(key, started, || context.random());
-    let endpoint = endpoint.map_err(ProxyError::from)?;
+    let endpoint = endpoint.inspect_err(|_| way.unserved()).map_err(ProxyError::from)?;
     let writer = way.writer(assignment, &endpoint, started);
     let mut attempt = Attempt::begin(writer, endpoint, client, started);
     if let Some(entry) = entry {
@@ -220,7 +220,7 @@ fn relay(
     });
     let (held, response) = answered.inspect_err(|error| match error.outcome() {
         Some(outcome) => _ = attempt.end(outcome),
-        None if error.is_limit() => attempt.forget(),
+        None if error.is_limit() => attempt.unserved(),
         None => {}
     })?;
     attempt.answered(response.status(), way.fails(response.status(), wait.is_call));

@@ -158,6 +158,12 @@ impl Way {
         self.view.writer(self.assignment.backend, self.assignment.role, Part::Copies)
     }
 
+    /// The backend that it leads to has no endpoint for it.
+    pub(super) fn unserved(&self) {
+        let Assignment { backend, role, .. } = self.assignment;
+        self.view.writer(backend, role, Part::Rest).unserved();
+    }
+
     /// From now on, it leads there.
     pub(super) fn assign(&mut self, assignment: Assignment) {
         self.assignment = assignment;

@@ -125,6 +125,9 @@ pub struct Arm {
     /// Failures that no user saw.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub shielded: u64,
+    /// Requests that no endpoint could take, which are in none of the above.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unserved: u64,
 }
 
 fn is_zero(count: &u64) -> bool {
@@ -179,21 +182,21 @@ impl Endpoint {
 
 impl Arm {
     fn of(tick: &ArmTick<'_>) -> Self {
-        let ArmTick { requests, failures, latency, warming, sent, shielded } = *tick;
+        let ArmTick { requests, failures, latency, warming, sent, shielded, unserved } = *tick;
         let sent = sent.map(|Sent { sample: Sample { requests, failures }, latency }| {
             Box::new(SentThere { requests, failures, latency: latency.clone() })
         });
-        Self { requests, failures, latency: latency.clone(), warming, sent, shielded }
+        Self { requests, failures, latency: latency.clone(), warming, sent, shielded, unserved }
     }
 
     fn tick(&self) -> ArmTick<'_> {
-        let Self { requests, failures, latency, warming, sent, shielded } = self;
+        let Self { requests, failures, latency, warming, sent, shielded, unserved } = self;
         let sent = sent.as_deref().map(|SentThere { requests, failures, latency }| Sent {
             sample: Sample { requests: *requests, failures: *failures },
             latency,
         });
-        let shielded = *shielded;
-        ArmTick { warming: *warming, sent, shielded, ..ArmTick::new(*requests, *failures, latency) }
+        let (shielded, unserved) = (*shielded, *unserved);
+        ArmTick { warming: *warming, sent, shielded, unserved, ..ArmTick::new(*requests, *failures, latency) }
     }
 }
 
@@ -319,7 +322,7 @@ mod tests {
             r#"{"at":1000,"phase":"stepping","step":1,"weight":10.0,"#,
             r#""stable":{"requests":90,"failures":1,"latency":[[321,80],[350,10]]},"#,
             r#""canary":{"requests":10,"failures":0,"warming":{"requests":5,"failures":5},"#,
-            r#""sent":{"requests":3,"failures":1,"latency":[[350,3]]},"shielded":2},"#,
+            r#""sent":{"requests":3,"failures":1,"latency":[[350,3]]},"shielded":2,"unserved":4},"#,
             r#""routes":[{"route":"/cart","stable":{"requests":9,"failures":0},"canary":{"requests":1,"failures":0}}]}"#,
         );
         assert_eq!(serde_json::to_string(&line(text)).unwrap(), text);

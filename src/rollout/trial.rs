@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::{
-    phase::Phase,
+    phase::{Exposure, Phase},
     plan::{Plan, Strategy},
 };
 use crate::{
@@ -83,6 +83,12 @@ pub fn is_by_rules(phase: &Phase, plan: &Plan) -> bool {
         && step.is_some_and(|step| step.weight == Weight::ZERO && !step.is_dark())
 }
 
+/// What of a phase's exposure the budget allows, where the canary has `current` now. Before its first tick, too: then
+/// by what is known of stable.
+pub fn within_budget(exposure: Exposure, current: Weight, analysis: &Analysis) -> Exposure {
+    Exposure { weight: weight(exposure.weight, current, analysis.harm().as_ref()), ..exposure }
+}
+
 /// The canary's weight in a step of weight `step`, where it is `current` and the budget says `harm`.
 /// Never more than the step's. It falls at once, and rises only by a quarter or more, or to the step's: a weight
 /// that changes every tick helps nobody.
@@ -98,7 +104,24 @@ pub fn weight(step: Weight, current: Weight, harm: Option<&Harm>) -> Weight {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{
+        collection::vec,
+        prelude::{Just, prop_oneof, proptest},
+        sample::select,
+        strategy::Strategy,
+    };
+
     use super::*;
+    use crate::{
+        analysis::ArmTick,
+        model::{histogram::Histogram, time::Timestamp},
+        rollout::{
+            effect::Effect,
+            event::{Command, Event},
+            machine,
+            plan::{Draft, Step},
+        },
+    };
 
     fn percent(percent: f64) -> Weight {
         Weight::from_percent(percent).unwrap()
@@ -116,5 +139,113 @@ mod tests {
         assert_eq!(weight(10.0, 8.0, Some(50.0)), 10.0);
         assert_eq!(weight(10.0, 8.0, None), 10.0);
         assert_eq!(super::weight(percent(10.0), percent(8.0), None), percent(10.0));
+    }
+
+    /// What can happen to a rollout.
+    #[derive(Debug, Clone)]
+    enum Happens {
+        /// A tick with so many requests, and the share of the canary's that fails.
+        Tick(u64, f64),
+        Command(Command),
+    }
+
+    fn happens() -> impl Strategy<Value = Happens> {
+        let commands = [Command::Promote { full: false }, Command::Pause, Command::Resume];
+        prop_oneof![
+            4 => (0..3_000_u64, prop_oneof![Just(0.0), Just(0.01), Just(1.0)]).prop_map(|(n, p)| Happens::Tick(n, p)),
+            2 => Just(Happens::Tick(0, 0.0)),
+            1 => select(commands.to_vec()).prop_map(Happens::Command),
+        ]
+    }
+
+    /// Drives a rollout as the controller does, and looks at each weight that the next requests see.
+    fn no_weight_is_above_the_cap(rate: u64, budget: f64, course: &[Happens]) {
+        let settings = Settings { max_harm: Some(budget), ..Settings::default() };
+        let steps = [10.0, 20.0, 50.0].map(|weight| Step::new(percent(weight), Duration::from_secs(2)));
+        let plan = Plan::new(Draft { steps: steps.into(), ..Draft::default() }).unwrap();
+        let untimed = Histogram::default();
+        let mut analysis = begin(&settings, &plan, Duration::from_secs(1));
+        for _ in 0..20 {
+            analysis.observe_before(&ArmTick::new(rate, 0, &untimed), None);
+        }
+        let (mut phase, mut current) =
+            (Phase::Preparing { since: Timestamp::from_millis(0), full: false }, Weight::ZERO);
+        let course = course.iter().map(|happens| match happens {
+            Happens::Command(command) => (Event::Command(*command), None),
+            Happens::Tick(requests, failing) => {
+                (Event::Tick(Decision::Continue), Some((*requests, *failing)))
+            }
+        });
+        for (second, (mut event, tick)) in (1_u64..).zip([(Event::Prepared, None)].into_iter().chain(course))
+        {
+            if let Some((requests, failing)) = tick {
+                let canary = (requests as f64 * current.percent() / 100.0).round();
+                let arm = |requests: f64, failing: f64| {
+                    ArmTick::new(requests as u64, (requests * failing) as u64, &untimed)
+                };
+                let arms = (arm(requests as f64 - canary, 0.0), arm(canary, failing));
+                let tick = Tick { stable: arms.0, canary: arms.1, routes: &[], users: None };
+                let Some(decision) = observe(&mut analysis, &phase, &tick, None) else { return };
+                event = Event::Tick(decision);
+            }
+            let at = Timestamp::from_millis(1_000 * second);
+            let Ok(machine::Transition { phase: next, effects, .. }) =
+                machine::step(phase.clone(), &plan, event, at)
+            else {
+                continue;
+            };
+            follow(&mut analysis, &phase, &next, &plan);
+            let is_tick = tick.is_some() && next.step().is_some();
+            phase = next;
+            let published = effects.into_iter().filter_map(|effect| match effect {
+                Effect::Publish(exposure) => Some(exposure),
+                Effect::Save => None,
+            });
+            for exposure in published.chain(is_tick.then(|| phase.exposure(&plan))) {
+                current = within_budget(exposure, current, &analysis).weight;
+                let cap = analysis.harm().unwrap().weight_cap.expect("there was traffic");
+                assert!(current <= cap, "{current} where the cap is {cap}, {phase:?}");
+                assert!(current <= exposure.weight);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_course_of_events_publishes_more_than_the_budget_allows(
+            rate in 1..3_000_u64,
+            budget in 1.0..500.0_f64,
+            course in vec(happens(), 0..120),
+        ) {
+            no_weight_is_above_the_cap(rate, budget, &course);
+        }
+    }
+
+    #[test]
+    fn what_a_dead_canary_fails_in_its_first_two_ticks_is_the_budget() {
+        let settings = Settings { max_harm: Some(20.0), ..Settings::default() };
+        let untimed = Histogram::default();
+        let mut analysis = Analysis::new(&settings, 600);
+        let first =
+            |analysis: &Analysis| within_budget(Exposure::canary(percent(10.0)), Weight::ZERO, analysis);
+        assert_eq!(first(&analysis).weight, percent(10.0), "there was no traffic");
+        (0..30).for_each(|_| analysis.observe_before(&ArmTick::new(1_000, 1, &untimed), None));
+        assert_eq!(first(&analysis).weight, percent(1.0));
+        // Also by whoever takes it up from a recording, and in a silence.
+        let mut again = Analysis::new(&settings, 600).knowing(&analysis.learned());
+        assert_eq!(first(&again).weight, percent(1.0));
+        let silent = Tick {
+            stable: ArmTick::new(0, 0, &untimed),
+            canary: ArmTick::new(0, 0, &untimed),
+            routes: &[],
+            users: None,
+        };
+        (0..50).for_each(|_| _ = again.observe(&silent));
+        assert_eq!(first(&again).weight, percent(1.0));
+        assert_eq!(within_budget(Exposure::SWAPPED, Weight::ZERO, &analysis), Exposure::SWAPPED);
+        assert_eq!(
+            within_budget(Exposure::dark(percent(50.0)), Weight::ZERO, &analysis),
+            Exposure::dark(percent(50.0))
+        );
     }
 }

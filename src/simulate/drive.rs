@@ -111,8 +111,8 @@ impl Course<'_> {
         let mut suspect = Suspect::default();
         let ticks = (horizon.as_secs_f64() / seconds) as u64;
         for tick in 0..ticks {
-            let exposure = phase.exposure(plan);
-            weight = trial::weight(exposure.weight, weight, analysis.harm().as_ref());
+            let exposure = trial::within_budget(phase.exposure(plan), weight, &analysis);
+            weight = exposure.weight;
             let share = if exposure.swapped { 1.0 } else { weight.percent() / 100.0 };
             let (now, then) = (tick as f64 * seconds, (tick + 1) as f64 * seconds);
             world.look_for(|| analysis.slow_above());
@@ -120,7 +120,6 @@ impl Course<'_> {
             if !world.is_cured() {
                 harmed += share * self.rate * self.cost.between(now, then);
             }
-            let exposure = Exposure { weight: exposure.weight.min(weight), ..exposure };
             let users = world.users(weight).filter(|_| by_users && !exposure.swapped);
             let seen = Seen { phase: &phase, exposure, until: then, world: &world, users, routes };
             look(&seen);

@@ -114,6 +114,8 @@ pub struct Cells {
     failures: Counter,
     in_flight: Counter,
     connect_failures: Counter,
+    /// Requests that were to go there and found no endpoint, or no place at one.
+    unserved: Counter,
     latency: Latencies,
     /// Those of answers that failed, once there is one: most never have any.
     failed_latency: OnceLock<Latencies>,
@@ -185,6 +187,11 @@ impl Cells {
         self.connect_failures.get()
     }
 
+    /// Requests that were to go there and found no endpoint, or no place at one.
+    pub fn unserved(&self) -> u64 {
+        self.unserved.get()
+    }
+
     /// Adds the latencies of all responses to `into`.
     pub fn add_latency(&self, into: &mut Histogram) {
         self.latency.add_to(into);
@@ -241,6 +248,11 @@ impl Writer {
         self.cells.whole().in_flight.sub_one();
     }
 
+    /// A request finds no endpoint, or no place at one. Of the backend that is no attempt.
+    pub fn unserved(&self) {
+        self.cells.whole().unserved.add(1);
+    }
+
     /// A connection could not be made.
     pub fn connect_failed(&self) {
         self.cells.whole().connect_failures.add(1);
@@ -289,6 +301,7 @@ mod tests {
         writer.begin();
         writer.forget();
         writer.connect_failed();
+        writer.unserved();
         let latencies = |cells: &Cells| {
             let mut latency = Histogram::default();
             cells.add_latency(&mut latency);
@@ -298,6 +311,7 @@ mod tests {
             assert_eq!((cells.outcome(Outcome::ServerError), cells.failures()), (1, 1));
         }
         assert_eq!((latencies(&part), latencies(&whole)), (0, 1));
+        assert_eq!((part.unserved(), whole.unserved()), (0, 1));
         assert_eq!((part.connect_failures(), whole.connect_failures(), whole.in_flight()), (0, 1, 0));
     }
 }

@@ -34,6 +34,7 @@ const FAILURES: &str = "tidegate_request_failures_total";
 const DURATION: &str = "tidegate_request_duration_seconds";
 const IN_FLIGHT: &str = "tidegate_requests_in_flight";
 const CONNECT_FAILURES: &str = "tidegate_upstream_connect_failures_total";
+const UNSERVED: &str = "tidegate_unserved_requests_total";
 const LOCAL_REPLIES: &str = "tidegate_local_replies_total";
 const HANDSHAKE_FAILURES: &str = "tidegate_tls_handshake_failures_total";
 const ACCEPTED: &str = "tidegate_connections_accepted_total";
@@ -76,6 +77,11 @@ impl CellsCollector {
             ),
             (IN_FLIGHT, "Attempts at a backend that have not ended.", &BY_BACKEND),
             (CONNECT_FAILURES, "Connections to a backend that could not be made.", &BY_BACKEND),
+            (
+                UNSERVED,
+                "Requests that were to go to a backend none of whose endpoints could take them; no attempts.",
+                &BY_BACKEND,
+            ),
             (LOCAL_REPLIES, "Replies made by Tidegate itself, by reason.", &["reason"]),
             (
                 HANDSHAKE_FAILURES,
@@ -197,6 +203,7 @@ impl Collector for CellsCollector {
             self.family(DURATION, MetricType::HISTOGRAM, each(|l, t| latency(l, &t.latency))),
             self.family(IN_FLIGHT, MetricType::GAUGE, each(|l, t| gauge(l, t.in_flight))),
             self.family(CONNECT_FAILURES, MetricType::COUNTER, each(|l, t| counter(l, t.connect_failures))),
+            self.family(UNSERVED, MetricType::COUNTER, each(|l, t| counter(l, t.unserved))),
         ]);
         families
     }
@@ -288,10 +295,12 @@ mod tests {
             writer.begin();
             writer.end(Outcome::Success, millis == 7, Some(Duration::from_millis(millis)));
         }
+        writer.unserved();
         let text = scrape(&hub);
         for line in [
             r#"tidegate_requests_total{service="web",backend="v1",role="stable",status="2xx"} 3"#,
             r#"tidegate_requests_total{service="web",backend="v1",role="stable",status="5xx"} 0"#,
+            r#"tidegate_unserved_requests_total{service="web",backend="v1",role="stable"} 1"#,
             r#"tidegate_request_failures_total{service="web",backend="v1",role="stable"} 1"#,
             r#"tidegate_request_duration_seconds_bucket{service="web",backend="v1",role="stable",le="0.005"} 1"#,
             r#"tidegate_request_duration_seconds_bucket{service="web",backend="v1",role="stable",le="0.01"} 2"#,

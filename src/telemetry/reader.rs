@@ -30,6 +30,8 @@ pub struct Totals {
     pub in_flight: u64,
     /// Connections that could not be made.
     pub connect_failures: u64,
+    /// Requests that found no endpoint, or no place at one: attempts that never began, in none of the above.
+    pub unserved: u64,
     /// Time from request to the end of the response.
     pub latency: Histogram,
     /// The same of those responses that failed.
@@ -119,6 +121,7 @@ impl Totals {
             failures: self.failures.saturating_sub(earlier.failures),
             in_flight: self.in_flight,
             connect_failures: self.connect_failures.saturating_sub(earlier.connect_failures),
+            unserved: self.unserved.saturating_sub(earlier.unserved),
             latency: self.latency.since(&earlier.latency),
             failed_latency: self.failed_latency.since(&earlier.failed_latency),
             warming: Share::since(self.warming.as_deref(), earlier.warming.as_deref()),
@@ -139,6 +142,7 @@ impl Totals {
         self.failures += other.failures;
         self.in_flight += other.in_flight;
         self.connect_failures += other.connect_failures;
+        self.unserved += other.unserved;
         self.latency.merge(&other.latency);
         self.failed_latency.merge(&other.failed_latency);
         Share::merge(&mut self.warming, other.warming.as_deref());
@@ -162,6 +166,7 @@ impl Totals {
         self.failures += cells.failures();
         self.in_flight += cells.in_flight();
         self.connect_failures += cells.connect_failures();
+        self.unserved += cells.unserved();
         // First, so that each of these is known as one of all.
         cells.add_failed_latency(&mut self.failed_latency);
         cells.add_latency(&mut self.latency);

@@ -15,7 +15,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
-use crate::support::{Backend, Refusing, Tidegate, Web, eventually_is, exchange, get, reply, runtime};
+use crate::{
+    rollout::{Load, events},
+    support::{Backend, Refusing, Tidegate, Web, eventually_is, exchange, get, reply, runtime},
+};
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
@@ -124,6 +127,29 @@ fn with_too_few_healthy_all_get_requests_and_without_panic_none() {
             tidegate.scrape().sum("tidegate_local_replies_total", &[("reason", "no_healthy_endpoint")]);
         assert_eq!(replies, if status == 503 { 1.0 } else { 0.0 });
     }
+}
+
+#[test]
+fn a_canary_none_of_whose_endpoints_is_healthy_is_rolled_back() {
+    let ((stable, _), (canary, well)) = (switched("v1"), switched("v2"));
+    let web = Web::new(stable.address).canary(canary.address).table("balance", "panic_threshold = 0");
+    let web = web.table("health_check", &format!("{QUICK}path = '/up'"));
+    let web = web.table("rollout", "steps = [{ weight = 20, hold = '1h' }]");
+    let tidegate = Tidegate::start(web.table("rollout.analysis", "latency_margin = false"));
+    let load = Load::on(&tidegate);
+    tidegate.api("POST", "web/start", "");
+    tidegate.wait_for_phase("stepping");
+    well.store(false, SeqCst);
+    let status = tidegate.wait_for_phase("rolled_back");
+    drop(load);
+    let verdict = &status["rollout"]["verdict"];
+    assert_eq!(verdict["reason"]["kind"], "only_failures", "{verdict:#}");
+    assert_eq!(verdict["reason"]["unserved"], verdict["reason"]["failures"], "{verdict:#}");
+    assert_eq!(verdict["rollout"]["canary"]["failures"], 0, "no evidence: {verdict:#}");
+    let why = events(&status).into_iter().find(|event| event.starts_with("rolling back: ")).unwrap();
+    assert!(why.contains("no endpoint of the canary could take "), "{why}");
+    let canary = [("backend", "v2"), ("role", "canary")];
+    assert!(tidegate.scrape().sum("tidegate_unserved_requests_total", &canary) >= 20.0);
 }
 
 /// A gRPC server whose health service answers with that serving status.

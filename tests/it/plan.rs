@@ -1,6 +1,7 @@
 //! `tidegate plan`, told how much traffic there is, or asking who knows.
 
 use std::{
+    fs,
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
@@ -67,6 +68,21 @@ fn it_says_that_a_plan_cannot_reach_a_verdict() {
 }
 
 #[test]
+fn it_says_with_which_weight_a_budget_lets_the_canary_begin() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tidegate.toml");
+    let nobody = SocketAddr::from(([127, 0, 0, 1], 9));
+    let web = Web::new(nobody).canary(nobody).table("rollout", "steps = [{ weight = 10, hold = '10m' }]");
+    fs::write(&file, web.table("rollout.analysis", "max_harm = 20").to_string()).unwrap();
+    for (rate, wanted) in [("1000", "lower than that: at first to 1 %.\n"), ("10", "lower than that.\n")] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        let output = command.args(["plan", "--rate", rate, "--config"]).arg(&file).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.ends_with(&format!(" `max_harm` may keep weights {wanted}")), "{said}");
+    }
+}
+
+#[test]
 fn a_running_instance_knows_its_traffic() {
     let stable = Backend::named("v1");
     let tidegate = Tidegate::start(Web::new(stable.address).canary(stable.address));
@@ -101,7 +117,7 @@ impl Prometheus {
             format!("scrape_configs: [{{job_name: a, static_configs: [{{targets: ['{admin}']}}]}}]\n")
         });
         let often = "global: {scrape_interval: 100ms, scrape_timeout: 100ms}\n";
-        std::fs::write(&config, often.to_owned() + &scrape.unwrap_or_default()).unwrap();
+        fs::write(&config, often.to_owned() + &scrape.unwrap_or_default()).unwrap();
         let child = Command::new(prometheus)
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))

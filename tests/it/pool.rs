@@ -44,6 +44,7 @@ fn hold(tidegate: &Tidegate) -> Raw {
 }
 
 const LOCAL: &str = "tidegate_local_replies_total";
+const UNSERVED: &str = "tidegate_unserved_requests_total";
 
 #[test]
 fn requests_above_the_limit_are_turned_away_and_say_nothing_about_the_backend() {
@@ -63,6 +64,7 @@ fn requests_above_the_limit_are_turned_away_and_say_nothing_about_the_backend() 
             assert_eq!(response.fields("retry-after"), ["1"]);
         }
         tidegate.scrape().expect(LOCAL, &[("reason", "upstream_overflow")], 5.0);
+        tidegate.scrape().expect(UNSERVED, &[("role", "stable")], 5.0);
         tidegate.scrape().expect("tidegate_requests_in_flight", &[], 3.0);
         barrier.open();
         for client in &mut clients {
@@ -111,6 +113,7 @@ fn too_many_that_wait_and_those_that_wait_too_long_are_turned_away() {
     let scrape = tidegate.wait_until_idle();
     scrape.expect(LOCAL, &[("reason", "upstream_overflow")], 1.0);
     scrape.expect(LOCAL, &[("reason", "pending_timeout")], 1.0);
+    scrape.expect(UNSERVED, &[("role", "stable")], 2.0);
     scrape.expect("tidegate_requests_total", &[], 1.0);
 }
 

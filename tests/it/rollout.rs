@@ -303,6 +303,25 @@ fn while_it_is_paused_the_budget_raises_no_weight() {
 }
 
 #[test]
+fn the_budget_holds_from_the_first_request_of_a_step_on() {
+    let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
+    let web = Web::new(stable.address).canary(canary.address);
+    let web = web.table("rollout", "steps = [{ weight = 50, hold = '1h' }]");
+    let tidegate = Tidegate::start(web.table("rollout.analysis", "latency_margin = false\nmax_harm = 1"));
+    // What stable has is known when a step begins.
+    let load = Load::on(&tidegate);
+    let ticks = || tidegate.scrape().sum("tidegate_tick_seconds_count", &[]);
+    let before = ticks();
+    eventually(ticks, |now| *now >= before + 5.0);
+    tidegate.api("POST", "web/start", "");
+    let status = tidegate.wait_for_phase("stepping");
+    drop(load);
+    let began = events(&status).into_iter().find(|event| event.starts_with("step 1 began: ")).unwrap();
+    assert!(began.starts_with("step 1 began: the canary gets 50 % (it is ready); "), "{began}");
+    assert!(began.ends_with(" % for now, as more could cost over 1 requests"), "{began}");
+}
+
+#[test]
 fn what_would_get_in_a_rollouts_way_is_refused() {
     let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
     let tidegate = start(&stable, canary.address, BY_HAND);

@@ -94,7 +94,7 @@ fn a_cold_endpoint_is_left_out_unless_it_answers_nothing() {
     let mut analysis = Analysis::new(&only_errors(), 600);
     let canary = ArmTick { warming: Sample { requests: 20, failures: 20 }, ..arm((0, 0), &none) };
     let tick = Tick { stable: arm((450, 0), &none), canary, routes: &[], users: None };
-    assert_eq!(observe_tick(&mut analysis, &tick).reason, Reason::OnlyFailures { failures: 20 });
+    assert_eq!(observe_tick(&mut analysis, &tick).reason, Reason::OnlyFailures { failures: 20, unserved: 0 });
 }
 
 #[test]
@@ -254,4 +254,49 @@ fn a_check_says_what_it_rests_on_and_what_it_lacks() {
     assert!((1..500).contains(&needed), "{needed}");
     let Interval { low, high } = report.interval.unwrap();
     assert!(low < 0.02 && high > 0.02, "{low} to {high}");
+}
+
+#[test]
+fn a_canary_that_has_no_endpoint_for_anybody_is_no_silence() {
+    let none = Histogram::default();
+    let tick = |stable, canary: Counts, unserved| {
+        let canary = ArmTick { unserved, ..arm(canary, &none) };
+        Tick {
+            stable: ArmTick { unserved: stable, ..arm((400, 0), &none) },
+            canary,
+            routes: &[],
+            users: None,
+        }
+    };
+    let after = |settings: &Settings, ticks: &[Tick<'_>]| {
+        let mut analysis = Analysis::new(settings, 600);
+        ticks.iter().map(|tick| observe_tick(&mut analysis, tick)).last().unwrap()
+    };
+    let verdict = after(&only_errors(), &[tick(0, (0, 0), 12), tick(0, (0, 0), 0), tick(0, (0, 0), 8)]);
+    assert_eq!(verdict.reason, Reason::OnlyFailures { failures: 20, unserved: 20 });
+    assert_eq!(explain(&verdict), "no endpoint of the canary could take 20 requests in a row: rolling back");
+    assert_eq!(verdict.rollout.canary.requests, 0, "no evidence");
+    let warming = Sample { requests: 5, failures: 5 };
+    let cold = Tick { canary: ArmTick { warming, ..arm((0, 0), &none) }, ..tick(0, (0, 0), 0) };
+    let verdict = after(&only_errors(), &[cold, tick(0, (0, 0), 15)]);
+    assert_eq!(
+        explain(&verdict),
+        "canary failed 20 requests in a row and answered none, 15 of them for want of an endpoint: rolling back"
+    );
+    // One that answers some is full, and stable may be as well.
+    for ticks in [[tick(0, (1, 0), 19), tick(0, (0, 0), 19)], [tick(400, (0, 0), 20), tick(400, (0, 0), 20)]]
+    {
+        let decision = after(&only_errors(), &ticks).decision;
+        assert_ne!(decision, Decision::RollBack);
+    }
+    let settings = Settings { max_harm: Some(30.0), ..only_errors() };
+    let full = || tick(0, (5, 0), 10);
+    let verdict = after(&settings, &[full(), full(), full()]);
+    let Reason::HarmSpent(harm) = verdict.reason else { panic!("{verdict:?}") };
+    assert_eq!(harm.spent, 30.0);
+    let mut analysis = Analysis::new(&only_errors(), 600);
+    analysis.begin_baking();
+    analysis.observe_baking(&ArmTick { unserved: 20, ..arm((0, 0), &none) });
+    let wanted = "no endpoint of the promoted version could take 20 requests in a row: rolling back";
+    assert_eq!(explain(&analysis.verdict()), wanted);
 }

@@ -45,7 +45,7 @@ fn a_fix_that_is_none_is_rolled_back_whatever_stable_does() {
     // The limit is so high that twenty failures say nothing of it.
     let mut analysis = alone(&Settings { max_error_rate: Some(0.95), ..Settings::default() });
     let verdict = repeat(&mut analysis, 2, (100, 100), (10, 10));
-    assert_eq!(verdict.reason, Reason::OnlyFailures { failures: 20 });
+    assert_eq!(verdict.reason, Reason::OnlyFailures { failures: 20, unserved: 0 });
     let mut compared = Analysis::new(&Settings::default(), 600);
     assert_eq!(repeat(&mut compared, 2, (100, 100), (10, 10)).decision, Decision::Hold);
     // Much better than stable, and not good enough: over 5 %, which is the limit where none is set. That stable broke

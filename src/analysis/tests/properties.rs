@@ -72,7 +72,12 @@ fn settings() -> impl Strategy<Value = Settings> {
 
 fn arm(sample: Sample, latency: &Histogram) -> ArmTick<'_> {
     let sent = sample.failures.is_multiple_of(2).then_some(Sent { sample, latency });
-    ArmTick { warming: sample, sent, ..ArmTick::new(sample.requests, sample.failures, latency) }
+    ArmTick {
+        warming: sample,
+        sent,
+        unserved: sample.failures,
+        ..ArmTick::new(sample.requests, sample.failures, latency)
+    }
 }
 
 fn assert_finite(verdict: &Verdict) -> Result<(), TestCaseError> {
