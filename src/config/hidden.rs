@@ -40,7 +40,9 @@ fn last_key(before: &[char]) -> String {
 /// not.
 fn is_secret(key: &str) -> bool {
     let words = ["token", "secret", "password", "authorization"];
-    let may_be = key.starts_with("url") || key == "value" || words.iter().any(|word| key.contains(word));
+    // `urll`, but not `url_rewrite`.
+    let is_url = key.starts_with("url") && !key.contains('_');
+    let may_be = is_url || key == "value" || words.iter().any(|word| key.contains(word));
     may_be && !key.ends_with("_file")
 }
 
@@ -91,6 +93,7 @@ mod tests {
             ("url = \"https://a/b\" # c", "url = \"***********\" # c"),
             ("a = { at = 'x', url =\"a\\\"b\", b = 1 }", "a = { at = 'x', url =\"**\"*\", b = 1 }"),
             ("urll = 'a b", "urll = '* *"),
+            ("url_rewrite = { hostname = 'a' }", "url_rewrite = { hostname = 'a' }"),
             ("url = https://a/b", "url = ***********"),
             ("url = '''https://a/b", "url = '''***********"),
             ("\"URL\" = 'x', y = 1", "\"URL\" = '*', y = 1"),
