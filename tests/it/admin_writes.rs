@@ -1,14 +1,12 @@
 //! Writes through the admin API: who did what is recorded, nobody changes what they have not seen, nothing is
-//! done twice, and whoever waits is told.
+//! done twice, and whoever waits for a change is told.
 
 use std::{
     fs::File,
-    io::{BufRead as _, BufReader},
-    net::{Shutdown, TcpStream},
+    net::Shutdown,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
-    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -18,19 +16,19 @@ use tidegate::admin::token::{Hex, Token};
 use crate::{
     admin_api::problem,
     restart::{BY_HAND, Site},
-    support::{Backend, Raw, Tidegate, Web, client::Response, eventually, patience},
+    support::{Backend, Raw, Tidegate, Web, client::Response, eventually},
 };
 
 const WEB: &str = "/api/v1/services/web";
 
-struct Setup {
+pub struct Setup {
     _backend: Backend,
     folder: TempDir,
-    tidegate: Tidegate,
+    pub tidegate: Tidegate,
 }
 
 impl Setup {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::with("")
     }
 
@@ -56,7 +54,7 @@ impl Setup {
         self.tidegate.ask("GET", WEB, "").fields("etag")[0].to_owned()
     }
 
-    fn flip_with(&self, fields: &str) -> Response {
+    pub fn flip_with(&self, fields: &str) -> Response {
         self.tidegate.ask_with(fields, "POST", &format!("{WEB}/flip"), "")
     }
 }
@@ -359,103 +357,4 @@ fn whether_a_rollout_is_judged_by_guards_alone_is_part_of_its_revision() {
     assert_eq!((waited.status, &json_of(&waited)["rollout"]["guards_only"]), (200, &json!(true)));
     let fields = format!("If-Match: {seen}\r\n");
     problem(&tidegate.ask_with(&fields, "POST", &format!("{WEB}/promote"), ""), 412);
-}
-
-/// A stream of events, read line by line.
-struct Stream(BufReader<TcpStream>);
-
-impl Stream {
-    fn open(tidegate: &Tidegate, path: &str, fields: &str) -> Self {
-        let mut socket = TcpStream::connect(tidegate.admin).unwrap();
-        socket.set_read_timeout(Some(patience())).unwrap();
-        let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n");
-        std::io::Write::write_all(&mut socket, head.as_bytes()).unwrap();
-        let mut stream = Self(BufReader::new(socket));
-        assert_eq!(stream.line().as_deref(), Some("HTTP/1.1 200 OK"));
-        while stream.line().is_some_and(|line| !line.starts_with("retry:")) {}
-        stream
-    }
-
-    /// The next line; nothing at the end.
-    fn line(&mut self) -> Option<String> {
-        let mut line = String::new();
-        (self.0.read_line(&mut line).unwrap() > 0).then(|| line.trim_end().to_owned())
-    }
-
-    /// The next event and its id.
-    fn next(&mut self) -> Option<(u64, Value)> {
-        let mut id = None;
-        loop {
-            let line = self.line()?;
-            if let Some(number) = line.strip_prefix("id: ") {
-                id = Some(number.parse().unwrap());
-            }
-            if let Some(data) = line.strip_prefix("data: ") {
-                return Some((id.expect("the id comes first"), serde_json::from_str(data).unwrap()));
-            }
-        }
-    }
-}
-
-#[test]
-fn events_come_as_they_happen_and_are_taken_up_where_they_were_left() {
-    let setup = Setup::new();
-    setup.flip_with("");
-    for path in ["/api/v1/events", "/api/v1/services/web/events"] {
-        let mut stream = Stream::open(&setup.tidegate, path, "");
-        setup.flip_with("");
-        let (first, event) = stream.next().unwrap();
-        assert_eq!((&event["service"], &event["id"]), (&"web".into(), &json!(first)));
-        assert!(event["what"].as_str().unwrap().starts_with("flipped"), "{event}");
-        assert!(event["by"].as_str().unwrap().starts_with("127.0.0.1:"));
-        drop(stream);
-        setup.tidegate.set_weight(1.0);
-        setup.tidegate.set_weight(0.0);
-        let mut stream = Stream::open(&setup.tidegate, path, &format!("Last-Event-ID: {first}\r\n"));
-        let [(second, one), (third, none)] = [stream.next().unwrap(), stream.next().unwrap()];
-        assert!(first < second && second < third);
-        assert_eq!((&one["what"], &none["what"]), (&"weight set to 1 %".into(), &"weight set to 0 %".into()));
-    }
-    let mut all = Stream::open(&setup.tidegate, "/api/v1/events", "Last-Event-ID: 0\r\n");
-    assert!(all.next().unwrap().1["what"].as_str().unwrap().starts_with("flipped"));
-    problem(&setup.tidegate.ask("GET", "/api/v1/services/nobody/events", ""), 404);
-    problem(&setup.tidegate.ask_with("Last-Event-ID: x\r\n", "GET", "/api/v1/events", ""), 400);
-}
-
-#[test]
-fn a_stream_ends_when_the_process_drains() {
-    let mut setup = Setup::new();
-    let mut stream = Stream::open(&setup.tidegate, "/api/v1/events", "");
-    setup.tidegate.drain(Duration::ZERO);
-    assert!(stream.next().is_none());
-}
-
-#[test]
-fn no_more_wait_than_there_are_places() {
-    let setup = Setup::new();
-    let mut streams: Vec<_> = (0..64).map(|_| Stream::open(&setup.tidegate, "/api/v1/events", "")).collect();
-    problem(&setup.tidegate.ask("GET", "/api/v1/events", ""), 503);
-    // Others are served as ever.
-    assert_eq!(setup.flip_with("").status, 200);
-    streams.pop();
-    let freed = || {
-        let mut client = Raw::connect(setup.tidegate.admin);
-        client.send("HEAD /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        client.response_to("HEAD").status
-    };
-    eventually(freed, |status| *status == 200);
-}
-
-#[test]
-fn idle_connections_keep_nobody_out_and_end_no_stream() {
-    let setup = Setup::new();
-    let mut stream = Stream::open(&setup.tidegate, "/api/v1/events", "");
-    let idle: Vec<_> = (0..300).map(|_| TcpStream::connect(setup.tidegate.admin).unwrap()).collect();
-    assert_eq!(setup.tidegate.ask("GET", "/livez", "").status, 200);
-    assert_eq!(setup.flip_with("").status, 200);
-    assert!(stream.next().is_some());
-    let turned_away =
-        setup.tidegate.scrape().sum("tidegate_admin_refused_total", &[("reason", "connections")]);
-    assert!(turned_away >= 300.0 - 128.0, "{turned_away}");
-    drop(idle);
 }

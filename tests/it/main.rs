@@ -7,6 +7,7 @@
 //! | `admin_access` | who may use the admin API, and for what |
 //! | `admin_api` | the admin API: every route, and every way to be told off by it |
 //! | `balance` | which endpoint of a backend gets a request |
+//! | `admin_events` | events as they happen, and how many may watch |
 //! | `admin_openapi` | the document of the admin API, held against what there is |
 //! | `admin_writes` | writes through it: recorded, on condition, once; and whoever waits for a change |
 //! | `assignment` | who decides which version a request gets, before any weight does |
@@ -32,7 +33,9 @@
 //! | `hanging` | rollouts on a disk that does not answer |
 //! | `headers` | what changes in a head on its way through, and what is refused |
 //! | `health` | endpoints are asked whether they are well |
+//! | `lost_answers` | verbs of the command line whose answers are lost, or that are refused for now |
 //! | `manual` | what the command line says of itself: help in docs/cli.md, completions, manual pages |
+//! | `hook_programs` | programs in the place of hooks' URLs |
 //! | `hooks` | who is asked before a rollout goes on, and who is told |
 //! | `mirror` | copies of requests to stable, for the canary, and that nobody waits for them |
 //! | `injection` | the process is killed at each place in turn where a kill might matter, and goes on |
@@ -85,6 +88,7 @@
 mod access_log;
 mod admin_access;
 mod admin_api;
+mod admin_events;
 mod admin_openapi;
 mod admin_writes;
 mod assignment;
@@ -111,11 +115,13 @@ mod h2_backends;
 mod hanging;
 mod headers;
 mod health;
+mod hook_programs;
 mod hooks;
 mod injection;
 mod interop;
 mod killing;
 mod limits;
+mod lost_answers;
 mod manifests;
 mod manual;
 mod mirror;
