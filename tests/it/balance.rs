@@ -66,14 +66,16 @@ fn peak_ewma_avoids_an_endpoint_that_is_slow_to_answer() {
         }
         reply("200 OK", &[], "slow")
     });
+    // Gone before the backend, which waits for it: a test that fails is not to hang.
+    let release = release;
     let quick = Backend::named("quick");
     let tidegate = web(&[slow.address, quick.address], "algorithm = 'peak-ewma'");
     // Until one has gone to the slow one.
     let mut clients = Vec::new();
     while slow.count() == 0 {
         let mut client = tidegate.client();
-        client.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n");
         let before = quick.count() + slow.count();
+        client.send("GET /slow HTTP/1.1\r\nHost: x\r\n\r\n");
         eventually(|| quick.count() + slow.count(), |count| *count > before);
         clients.push(client);
     }
