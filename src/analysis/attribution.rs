@@ -15,9 +15,9 @@
 //! than the other arm, by the same measure. Only then is the version not to blame.
 //!
 //! A canary that would be rolled back, or is under suspicion, for what one endpoint fails is held instead
-//! ([`Verdict::attribute`]); never one that is slow, as time is not counted by endpoint. That costs no more than the time until the others show as much, and a canary
-//! that is bad everywhere is not spared: the others are then surely worse than stable. The evidence stays
-//! what it is, and wanes as the others do well.
+//! ([`Verdict::attribute`]); never one that is slow, as time is not counted by endpoint. That costs no more
+//! than the time until the others show as much, and a canary that is bad everywhere is not spared: the others
+//! are then surely worse than stable. The evidence stays what it is, and wanes as the others do well.
 //!
 //! Whoever is to blame is passed over for [`EJECTION`], and then gets requests again. Before it has had them for
 //! [`PROBATION`] without being to blame once more, the canary gets no more traffic ([`Suspect`]): with the sick

@@ -34,6 +34,12 @@ impl Site {
         Self { folder, toml }
     }
 
+    /// The same, whose rollouts outlive the process.
+    fn stored(mut self) -> Self {
+        self.toml += &format!("[store]\npath = '{}'\n", self.folder.path().join("store").display());
+        self
+    }
+
     fn recordings(&self) -> PathBuf {
         self.folder.path().join("recordings")
     }
@@ -49,6 +55,15 @@ impl Site {
         let said = answer(&["replay", recording, "--config", config.to_str().unwrap(), "--tick", "50ms"]);
         let verdict = |line: &str| serde_json::from_str::<Value>(line).unwrap()["verdict"].take();
         said.lines().map(verdict).filter(|verdict| !verdict.is_null()).collect()
+    }
+}
+
+/// All that was seen is among the replayed, in the same order.
+#[track_caller]
+fn are_in_order(seen: &[Value], replayed: &[Value]) {
+    let mut rest = replayed.iter();
+    for verdict in seen {
+        assert!(rest.any(|replayed| replayed == verdict), "not in its place among the replayed: {verdict}");
     }
 }
 
@@ -121,10 +136,7 @@ fn replays_to_the_same(ends: &str, fails_at: Option<usize>) {
     assert_eq!(fs::metadata(&recording).unwrap().permissions().mode() & 0o777, 0o600);
     let replayed = site.replayed(&recording);
     assert!(seen.len() >= 5, "{seen:#?}");
-    let mut rest = replayed.iter();
-    for verdict in &seen {
-        assert!(rest.any(|replayed| replayed == verdict), "not in its place among the replayed: {verdict}");
-    }
+    are_in_order(&seen, &replayed);
     let known = history.as_array().unwrap().iter().map(|entry| &entry["verdict"]);
     let known: Vec<_> = known.filter(|verdict| !verdict.is_null()).collect();
     assert!(!known.is_empty() && known.iter().all(|verdict| replayed.contains(verdict)), "{known:#?}");
@@ -150,8 +162,7 @@ fn a_recording_goes_on_after_a_restart() {
     let (stable, canary) = (Backend::named("v1"), Backend::named("v2"));
     let web = Web::new(stable.address).canary(canary.address);
     let web = web.table("rollout.analysis", "latency_margin = 50\nminimum_requests = 1000000");
-    let mut site = Site::new(web, "steps = [{ weight = 20, hold = '1h' }]", "");
-    site.toml += &format!("[store]\npath = '{}'\n", site.folder.path().join("store").display());
+    let site = Site::new(web, "steps = [{ weight = 20, hold = '1h' }]", "").stored();
     let mut seen: Vec<Value> = Vec::new();
     let mut rollout = String::new();
     for run in 0..2 {
@@ -173,10 +184,7 @@ fn a_recording_goes_on_after_a_restart() {
         drop(load);
     }
     let replayed = site.replayed(&site.recordings().join(format!("{rollout}.jsonl")));
-    let mut rest = replayed.iter();
-    for verdict in &seen {
-        assert!(rest.any(|replayed| replayed == verdict), "not in its place among the replayed: {verdict}");
-    }
+    are_in_order(&seen, &replayed);
 }
 
 /// Two restarts, the last of which comes without the endpoint.
@@ -198,8 +206,7 @@ fn an_endpoint_that_was_to_blame_has_to_do_well_after_a_restart_too() {
     let analysis = "minimum_requests = 300\nlatency_margin = false\nabsolute_tolerance = 0.05\n\
                     promotion_margin = 0.2";
     let steps = "steps = [{ weight = 30, hold = '1ms' }, { weight = 50, hold = '1h' }]\nwarmup = '0s'";
-    let mut site = Site::new(web.table("rollout.analysis", analysis), steps, "");
-    site.toml += &format!("[store]\npath = '{}'\n", site.folder.path().join("store").display());
+    let site = Site::new(web.table("rollout.analysis", analysis), steps, "").stored();
     // By all that is known now it could go on.
     let held = |status: &Value| {
         let verdict = &status["rollout"]["verdict"];
@@ -236,10 +243,7 @@ fn an_endpoint_that_was_to_blame_has_to_do_well_after_a_restart_too() {
     }
     let recording = site.recordings().join(format!("{rollout}.jsonl"));
     let replayed = site.replayed(&recording);
-    let mut rest = replayed.iter();
-    for verdict in &seen {
-        assert!(rest.any(|replayed| replayed == verdict), "not in its place among the replayed: {verdict}");
-    }
+    are_in_order(&seen, &replayed);
     assert!(fs::read_to_string(&recording).unwrap().contains("\"gone\":true"));
 }
 
