@@ -13,6 +13,7 @@ use tokio::{
     sync::Notify,
     time::timeout,
 };
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
@@ -30,6 +31,9 @@ const CONNECTIONS: usize = 256;
 const FIRST: Duration = Duration::from_secs(10);
 /// Longest time that a connection may be idle after that, and that a further request's head may take.
 const IDLE: Duration = Duration::from_secs(75);
+/// Longest time that nothing of an answer is taken, as by a client that has stopped reading: it would keep its place, and
+/// one among those that may wait for events.
+const UNREAD: Duration = Duration::from_secs(30);
 /// How long nothing is accepted after the system could not, most often for want of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -108,6 +112,8 @@ async fn exchange<S>(stream: S, peer: Peer, (router, place): Within<'_>) -> io::
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(UNREAD));
     let first = Notify::new();
     let service = service_fn(|mut request: http::Request<Incoming>| {
         first.notify_one();
@@ -126,7 +132,7 @@ where
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(IDLE);
-    let connection = http.serve_connection(TokioIo::new(stream), service);
+    let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service);
     tokio::select! {
         ended = connection => ended.map_err(io::Error::other),
         // Once there is one, the connection alone says when it ends.
@@ -173,6 +179,18 @@ mod tests {
         });
         assert_eq!(read.unwrap().starts_with("HTTP/1.1 200 OK"), sent.ends_with("\r\n\r\n"));
         began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_read_has_to_leave() {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let place = Arc::new(Room::new(1).take("10.0.0.1".parse().unwrap()).unwrap().0);
+        let router = Router::new().route("/", get(async || "a".repeat(10_000)));
+        let peer = Peer { address: "10.0.0.1:1".parse().unwrap(), certificate: None };
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let began = Instant::now();
+        let ended = timeout(UNREAD * 2, exchange(server, peer, (router, &place))).await.unwrap();
+        assert_eq!((began.elapsed(), ended.is_err()), (UNREAD, true));
     }
 
     #[tokio::test(start_paused = true)]
