@@ -44,6 +44,12 @@ fuzz_target!(|text: &str| {
     };
     let Ok(Normalized::Forward(path)) = rules.apply(target.path()) else { return };
     let Some(redirect) = redirect(rule) else { return };
+    // A route matches by segments.
+    if let Some(PathRewrite::Prefix { matched, .. }) = &redirect.path
+        && !path.strip_prefix(matched.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    {
+        return;
+    }
     let Some(location) = redirect.location(authority, &path, target.query()) else { return };
     let stays = redirect.scheme.is_none() && redirect.hostname.is_none() && redirect.port.is_none();
     let to = host(&location);
@@ -62,8 +68,9 @@ fn redirect(rule: &str) -> Option<Redirect> {
     // As the configuration lets them be.
     let is_host = |host: &&str| host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
     let hostname = hostname.filter(|host| !host.is_empty()).filter(is_host).map(str::to_owned);
-    let is_path = |path: &&str| PathAndQuery::try_from(*path).is_ok_and(|p| p.query().is_none());
-    let path = match path.filter(|path| path.starts_with('/')).filter(is_path) {
+    let visible = |b: u8| b.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&b);
+    let is_path = |path: &str| path.starts_with('/') && path.bytes().all(visible);
+    let path = match path.filter(|path| path.splitn(2, '>').all(is_path)) {
         Some(path) => Some(match path.split_once('>') {
             Some((matched, replacement)) => PathRewrite::prefix(matched, replacement),
             None => PathRewrite::Full(path.to_owned()),
