@@ -68,8 +68,7 @@ fn redirect(rule: &str) -> Option<Redirect> {
     // As the configuration lets them be.
     let is_host = |host: &&str| host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
     let hostname = hostname.filter(|host| !host.is_empty()).filter(is_host).map(str::to_owned);
-    let visible = |b: u8| b.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&b);
-    let is_path = |path: &str| path.starts_with('/') && path.bytes().all(visible);
+    let is_path = |path: &str| path.starts_with('/') && path.bytes().all(PathRewrite::may_have);
     let path = match path.filter(|path| path.splitn(2, '>').all(is_path)) {
         Some(path) => Some(match path.split_once('>') {
             Some((matched, replacement)) => PathRewrite::prefix(matched, replacement),

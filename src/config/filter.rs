@@ -245,15 +245,16 @@ fn new_path(
 /// A path that is sent to a backend or to a client.
 fn lower_replacement(written: &Text, report: &mut Report<'_>) -> Option<String> {
     let text = written.get_ref();
-    let visible = |b: u8| b.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&b);
     let normal = PathRules::default().apply(text);
     let is_normal = matches!(&normal, Ok(Normalized::Forward(normal)) if normal == text);
-    if text.starts_with('/') && text.bytes().all(visible) && is_normal {
+    if text.starts_with('/') && text.bytes().all(PathRewrite::may_have) && is_normal {
         return Some(text.clone());
     }
     let remedy = match normal {
         _ if !text.starts_with('/') => format!("begin it with a slash: `\"/{text}\"`"),
-        Ok(Normalized::Forward(normal)) if text.bytes().all(visible) => format!("write `\"{normal}\"`"),
+        Ok(Normalized::Forward(normal)) if text.bytes().all(PathRewrite::may_have) => {
+            format!("write `\"{normal}\"`")
+        }
         _ => "write a path without query, percent-encoded, as it is sent".to_owned(),
     };
     report.error(written.span(), format!("`{text}` cannot take the place of a path")).help(remedy);

@@ -123,6 +123,11 @@ pub enum PathRewrite {
 }
 
 impl PathRewrite {
+    /// Whether this may stand in a path that takes the place of another: what is sent as it is written, and ends no path.
+    pub fn may_have(byte: u8) -> bool {
+        byte.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&byte)
+    }
+
     /// Replaces `matched` by `replacement`.
     pub fn prefix(matched: &str, replacement: &str) -> Self {
         let bare = |path: &str| path.trim_end_matches('/').to_owned();
